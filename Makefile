@@ -1,0 +1,39 @@
+# One command, four speeds. No logic here: each line is a program that can be run by hand.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run check test lab bench fuzz clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+run: setup
+	$(BIN)/mamushka run --rm --debug host uname -a
+
+check: .venv/.tested
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit
+
+test: .venv/.tested
+	tests/peers.sh
+	$(BIN)/pytest tests
+
+bench: .venv/.tested
+	$(BIN)/python -m bench
+
+fuzz: .venv/.tested
+	$(BIN)/python -m tests.fuzz
+
+clean:
+	rm -rf .venv

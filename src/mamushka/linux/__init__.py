@@ -1,0 +1,1 @@
+"""The kernel's own words, no policy: calls, structs and constants as declarations, checked against its headers."""

@@ -1,0 +1,211 @@
+"""How the kernel's structs, system calls and ioctls are declared: size, offset and direction follow from types.
+
+    @struct
+    class mount_attr:
+        attr_set: u64 = 0
+        ...
+
+    @syscall(x86_64=442, aarch64=442, riscv64=442)
+    def mount_setattr(dirfd: int, path: bytes, flags: int, attr: mount_attr, size: int) -> None: ...
+
+A declared call converts its arguments by their annotations (int: long, bytes: char *, a struct: pointer,
+None: NULL), and raises OSError that names the call and the first path it was given. ``DECLARED`` holds
+every declaration; a test compares each with the C headers. This is, with ``libraries.py``, the one place
+that computes what everything else declares.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ParamSpec, TypeAlias, TypeVar, dataclass_transform
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    T = TypeVar("T")
+    u8: TypeAlias = int
+    u16: TypeAlias = int
+    u32: TypeAlias = int
+    u64: TypeAlias = int
+    s8: TypeAlias = int
+    s16: TypeAlias = int
+    s32: TypeAlias = int
+    s64: TypeAlias = int
+    from typing import Annotated
+else:
+    u8, u16, u32, u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+    s8, s16, s32, s64 = ctypes.c_int8, ctypes.c_int16, ctypes.c_int32, ctypes.c_int64
+
+    class Annotated:
+        """``Annotated[bytes, 16]`` is ``char[16]``; ``Annotated[bytearray, 16]`` is ``unsigned char[16]``."""
+
+        def __class_getitem__(cls, item):
+            kind, length = item
+            return (ctypes.c_char if kind is bytes else ctypes.c_ubyte) * length
+
+    def dataclass_transform(**_):
+        return lambda decorator: decorator
+
+
+__all__ = [
+    "DECLARED", "IO", "IOR", "IOW", "IOWR", "Annotated", "address_of", "ioctl", "s8", "s16", "s32", "s64",
+    "sizeof", "struct", "syscall", "u8", "u16", "u32", "u64",
+]  # fmt: skip
+
+MACHINE = os.uname().machine
+
+# Every declaration by name: ("struct", class) | ("syscall", number) | ("ioctl", number)
+DECLARED: dict[str, tuple[str, Any]] = {}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_ioctl = _libc.ioctl
+_ioctl.restype = ctypes.c_int
+
+
+def _evaluate(annotation: str, module: str) -> Any:
+    scope = {**globals(), **sys.modules[module].__dict__}
+    return eval(annotation, scope)
+
+
+@dataclass_transform(kw_only_default=True)
+def struct(cls: type[T]) -> type[T]:
+    """Declare a C struct; fields in order, natural alignment, zero unless a default says otherwise."""
+    annotations = getattr(cls, "__annotations__", {})
+    fields = [(name, _evaluate(kind, cls.__module__)) for name, kind in annotations.items()]
+    defaults = {name: cls.__dict__[name] for name in annotations if name in cls.__dict__}
+
+    def __init__(self: Any, **given: Any) -> None:
+        ctypes.Structure.__init__(self, **{**defaults, **given})
+
+    body = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__init__": __init__,
+        "_fields_": fields,
+    }
+    declared: Any = type(cls.__name__, (ctypes.Structure,), body)
+    DECLARED[cls.__name__] = ("struct", declared)
+    return declared  # type: ignore[no-any-return]
+
+
+def sizeof(item: object) -> int:
+    """Bytes that a struct takes."""
+    return ctypes.sizeof(item)  # type: ignore[arg-type]
+
+
+def address_of(item: object) -> int:
+    """Where a struct or a writable buffer lies; valid while its owner lives."""
+    if isinstance(item, bytearray | memoryview):
+        return ctypes.addressof(ctypes.c_char.from_buffer(item))
+    return ctypes.addressof(item)  # type: ignore[arg-type]
+
+
+def _convert(item: Any) -> Any:
+    if isinstance(item, int):
+        return ctypes.c_long(item)
+    if item is None or isinstance(item, bytes):
+        return item
+    if isinstance(item, bytearray | memoryview):
+        return ctypes.byref(ctypes.c_char.from_buffer(item))
+    return ctypes.byref(item)
+
+
+def failure(call: str, arguments: tuple[Any, ...] = ()) -> OSError:
+    """The OSError of the call that has just failed, naming it and the first path among its arguments."""
+    number = ctypes.get_errno()
+    path = next((item for item in arguments if isinstance(item, bytes) and item), None)
+    text = f"{call}: {os.strerror(number)}"
+    return OSError(number, text) if path is None else OSError(number, text, os.fsdecode(path))
+
+
+def syscall(*, x86_64: int, aarch64: int, riscv64: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare a system call by its numbers. The result is the kernel's (int), or None where annotated."""
+    number = {"x86_64": x86_64, "aarch64": aarch64, "riscv64": riscv64}.get(MACHINE, -1)
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__name__
+        defaults = function.__defaults__ or ()
+        arity = function.__code__.co_argcount
+
+        def call(*arguments: Any) -> Any:
+            missing = arity - len(arguments)
+            if missing:
+                arguments += defaults[len(defaults) - missing :]
+            result = _syscall(ctypes.c_long(number), *map(_convert, arguments))
+            if result == -1:
+                raise failure(name, arguments)
+            return result
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = function.__doc__
+        DECLARED[name] = ("syscall", number)
+        return call  # type: ignore[return-value]
+
+    return declare
+
+
+# asm-generic/ioctl.h: dir:2 size:14 type:8 nr:8
+_NONE, _WRITE, _READ = 0, 1, 2
+
+
+def _request(direction: int, kind: int, number: int, size: int) -> int:
+    return direction << 30 | size << 16 | kind << 8 | number
+
+
+def ioctl(request: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an ioctl that predates the encoding, by its whole number: ``fd`` first, then the argument."""
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__name__
+
+        def call(fd: int, *arguments: Any) -> Any:
+            result = _ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), *map(_convert, arguments))
+            if result == -1:
+                raise failure(name, arguments)
+            return result
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = function.__doc__
+        DECLARED[name] = ("ioctl", request)
+        return call  # type: ignore[return-value]
+
+    return declare
+
+
+def _encoded(direction: int, kind: int, number: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        code = function.__code__
+        size = 0
+        if direction != _NONE:
+            last = code.co_varnames[code.co_argcount - 1]
+            size = sizeof(_evaluate(str(function.__annotations__[last]), function.__module__))
+        return ioctl(_request(direction, kind, number, size))(function)
+
+    return declare
+
+
+def IO(kind: int, number: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an ioctl without a struct; an int argument is passed as it is."""
+    return _encoded(_NONE, kind, number)
+
+
+def IOR(kind: int, number: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an ioctl that fills the struct it is given."""
+    return _encoded(_READ, kind, number)
+
+
+def IOW(kind: int, number: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an ioctl that reads the struct it is given."""
+    return _encoded(_WRITE, kind, number)
+
+
+def IOWR(kind: int, number: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an ioctl that reads and fills the struct it is given."""
+    return _encoded(_READ | _WRITE, kind, number)

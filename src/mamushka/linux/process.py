@@ -1,0 +1,130 @@
+"""Making processes and asking about them: clone3, namespaces, pidfds, prctl."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from mamushka.linux.abi import DECLARED, address_of, failure, s32, sizeof, struct, syscall, u64
+
+CLONE_NEWTIME = 0x00000080
+CLONE_VM = 0x00000100
+CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+
+@struct
+class clone_args:
+    """What clone3 is asked for. include/uapi/linux/sched.h."""
+
+    flags: u64 = 0
+    pidfd: u64 = 0
+    child_tid: u64 = 0
+    parent_tid: u64 = 0
+    exit_signal: u64 = 0
+    stack: u64 = 0
+    stack_size: u64 = 0
+    tls: u64 = 0
+    set_tid: u64 = 0
+    set_tid_size: u64 = 0
+    cgroup: u64 = 0
+
+
+@syscall(x86_64=272, aarch64=97, riscv64=97)
+def unshare(flags: int) -> None:
+    """Leave shared namespaces for new ones. unshare(2)."""
+
+
+@syscall(x86_64=308, aarch64=268, riscv64=268)
+def setns(fd: int, kind: int) -> None:
+    """Enter a namespace by its file, or several of a process by its pidfd. setns(2)."""
+
+
+@syscall(x86_64=157, aarch64=167, riscv64=167)
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """Operations on the calling process. prctl(2)."""
+    raise NotImplementedError
+
+
+@syscall(x86_64=170, aarch64=161, riscv64=161)
+def sethostname(name: bytes, length: int) -> None:
+    """Set this uts namespace's host name. sethostname(2)."""
+
+
+@syscall(x86_64=171, aarch64=162, riscv64=162)
+def setdomainname(name: bytes, length: int) -> None:
+    """Set this uts namespace's NIS domain name. setdomainname(2)."""
+
+
+@syscall(x86_64=424, aarch64=424, riscv64=424)
+def pidfd_send_signal(pidfd: int, signal: int, info: bytes | None, flags: int) -> None:
+    """Signal the process that a pidfd names, never its successor. Linux 5.1."""
+
+
+@syscall(x86_64=438, aarch64=438, riscv64=438)
+def pidfd_getfd(pidfd: int, target: int, flags: int) -> int:
+    """A copy of another process's descriptor. Linux 5.6."""
+    raise NotImplementedError
+
+
+_CLONE3 = {"x86_64": 435, "aarch64": 435, "riscv64": 435}.get(os.uname().machine, -1)
+DECLARED["clone3"] = ("syscall", _CLONE3)
+
+# The GIL stays held across the call: a child that came back without it could wait for a thread that it
+# does not have. PyOS_*Fork do for a raw clone what os.fork does: locks, GIL, thread state.
+_held = ctypes.PyDLL(None, use_errno=True)
+_raw_syscall = _held.syscall
+_raw_syscall.restype = ctypes.c_long
+
+
+@struct
+class _pidfd_out:
+    fd: s32 = -1
+
+
+DECLARED.pop("_pidfd_out")
+
+
+def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int, int]:
+    """A child in new namespaces: (pid, pidfd) in the parent, (0, -1) in the child. clone3(2), Linux 5.3.
+
+    ``cgroup`` is a descriptor of the cgroup v2 directory to be born in (Linux 5.7). Call it from a process
+    with one thread: locks inside the C library that another thread holds would stay locked in the child.
+    """
+    out = _pidfd_out()
+    arguments = clone_args(flags=flags | CLONE_PIDFD, pidfd=address_of(out), exit_signal=exit_signal)
+    if cgroup >= 0:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup
+    _held.PyOS_BeforeFork()
+    pid = _raw_syscall(ctypes.c_long(_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(sizeof(arguments)))  # type: ignore[arg-type]
+    if pid == 0:
+        _held.PyOS_AfterFork_Child()
+        return 0, -1
+    error = failure("clone3") if pid == -1 else None
+    _held.PyOS_AfterFork_Parent()
+    if error is not None:
+        raise error
+    return pid, out.fd

@@ -1,0 +1,159 @@
+"""The narrow waist: what every wall takes and answers, whoever drives it.
+
+A runtime is given a bundle (a root filesystem and a ``config.json``), open descriptors and nothing else.
+Its verbs are those of the OCI runtime-spec (runtime.md), its states those of ``State.status``.
+"""
+
+from __future__ import annotations
+
+from mamushka.errors import Invalid
+from mamushka.spec.runtime import Config, Process, Resources
+from mamushka.values import EMPTY, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Protocol
+
+CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
+
+
+class CommandNotFound(Invalid):
+    """The program does not exist behind the wall. A shell would answer 127."""
+
+
+class CannotExecute(Invalid):
+    """The program exists and cannot be executed. A shell would answer 126."""
+
+
+@value
+class Bundle:
+    """A directory and its parsed ``config.json``; relative paths in the config start at ``path``."""
+
+    path: str
+    config: Config
+
+
+@value
+class Stdio:
+    """The three descriptors a process is born with. With a terminal they are not used: see Started.console."""
+
+    stdin: int = 0
+    stdout: int = 1
+    stderr: int = 2
+
+
+@value
+class State:
+    """What the runtime knows of a container. runtime-spec, runtime.md#state."""
+
+    id: str
+    status: str
+    pid: int
+    bundle: str
+    annotations: Mapping[str, str] = EMPTY
+    created: float = 0.0  # seconds since the epoch
+
+
+@value
+class Exit:
+    """How a process ended: a code, or a signal. ``oom_killed`` where the kernel's memory limit did it."""
+
+    code: int = 0
+    signal: int = 0
+    oom_killed: bool = False
+
+    @property
+    def status(self) -> int:
+        """As a shell reports it: the code, or 128 + signal."""
+        return 128 + self.signal if self.signal else self.code
+
+
+@value
+class Started:
+    """A process behind the wall, a child of the caller, which must reap it.
+
+    ``pidfd`` and ``console`` (the terminal's master side, -1 without one) belong to the caller.
+    """
+
+    pid: int
+    pidfd: int
+    console: int = -1
+
+
+@value
+class Stats:
+    """Resource use of a container at one moment; bytes, seconds and counts. Zero where not accounted."""
+
+    cpu: float = 0.0
+    cpu_user: float = 0.0
+    cpu_system: float = 0.0
+    cpu_throttled: float = 0.0
+    memory: int = 0
+    memory_limit: int = 0
+    memory_peak: int = 0
+    memory_cache: int = 0
+    pids: int = 0
+    pids_limit: int = 0
+    io_read: int = 0
+    io_written: int = 0
+    oom_kills: int = 0
+
+
+if TYPE_CHECKING:
+
+    class Runtime(Protocol):
+        """A wall. Every call names the container by its id; state lives on disk, so any process may call."""
+
+        name: str
+
+        def create(
+            self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()
+        ) -> Started:
+            """Build the container and stop just before its program; ``start`` lets it go.
+
+            ``root`` is a detached mount (open_tree, fsmount) to use instead of the config's root.path; it
+            is consumed by the container's mount namespace, the descriptor stays the caller's. ``preserve``
+            are further descriptors that the program inherits, as 3, 4, ….
+            """
+
+        def run(
+            self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()
+        ) -> Started:
+            """create and start in one go, without the gate between them."""
+
+        def start(self, id: str) -> None:
+            """Let a created container's program run."""
+
+        def state(self, id: str) -> State:
+            """The present state, taken from the kernel. NotFound for an unknown id."""
+
+        def list(self) -> Iterable[State]:
+            """All containers of this runtime's state directory."""
+
+        def kill(self, id: str, signal: int, *, all: bool = False) -> None:
+            """Signal the container's init, or every process in it."""
+
+        def delete(self, id: str, *, force: bool = False) -> None:
+            """Remove what create made; Conflict while it runs, unless forced. Repeating it is harmless."""
+
+        def exec(self, id: str, process: Process, stdio: Stdio, *, preserve: tuple[int, ...] = ()) -> Started:
+            """A further process inside a running container."""
+
+        def pause(self, id: str) -> None:
+            """Freeze all processes."""
+
+        def resume(self, id: str) -> None:
+            """Thaw them."""
+
+        def processes(self, id: str) -> tuple[int, ...]:
+            """The pids inside, as the host counts them."""
+
+        def update(self, id: str, resources: Resources) -> None:
+            """Change limits while it runs."""
+
+        def stats(self, id: str) -> Stats:
+            """Resource use now."""
+
+        def features(self) -> Mapping[str, object]:
+            """What this wall can do here. runtime-spec, features.md."""

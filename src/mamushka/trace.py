@@ -1,0 +1,32 @@
+"""Structured events for whoever listens; silent and nearly free when nobody does.
+
+    trace.event("layer.applied", diff_id=d, files=n)
+
+Libraries never print or log. An interface that wants to show what happens subscribes a sink.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Sink = Callable[[str, dict[str, object]], None]
+
+_sinks: list[Sink] = []
+
+
+def event(name: str, /, **fields: object) -> None:
+    """Tell every sink. A sink that raises is the sink's own bug and reaches the caller."""
+    for sink in _sinks:
+        sink(name, fields)
+
+
+def subscribe(sink: Sink) -> None:
+    """Add a sink; it is called in the thread and process of the event."""
+    _sinks.append(sink)
+
+
+def unsubscribe(sink: Sink) -> None:
+    """Remove a sink that was added before."""
+    _sinks.remove(sink)

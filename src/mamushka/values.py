@@ -1,0 +1,118 @@
+"""Frozen, slotted values without the start-up price of ``dataclasses``.
+
+``@value`` reads a class's annotations as fields, like ``@dataclass(frozen=True, slots=True)``, and type
+checkers see it as just that. ``dataclasses`` costs 15-20 ms to import (it pulls in ``inspect``) and
+compiles source for every class; the start of a container is budgeted in single milliseconds. See
+docs/decisions/0002-values.md.
+
+Defaults must be immutable: ``()`` for a sequence, ``EMPTY`` for a mapping. A class may define
+``__post_init__`` to check what it was given.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, TypeVar, dataclass_transform
+
+    T = TypeVar("T")
+else:
+
+    def dataclass_transform(**_):
+        return lambda decorator: decorator
+
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+_MUTABLE = (list, dict, set, bytearray)
+
+
+def _init(self: Any, *args: Any, **kwargs: Any) -> None:
+    cls = type(self)
+    names = cls.__match_args__
+    if len(args) > len(names):
+        raise TypeError(f"{cls.__name__} takes {len(names)} fields, {len(args)} were given")
+    put = object.__setattr__
+    for name, item in zip(names, args, strict=False):
+        put(self, name, item)
+    defaults = cls._defaults
+    for name in names[len(args) :]:
+        if name in kwargs:
+            put(self, name, kwargs.pop(name))
+        elif name in defaults:
+            put(self, name, defaults[name])
+        else:
+            raise TypeError(f"{cls.__name__} misses the field {name!r}")
+    if kwargs:
+        raise TypeError(f"{cls.__name__} has no field {next(iter(kwargs))!r}, or it was given twice")
+    check = getattr(self, "__post_init__", None)
+    if check is not None:
+        check()
+
+
+def _repr(self: Any) -> str:
+    fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+    return f"{type(self).__name__}({fields})"
+
+
+def _items(self: Any) -> tuple[Any, ...]:
+    return tuple(getattr(self, name) for name in self.__match_args__)
+
+
+def _eq(self: Any, other: object) -> Any:
+    if type(self) is not type(other):
+        return NotImplemented
+    return _items(self) == _items(other)
+
+
+def _hash(self: Any) -> int:
+    return hash((type(self), _items(self)))
+
+
+def _frozen(self: Any, name: str, _item: object = None) -> None:
+    raise AttributeError(f"{type(self).__name__}.{name} cannot be changed: it is a value")
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    return type(self), _items(self)
+
+
+@dataclass_transform(frozen_default=True)
+def value(cls: type[T]) -> type[T]:
+    """Turn a class of annotated fields into a frozen, slotted, comparable, hashable value."""
+    annotations: dict[str, object] = getattr(cls, "__annotations__", {})
+    names = tuple(name for name, kind in annotations.items() if "ClassVar" not in str(kind))
+    body = {key: item for key, item in cls.__dict__.items() if key not in ("__dict__", "__weakref__")}
+    defaults = {name: body.pop(name) for name in names if name in body}
+    for name, default in defaults.items():
+        if isinstance(default, _MUTABLE):
+            raise TypeError(f"{cls.__name__}.{name} has a mutable default")
+    body.update(
+        __slots__=names,
+        __match_args__=names,
+        _defaults=defaults,
+        __init__=_init,
+        __setattr__=_frozen,
+        __delattr__=_frozen,
+        __reduce__=_reduce,
+    )
+    body.setdefault("__repr__", _repr)
+    if "__eq__" not in cls.__dict__:
+        body["__eq__"] = _eq
+        body["__hash__"] = cls.__dict__.get("__hash__") or _hash
+    slotted: type[T] = type(cls)(cls.__name__, cls.__bases__, body)  # type: ignore[misc]
+    return slotted
+
+
+def replace(self: T, **changes: Any) -> T:
+    """A copy with some fields changed."""
+    fields = {name: getattr(self, name) for name in type(self).__match_args__}  # type: ignore[attr-defined]
+    fields.update(changes)
+    return type(self)(**fields)
+
+
+def asdict(self: object) -> dict[str, Any]:
+    """The fields by name, one level deep."""
+    return {name: getattr(self, name) for name in type(self).__match_args__}  # type: ignore[attr-defined]
