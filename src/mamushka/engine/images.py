@@ -6,7 +6,10 @@ from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    Users = Callable[[str], Sequence[str]]
+    Tell = Callable[[str, str, Mapping[str, str]], None]
 
 
 @value
@@ -36,8 +39,23 @@ class Progress:
     total: int = 0
 
 
+def _nobody(_image_id: str) -> Sequence[str]:
+    return ()
+
+
+def _silence(_action: str, _id: str, _attributes: Mapping[str, str]) -> None:
+    pass
+
+
 class Images:
-    """All that is done with images on this host."""
+    """All that is done with images on this host.
+
+    ``users`` answers which workloads use an image id; ``tell`` hears of what happened: an action (pull push
+    tag untag delete load save), the image's id, and attributes such as ``name``.
+    """
+
+    def __init__(self, data_root: str, *, users: Users = _nobody, tell: Tell = _silence) -> None:
+        raise NotImplementedError
 
     def pull(self, name: str, *, platform: str = "", all_tags: bool = False) -> Iterator[Progress]:
         """Fetch an image with its layers, unpacked and ready to run; consume the iterator to do it."""
