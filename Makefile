@@ -1,5 +1,5 @@
 # One command, four speeds. No logic here: each line is a program that can be run by hand.
-PYTHON ?= python3
+PYTHON ?= $(shell .ci/python)
 BIN := .venv/bin
 
 .PHONY: setup run check test lab bench fuzz clean
@@ -7,7 +7,7 @@ BIN := .venv/bin
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
@@ -19,8 +19,8 @@ run: setup
 	$(BIN)/mamushka run --rm --debug host uname -a
 
 check: .venv/.tested
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit
