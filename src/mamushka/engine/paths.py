@@ -1,0 +1,72 @@
+"""Where the engine keeps things: one root for data that outlives a boot, one for what runs."""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document
+from mamushka.errors import Denied
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Paths:
+    """Directories and files under the two roots; ``make`` creates what is missing."""
+
+    def __init__(self, data_root: str, run_root: str) -> None:
+        self.data = os.path.abspath(data_root)
+        self.run = os.path.abspath(run_root)
+        self.database = f"{self.data}/state.db"
+        self.bell = f"{self.data}/bell"
+        self.gate = f"{self.data}/gate"
+        self.workloads = f"{self.data}/workloads"
+        self.shims = f"{self.run}/shims"
+        self.containers = f"{self.run}/containers"
+
+    def make(self) -> None:
+        """Create the directories; only root reads them, since images and volumes may hold secrets."""
+        if os.path.isdir(self.workloads) and os.path.isdir(self.shims):
+            return
+        try:
+            for path in (self.data, self.run, self.workloads, self.shims, self.containers):
+                os.makedirs(path, mode=0o711 if path in (self.data, self.run) else 0o700, exist_ok=True)
+            for path in (self.bell, self.gate):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except PermissionError as error:
+            raise Denied(
+                f"cannot create {error.filename}: {error.strerror}",
+                hint="run as root, or choose other places with --data-root and --run-root",
+            ) from error
+
+    def workload(self, id: str) -> str:
+        """A workload's own directory."""
+        return f"{self.workloads}/{id}"
+
+    def socket(self, id: str) -> str:
+        """Where its shim listens."""
+        return f"{self.shims}/{id}"
+
+
+def write_json(path: str, item: Any) -> None:
+    """Replace a file by a document in one step: a reader finds the old one or the new one, whole."""
+    staged = f"{path}.{os.getpid()}"
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, document.dump(item))
+    finally:
+        os.close(fd)
+    os.rename(staged, path)
+
+
+def read_json(path: str) -> Any:
+    """The document in a file, None when there is none. Invalid when it is damaged."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return document.parse(os.read(fd, document.SIZE_MAX + 1), path)
+    finally:
+        os.close(fd)
