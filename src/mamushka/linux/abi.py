@@ -53,8 +53,8 @@ else:
 
 
 __all__ = [
-    "DECLARED", "IO", "IOR", "IOW", "IOWR", "Annotated", "address_of", "ioctl", "s8", "s16", "s32", "s64",
-    "sizeof", "struct", "syscall", "u8", "u16", "u32", "u64",
+    "DECLARED", "IO", "IOR", "IOW", "IOWR", "Annotated", "address_of", "ioctl", "pack", "s8", "s16", "s32", "s64",
+    "sizeof", "struct", "syscall", "u8", "u16", "u32", "u64", "unpack",
 ]  # fmt: skip
 
 MACHINE = os.uname().machine
@@ -98,6 +98,16 @@ def struct(cls: type[T]) -> type[T]:
 def sizeof(item: object) -> int:
     """Bytes that a struct takes."""
     return ctypes.sizeof(item)  # type: ignore[arg-type]
+
+
+def pack(item: object) -> bytes:
+    """A struct's bytes, as the kernel takes them inside a message."""
+    return bytes(item)  # type: ignore[call-overload,no-any-return]
+
+
+def unpack(kind: type[T], data: bytes | memoryview, offset: int = 0) -> T:
+    """A struct out of a message. ValueError where fewer bytes are left than it takes."""
+    return kind.from_buffer_copy(data, offset)  # type: ignore[attr-defined,no-any-return]
 
 
 def address_of(item: object) -> int:

@@ -1,0 +1,98 @@
+"""Endpoints: a veth pair from a bridge into a workload's network namespace, with its addresses and routes.
+
+Everything made here dies with the namespace: when its last process and descriptor are gone the kernel
+removes the inner link, and the outer one with it. Nothing has to be taken down in a hurry.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from mamushka.linux.rtnetlink import (
+    configure_link,
+    delete_link,
+    find_link,
+    link_up,
+    new_address,
+    new_default_route,
+    new_veth,
+    open_route,
+)
+from mamushka.network.address import pack, parse_subnet
+from mamushka.network.namespace import Entered, write_sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.linux.netlink import Message, Netlink
+    from mamushka.network.network import Endpoint, Network, Scope
+
+
+def outer_name(endpoint: Endpoint) -> str:
+    """The link on the host: mkv and twelve digits of the endpoint's id fill the kernel's fifteen."""
+    return f"mkv{endpoint.id[:12]}"
+
+
+def connect(
+    route: Netlink,
+    scope: Scope,
+    network: Network,
+    bridge: int,
+    endpoint: Endpoint,
+    namespace: int,
+    *,
+    default_route: bool = True,
+) -> None:
+    """Plug the namespace into the bridge (its link index); ``default_route`` for the first network only."""
+    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    outer = outer_name(endpoint)
+    pair = new_veth(
+        outer,
+        endpoint.interface,
+        peer_namespace=namespace,
+        peer_mac=mac,
+        master=bridge,
+        mtu=network.mtu,
+        group=scope.group,
+    )
+    route.request([pair, configure_link(outer, link_local=False), link_up(outer)])
+    with Entered(namespace):
+        inside = open_route()
+        if not endpoint.address6:
+            _disable_ipv6(endpoint.interface)
+    with inside:
+        link = find_link(inside, endpoint.interface)
+        if link is None:
+            raise OSError(errno.ENODEV, f"link {endpoint.interface}: renamed or removed while it was configured")
+        inside.request(_inner(link.index, network, endpoint, default_route and not network.internal))
+
+
+def _disable_ipv6(interface: str) -> None:
+    try:
+        write_sysctl(f"net/ipv6/conf/{interface}/disable_ipv6", "1")
+    except FileNotFoundError:  # a kernel without IPv6
+        pass
+
+
+def _inner(index: int, network: Network, endpoint: Endpoint, default_route: bool) -> list[Message]:
+    batch = [link_up(index)]
+    for address, subnet, gateway in (
+        (endpoint.address, network.subnet, network.gateway),
+        (endpoint.address6, network.subnet6, network.gateway6),
+    ):
+        if address:
+            batch.append(new_address(index, pack(address), parse_subnet(subnet).prefix))
+            if default_route and gateway:
+                batch.append(new_default_route(index, pack(gateway)))
+    return batch
+
+
+def disconnect(route: Netlink, endpoint: Endpoint) -> None:
+    """Unplug a workload that goes on living; harmless when the link is gone."""
+    link = find_link(route, outer_name(endpoint))
+    if link is None:
+        return
+    try:
+        route.request([delete_link(link.index)])
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise

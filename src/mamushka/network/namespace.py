@@ -1,0 +1,87 @@
+"""Network namespaces without a process and without a mount: one lives as long as a descriptor of it is open.
+
+unshare(2) and setns(2) change the calling thread alone, so a namespace is made, configured and left again
+in one thread's few instructions; other threads never notice.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.linux.process import CLONE_NEWNET, setns, unshare
+from mamushka.linux.rtnetlink import link_up, open_route
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SELF = "/proc/thread-self/ns/net"
+_LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
+
+# As Docker does: inside, nobody needs a capability for port 80 or to ping.
+DEFAULT_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+
+
+class Entered:
+    """This thread inside a network namespace; a context manager that leads back out."""
+
+    def __init__(self, namespace: int) -> None:
+        self._namespace = namespace
+        self._home = -1
+
+    def __enter__(self) -> None:
+        self._home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(self._namespace, CLONE_NEWNET)
+        except BaseException:
+            os.close(self._home)
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            setns(self._home, CLONE_NEWNET)
+        finally:
+            os.close(self._home)
+
+
+def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS) -> int:
+    """A descriptor (close-on-exec) of a new namespace with its loopback up. About half a millisecond."""
+    home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNET)
+        try:
+            with open_route() as route:
+                route.request([link_up(_LOOPBACK_INDEX)])
+            for name, content in sysctls.items():
+                write_sysctl(name, content)
+            return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def sysctl_path(name: str) -> str:
+    """The file of a sysctl; a name with slashes may hold dots, as in ``net/ipv4/conf/eth0.1/forwarding``."""
+    return "/proc/sys/" + (name if "/" in name else name.replace(".", "/"))
+
+
+def read_sysctl(name: str) -> str:
+    """A sysctl of the thread's network namespace."""
+    fd = os.open(sysctl_path(name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).decode().strip()
+    finally:
+        os.close(fd)
+
+
+def write_sysctl(name: str, content: str) -> None:
+    """Set a sysctl of the thread's network namespace."""
+    fd = os.open(sysctl_path(name), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content.encode())
+    finally:
+        os.close(fd)
