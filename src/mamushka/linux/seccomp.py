@@ -1,0 +1,92 @@
+"""seccomp(2): handing the kernel a filter for system calls. include/uapi/linux/seccomp.h, filter.h.
+
+A filter is a classic BPF program over ``struct seccomp_data``, given here as the bytes of its sock_filter
+instructions, eight each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from mamushka.linux.abi import address_of, struct, syscall, u16, u32, u64
+
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_GET_ACTION_AVAIL = 2
+
+SECCOMP_FILTER_FLAG_TSYNC = 1
+SECCOMP_FILTER_FLAG_LOG = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 16
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
+
+SECCOMP_RET_KILL_PROCESS = 0x80000000
+SECCOMP_RET_KILL_THREAD = 0x00000000
+SECCOMP_RET_TRAP = 0x00030000
+SECCOMP_RET_ERRNO = 0x00050000
+SECCOMP_RET_USER_NOTIF = 0x7FC00000
+SECCOMP_RET_TRACE = 0x7FF00000
+SECCOMP_RET_LOG = 0x7FFC0000
+SECCOMP_RET_ALLOW = 0x7FFF0000
+
+# The kernel takes at most this many instructions. include/uapi/linux/bpf_common.h, BPF_MAXINSNS.
+INSTRUCTIONS_MAX = 4096
+INSTRUCTION_SIZE = 8
+
+
+@struct
+class seccomp_data:
+    """What a filter sees of a system call. include/uapi/linux/seccomp.h; the arguments follow as six u64."""
+
+    nr: u32 = 0
+    arch: u32 = 0
+    instruction_pointer: u64 = 0
+
+
+@struct
+class sock_fprog:
+    """A program's length in instructions and where it lies. include/uapi/linux/filter.h."""
+
+    len: u16
+    filter: u64
+
+
+@syscall(x86_64=317, aarch64=277, riscv64=277)
+def seccomp(operation: int, flags: int, args: sock_fprog | bytearray | None) -> int:
+    """Operate on the calling thread's filters. seccomp(2), Linux 3.17."""
+    raise NotImplementedError
+
+
+class Filter:
+    """A program ready to be installed: all memory is laid out when it is made, before any clone."""
+
+    __slots__ = ("_flags", "_program", "_text")
+
+    def __init__(self, program: bytes, flags: int = 0) -> None:
+        count, rest = divmod(len(program), INSTRUCTION_SIZE)
+        if rest or not 0 < count <= INSTRUCTIONS_MAX:
+            raise ValueError(f"a filter of {len(program)} bytes: the kernel takes 1 to {INSTRUCTIONS_MAX} instructions")
+        self._text = bytearray(program)
+        self._program = sock_fprog(len=count, filter=address_of(self._text))
+        self._flags = flags
+
+    def install(self) -> int:
+        """Filter the calling thread from now on; with NEW_LISTENER the result is the listener's descriptor.
+
+        Needs no_new_privs or CAP_SYS_ADMIN in the caller's user namespace.
+        """
+        return seccomp(SECCOMP_SET_MODE_FILTER, self._flags, self._program)
+
+
+def install(program: bytes, flags: int = 0) -> int:
+    """Prepare and install in one go; see Filter."""
+    return Filter(program, flags).install()
+
+
+def action_available(action: int) -> bool:
+    """Whether this kernel knows a SECCOMP_RET_… action; False without seccomp at all."""
+    try:
+        seccomp(SECCOMP_GET_ACTION_AVAIL, 0, bytearray(ctypes.c_uint32(action)))
+    except OSError:
+        return False
+    return True
