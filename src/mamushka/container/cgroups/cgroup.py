@@ -1,0 +1,475 @@
+"""One container's cgroup, which in the older layouts is a directory in each of several hierarchies.
+
+**Entering is what costs.** A write of somebody else's pid to ``cgroup.procs`` takes a lock against every fork on
+the host, for which the kernel first waits an RCU grace period: 5 to 20 ms. Two ways avoid it, and a container is
+started by these alone: on cgroup v2, ``clone3`` with CLONE_INTO_CGROUP (``descriptor``); on v1, a thread that
+moves *itself* by writing ``0`` to ``tasks``, which needs no such lock and takes 10 µs a hierarchy (``Entrance``).
+``add`` takes the slow way and is for processes that exist already.
+
+Which hierarchies a container has joined is not recorded: its directory is there or it is not. So any process
+can open the cgroup by its path, and a half-made one is removed like a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+from mamushka import trace
+from mamushka.container.cgroups import devices, stats, v1, v2
+from mamushka.container.cgroups.files import children, processes, read, refused, table, write
+from mamushka.container.cgroups.layout import UNIFIED, Layout
+from mamushka.container.cgroups.layout import layout as host_layout
+from mamushka.container.cgroups.settings import Setting, missing
+from mamushka.errors import Conflict, Unsupported
+from mamushka.spec.runtime import Resources
+from mamushka.values import EMPTY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from mamushka.runtime import Stats
+
+# How long to wait for the kernel to finish what it was told: freezing, or letting go of dead processes.
+# Generous, because a process in an uninterruptible disk wait delays both.
+PATIENCE = 10.0
+
+
+class Entrance:
+    """Open doors into a v1 cgroup, for a child to walk through. Empty on cgroup v2.
+
+    Make it before the clone; the child calls ``enter`` while it has one thread, and before it unshares the
+    cgroup namespace, whose root is where the process then is.
+    """
+
+    __slots__ = ("_doors",)
+
+    def __init__(self, doors: tuple[int, ...]) -> None:
+        self._doors = doors
+
+    def enter(self) -> None:
+        """Move the calling thread in. Nothing but write(2)."""
+        for door in self._doors:
+            os.write(door, b"0")
+
+    def close(self) -> None:
+        """Close the descriptors; both sides do, or the child's are close-on-exec."""
+        for door in self._doors:
+            os.close(door)
+        self._doors = ()
+
+
+class Cgroup:
+    """The cgroup at one path of every hierarchy; made by ``create``, gone after ``remove``."""
+
+    __slots__ = ("_layout", "_tree", "_v1", "path")
+
+    def __init__(self, path: str, layout: Layout) -> None:
+        self.path = path
+        self._layout = layout
+        self._tree = layout.unified + path if layout.unified else ""
+        self._v1 = {name: where + path for name, where in layout.v1.items()}
+
+    # Making and changing
+
+    def create(self, resources: Resources) -> None:
+        """Make the directories and set the limits; on failure nothing is left. Conflict when it is in use.
+
+        Beside the bundle's device rules the default devices are allowed, as every runtime has it.
+        """
+        old, new = self._settings(resources)
+        policy = devices.policy((*resources.devices, *devices.DEFAULT))
+        made: list[str] = []
+        try:
+            for directory in self._directories(old):
+                _make(directory, made)
+            if self._tree:
+                self._enable(new)
+                _make(self._tree, made)
+            self._apply(old, new)
+            self._restrict(policy)
+        except BaseException:
+            for directory in reversed(made):
+                _discard(directory)
+            raise
+        trace.event("cgroup.created", path=self.path, directories=len(made))
+
+    def set(self, resources: Resources) -> None:
+        """Change limits of a living cgroup; what is absent stays. Device rules, when given, replace all earlier."""
+        old, new = self._settings(resources)
+        self._check_before_update(resources)
+        for directory in self._directories(old, accounted=()):
+            if not os.path.isdir(directory):
+                self._join_late(directory)
+        if self._tree and new:
+            self._enable(new)
+        self._apply(old, new)
+        if resources.devices:
+            self._restrict(devices.policy((*resources.devices, *devices.DEFAULT)))
+
+    def _settings(self, resources: Resources) -> tuple[list[Setting], list[Setting]]:
+        """The writes for the v1 hierarchies, and those for the cgroup2 tree. Unsupported without the controller."""
+        if self._layout.kind == UNIFIED:
+            old, new = [], v2.settings(resources)
+        else:
+            old = v1.settings(resources)
+            # A controller that v1 does not have mounted may be on offer in the tree of a hybrid host.
+            elsewhere = {item.controller for item in old} - self._v1.keys()
+            old = [item for item in old if item.controller not in elsewhere]
+            new = v2.settings(_only(resources, elsewhere)) if elsewhere else []
+            new += v2.unified(resources.unified)
+        for item in new:
+            if item.controller not in (*self._layout.controllers, "cgroup"):
+                raise missing(item.controller, f"it is not among {self._layout.unified or 'cgroup2'}'s controllers")
+        return old, new
+
+    def _directories(self, settings: Iterable[Setting], accounted: tuple[str, ...] | None = None) -> list[str]:
+        """The v1 directories to have: for accounting, for the settings, and one by which processes are found."""
+        if accounted is None:
+            accounted = v1.ACCOUNTED
+            if not self._tree:
+                accounted += ("freezer", "name=systemd")
+        names = (*accounted, *(item.controller for item in settings))
+        return list(dict.fromkeys(self._v1[name] for name in names if name in self._v1))
+
+    def _join_late(self, directory: str) -> None:
+        """Make a directory in a hierarchy that the running processes have not joined, and move them there."""
+        _make(directory, [])
+        for pid in self.processes():
+            _move(directory, pid)
+
+    def _enable(self, settings: Iterable[Setting]) -> None:
+        """Make controllers available in the cgroup2 tree, from the root down to above this cgroup.
+
+        A setting's controller must come; those for accounting only are taken where they are to be had.
+        """
+        needed = {item.controller for item in settings if item.controller != "cgroup"}
+        optional = set(v2.ACCOUNTED) & {*self._layout.controllers} if self._layout.kind == UNIFIED else set[str]()
+        parent = os.path.dirname(self._tree)
+        if not (needed | optional) - {*read(parent + "/cgroup.subtree_control").split()}:
+            return
+        directory = self._layout.unified
+        for name in ("", *os.path.dirname(self.path).split("/")[1:]):
+            directory = f"{directory}/{name}" if name else directory
+            if not os.path.isdir(directory):
+                os.mkdir(directory)
+            _subtree(directory, needed, optional)
+
+    def _apply(self, old: list[Setting], new: list[Setting]) -> None:
+        """Write everything, in order.
+
+        Some files constrain one another (memory ≤ memory and swap, quota and period), and which way round
+        they must be written depends on what they hold: what is refused as invalid goes again after the rest.
+        """
+        again = []
+        for item, directory in [(item, self._v1[item.controller]) for item in old] + [
+            (item, self._tree) for item in new
+        ]:
+            if item.controller == "cpuset" and directory is not self._tree:
+                _fill_cpuset(directory, self._layout.v1["cpuset"])
+            try:
+                _write(directory, item)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EBUSY):
+                    raise refused(f"{directory}/{item.file}", item.text, error) from error
+                again.append((item, directory))
+        for item, directory in again:
+            try:
+                _write(directory, item)
+            except OSError as error:
+                raise refused(f"{directory}/{item.file}", item.text, error) from error
+
+    def _restrict(self, policy: devices.Policy) -> None:
+        """Put the device rules in force. Unsupported where rules cannot be: a wall never thins silently."""
+        if self._layout.kind == UNIFIED:
+            self._attach(devices.v2_program(policy)) if policy.rules or not policy.allow else None
+        elif "devices" in self._v1:
+            for file, text in devices.v1_writes(policy):
+                try:
+                    write(f"{self._v1['devices']}/{file}", text)
+                except OSError as error:
+                    raise refused(f"{self._v1['devices']}/{file}", text, error) from error
+        elif (policy.rules or not policy.allow) and not _in_user_namespace():
+            raise missing("devices", "the controller is mounted nowhere")
+
+    def _attach(self, program: bytes) -> None:
+        from mamushka.linux.bpf import attach_device_program, load_device_program
+
+        loaded = load_device_program(program)
+        try:
+            directory = self.descriptor()
+            try:
+                attach_device_program(directory, loaded)
+            finally:
+                os.close(directory)
+        finally:
+            os.close(loaded)
+
+    def _check_before_update(self, resources: Resources) -> None:
+        memory = resources.memory
+        if memory and memory.check_before_update and memory.limit and memory.limit > 0:
+            used = self.stats().memory
+            if used > memory.limit:
+                raise Conflict(f"cannot limit memory to {memory.limit} bytes: {used} are in use")
+
+    # Entering
+
+    def descriptor(self) -> int:
+        """The cgroup v2 directory for CLONE_INTO_CGROUP; the caller closes it. -1 where there is no cgroup2 tree."""
+        return os.open(self._tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if self._tree else -1
+
+    def entrance(self) -> Entrance:
+        """Doors into every v1 directory that exists; the caller closes them."""
+        doors = []
+        for directory in dict.fromkeys(self._v1.values()):
+            try:
+                doors.append(os.open(directory + "/tasks", os.O_WRONLY | os.O_CLOEXEC))
+            except FileNotFoundError:  # not joined
+                continue
+        return Entrance(tuple(doors))
+
+    def add(self, pid: int) -> None:
+        """Move a process in, by force and slowly: see the top of this file."""
+        for directory in self._joined():
+            _move(directory, pid)
+
+    def _joined(self) -> list[str]:
+        """The directories that exist, the cgroup2 tree's first."""
+        every = dict.fromkeys((self._tree, *self._v1.values()) if self._tree else self._v1.values())
+        return [directory for directory in every if os.path.isdir(directory)]
+
+    def paths(self) -> tuple[tuple[str, str], ...]:
+        """For the container's own view: (controllers, directory) of each hierarchy that it has joined.
+
+        The cgroup2 tree's controllers are written "" where it is the only one, and "unified" beside v1.
+        """
+        groups: dict[str, list[str]] = {}
+        for name, directory in self._v1.items():
+            groups.setdefault(directory, []).append(name.removeprefix("name="))
+        result = [(",".join(names), directory) for directory, names in groups.items() if os.path.isdir(directory)]
+        if self._tree:
+            result.append(("" if self._layout.kind == UNIFIED else "unified", self._tree))
+        return tuple(result)
+
+    # Asking
+
+    def exists(self) -> bool:
+        """Whether any of its directories is there."""
+        return bool(self._joined())
+
+    def processes(self) -> tuple[int, ...]:
+        """The pids in it and in every cgroup below, as this process's pid namespace counts."""
+        joined = self._joined()
+        return tuple(sorted(processes(joined[0]))) if joined else ()
+
+    def stats(self) -> Stats:
+        """Resource use now."""
+        return stats.v2(self._tree) if self._layout.kind == UNIFIED else stats.v1(self._v1)
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel killed here because the memory limit was reached."""
+        if self._layout.kind == UNIFIED:
+            return table(self._tree + "/memory.events").get("oom_kill", 0)
+        return table(self._v1.get("memory", "") + "/memory.oom_control").get("oom_kill", 0)
+
+    # Stopping
+
+    def freeze(self) -> None:
+        """Stop every process and wait until all stand still. Conflict, and thawed again, when they do not."""
+        self._freeze("1", "FROZEN")
+        deadline = time.monotonic() + PATIENCE
+        pause = 0.0005
+        while not self.frozen():
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise Conflict(
+                    f"cannot freeze {self.path}: some process did not stop within {PATIENCE:.0f} s",
+                    hint="a process in an uninterruptible wait (state D in ps) cannot be frozen; try again later",
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def thaw(self) -> None:
+        """Let every process go on; harmless when none is frozen."""
+        self._freeze("0", "THAWED")
+
+    def _freeze(self, tree: str, freezer: str) -> None:
+        path, text = f"{self._tree}/cgroup.freeze", tree
+        if not self._tree:
+            if not os.path.isdir(self._v1.get("freezer", "")):
+                raise Unsupported(f"cannot freeze {self.path}: it is in no hierarchy that can freeze",
+                                  hint="mount cgroup2, or the freezer controller of cgroup v1")  # fmt: skip
+            path, text = self._v1["freezer"] + "/freezer.state", freezer
+        try:
+            write(path, text)
+        except OSError as error:
+            raise refused(path, text, error) from error
+
+    def frozen(self) -> bool:
+        """Whether every process stands still."""
+        if self._tree:
+            return table(self._tree + "/cgroup.events").get("frozen", 0) == 1
+        return read(self._v1.get("freezer", "") + "/freezer.state").strip() == "FROZEN"
+
+    def kill(self) -> None:
+        """SIGKILL every process, also those that are being born. They are dead or dying when it returns."""
+        if self._tree:
+            try:
+                write(self._tree + "/cgroup.kill", "1")
+                return
+            except FileNotFoundError:  # before Linux 5.14, or already removed
+                pass
+        for _ in range(_ROUNDS):
+            pids = self.processes()
+            if not pids:
+                return
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            if os.path.isdir(self._v1.get("freezer", "")):
+                self.thaw()  # a frozen v1 process dies when it thaws
+
+    def remove(self) -> None:
+        """Remove it and everything below it from every hierarchy; harmless when it is gone.
+
+        Kills nothing: Conflict when processes stay in it for longer than the kernel needs to let go of dead ones.
+        """
+        deadline = time.monotonic() + PATIENCE / 5
+        for directory in self._joined():
+            pause = 0.0005
+            while not _discard(directory):
+                if time.monotonic() > deadline:
+                    raise Conflict(
+                        f"cannot remove {directory}: in use by {processes(directory)[:8]}",
+                        hint="stop these processes first",
+                    )
+                time.sleep(pause)
+                pause = min(pause * 2, 0.02)
+        trace.event("cgroup.removed", path=self.path)
+
+
+def prune(prefix: str, layout: Layout | None = None) -> None:
+    """Remove the directory that held containers from every hierarchy where it is empty; harmless otherwise."""
+    found = layout or host_layout()
+    for root in dict.fromkeys((found.unified, *found.v1.values()) if found.unified else found.v1.values()):
+        try:
+            os.rmdir(root + prefix)
+        except OSError:
+            continue
+
+
+def _only(resources: Resources, controllers: set[str]) -> Resources:
+    """The part of the resources that is for these controllers of cgroup v1."""
+    return Resources(
+        memory=resources.memory if "memory" in controllers else None,
+        cpu=resources.cpu if controllers & {"cpu", "cpuset"} else None,
+        pids=resources.pids if "pids" in controllers else None,
+        block_io=resources.block_io if "blkio" in controllers else None,
+        hugepage_limits=resources.hugepage_limits if "hugetlb" in controllers else (),
+        network=resources.network if controllers & {"net_cls", "net_prio"} else None,
+        rdma=resources.rdma if "rdma" in controllers else EMPTY,
+    )
+
+
+# Rounds of signals against processes that fork meanwhile; each round also kills all that the last one missed.
+_ROUNDS = 100
+
+
+def open_cgroup(path: str, layout: Layout | None = None) -> Cgroup:
+    """The cgroup at an absolute path (see ``resolve``), whether or not it exists yet."""
+    return Cgroup(path, layout or host_layout())
+
+
+def stale(prefix: str, live: Container[str], layout: Layout | None = None) -> tuple[str, ...]:
+    """Paths of the cgroups directly below ``prefix`` whose name is not among the live ids, in any hierarchy."""
+    found = layout or host_layout()
+    roots = dict.fromkeys((found.unified, *found.v1.values()) if found.unified else found.v1.values())
+    names = {os.path.basename(child) for root in roots for child in children(root + prefix)}
+    return tuple(f"{prefix}/{name}" for name in sorted(names) if name not in live)
+
+
+def _make(directory: str, made: list[str]) -> None:
+    try:
+        os.mkdir(directory, 0o755)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
+        return _make(directory, made)
+    except FileExistsError:
+        inside = processes(directory)
+        if inside:
+            raise Conflict(f"the cgroup {directory} is in use by {inside[:8]}",
+                           hint="choose another cgroupsPath, or stop these processes") from None  # fmt: skip
+        return None
+    made.append(directory)
+    return None
+
+
+def _discard(directory: str) -> bool:
+    """Remove a directory and those below it; False while a process is inside."""
+    try:
+        os.rmdir(directory)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+    below = children(directory)
+    return bool(below) and all(_discard(child) for child in below) and _discard(directory)
+
+
+def _write(directory: str, item: Setting) -> None:
+    try:
+        write(f"{directory}/{item.file}", item.text)
+    except FileNotFoundError:
+        if item.otherwise is None:
+            raise
+        file, text = item.otherwise
+        write(f"{directory}/{file}", text)
+
+
+def _move(directory: str, pid: int) -> None:
+    try:
+        write(directory + "/cgroup.procs", str(pid))
+    except OSError as error:
+        if error.errno != errno.ESRCH:  # it has ended
+            raise refused(directory + "/cgroup.procs", str(pid), error) from error
+
+
+def _subtree(directory: str, needed: set[str], optional: set[str]) -> None:
+    """Hand controllers down to a directory's children; Conflict when a needed one does not come."""
+    file = directory + "/cgroup.subtree_control"
+    absent = (needed | optional) - {*read(file).split()}
+    for wanted in (absent, absent & needed):  # all in one write; else the needed alone, to say which fails
+        if not wanted:
+            return
+        text = " ".join(f"+{name}" for name in sorted(wanted))
+        try:
+            write(file, text)
+            return
+        except OSError as error:
+            if wanted & needed and (wanted == absent & needed):
+                raise Conflict(
+                    f"cannot set {file} to {text!r}: {error.strerror}",
+                    hint="a cgroup with processes of its own cannot hand controllers down: move them to a child",
+                ) from error
+
+
+def _fill_cpuset(directory: str, root: str) -> None:
+    """Give a v1 cpuset, and those above it, the CPUs and nodes of its parent: empty ones let no process in."""
+    if directory == root:
+        return
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        if not read(f"{directory}/{file}").strip():
+            _fill_cpuset(os.path.dirname(directory), root)
+            write(f"{directory}/{file}", read(f"{os.path.dirname(directory)}/{file}").strip())
+
+
+def _in_user_namespace() -> bool:
+    """Whether root here is not the host's root; then no device node can be made or used that matters."""
+    return read("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
