@@ -5,6 +5,7 @@ A set is an int, bit n for capability n; names are the kernel's (``CAP_NET_ADMIN
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from mamushka.linux.abi import s32, struct, syscall, u32
@@ -18,7 +19,7 @@ from mamushka.linux.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -95,10 +96,18 @@ def bounding() -> int:
     raise OSError("/proc/thread-self/status does not tell the bounding set")
 
 
-def drop_bounding(numbers: Iterable[int]) -> None:
-    """Take capabilities out of the bounding set for good; needs CAP_SETPCAP."""
-    for number in numbers:
-        prctl(PR_CAPBSET_DROP, number)
+def drop_bounding(keep: Container[int]) -> None:
+    """Take all but these out of the bounding set for good, also those newer than this table; needs CAP_SETPCAP."""
+    number = 0
+    while True:
+        if number not in keep:
+            try:
+                prctl(PR_CAPBSET_DROP, number)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # beyond the kernel's last capability
+                    return
+                raise
+        number += 1
 
 
 def raise_ambient(numbers: Iterable[int]) -> None:

@@ -60,7 +60,7 @@ def seccomp(operation: int, flags: int, args: sock_fprog | bytearray | None) -> 
 class Filter:
     """A program ready to be installed: all memory is laid out when it is made, before any clone."""
 
-    __slots__ = ("_flags", "_program", "_text")
+    __slots__ = ("_flags", "_program", "_text", "listens")
 
     def __init__(self, program: bytes, flags: int = 0) -> None:
         count, rest = divmod(len(program), INSTRUCTION_SIZE)
@@ -69,6 +69,7 @@ class Filter:
         self._text = bytearray(program)
         self._program = sock_fprog(len=count, filter=address_of(self._text))
         self._flags = flags
+        self.listens = bool(flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)
 
     def install(self) -> int:
         """Filter the calling thread from now on; with NEW_LISTENER the result is the listener's descriptor.

@@ -1,0 +1,248 @@
+"""What a process may do, taken away in the one order that works.
+
+Each step needs a right that a later one takes: raising a limit needs CAP_SYS_RESOURCE, emptying the bounding set
+CAP_SETPCAP, changing ids CAP_SETUID; a system call filter needs CAP_SYS_ADMIN, unless no_new_privs is set. So:
+
+  limits, groups, filter (without no_new_privs), bounding set, ids (keeping capabilities), capabilities,
+  ambient set, no_new_privs, filter (with it), label of the next program.
+
+Everything is looked up, encoded and allocated by ``prepare``, before the clone; the child only makes calls.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import trace
+from mamushka.errors import Invalid, Unsupported
+from mamushka.linux import capabilities
+from mamushka.linux.capabilities import HEADER, NUMBERS, capset, drop_bounding, members, pack, raise_ambient
+from mamushka.linux.keyring import join_session_keyring
+from mamushka.linux.process import PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
+from mamushka.linux.rlimit import NUMBERS as RLIMITS
+from mamushka.linux.rlimit import prlimit64, rlimit64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mamushka.linux.seccomp import Filter
+    from mamushka.spec.runtime import Capabilities, Process, Rlimit
+
+# What an ordinary container keeps of root's power: the fourteen that Docker leaves.
+DEFAULT_CAPABILITIES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
+    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+)  # fmt: skip
+
+
+def capability_set(add: Iterable[str] = (), drop: Iterable[str] = (), privileged: bool = False) -> tuple[str, ...]:
+    """The default capabilities, more and less: names with or without CAP_, in any case, or ALL.
+
+    ALL among the added means all but the dropped; ALL among the dropped, none but the added.
+    """
+    added, dropped = [_name(item) for item in add], [_name(item) for item in drop]
+    if privileged or "ALL" in added:
+        start = set(capabilities.NAMES)
+    else:
+        start = set() if "ALL" in dropped else set(DEFAULT_CAPABILITIES)
+    if not privileged:
+        start -= {*dropped}
+        start |= {*added} - {"ALL"}
+    return tuple(name for name in capabilities.NAMES if name in start)
+
+
+def _name(word: str) -> str:
+    name = word.upper()
+    if name == "ALL":
+        return name
+    name = name if name.startswith("CAP_") else f"CAP_{name}"
+    if name not in NUMBERS:
+        raise Invalid(f"{word!r} is not a capability", hint="capabilities(7) lists them; CAP_ may be left out")
+    return name
+
+
+def lacking(wanted: Iterable[str] = capabilities.NAMES) -> tuple[str, ...]:
+    """For ``doctor``: which of these capabilities this process cannot give, because it lacks them itself."""
+    _, permitted, _ = capabilities.current()
+    return capabilities.names(_mask(wanted) & ~permitted)
+
+
+def _mask(names: Iterable[str]) -> int:
+    """The set of the names that this table knows; others are traced, as the specification asks."""
+    bits = 0
+    for name in names:
+        number = NUMBERS.get(name)
+        if number is None:
+            trace.event("privileges.unknown_capability", name=name)
+        else:
+            bits |= 1 << number
+    return bits
+
+
+class Privileges:
+    """All that ``apply`` needs, laid out; made by ``prepare``. ``missing`` names capabilities that cannot be given."""
+
+    __slots__ = (
+        "_ambient",
+        "_bounding",
+        "_capset",
+        "_filter",
+        "_groups",
+        "_keyring",
+        "_label",
+        "_label_fd", "_label_path",
+        "_limits",
+        "_no_new_privs",
+        "_oom_score",
+        "_uid_gid",
+        "_umask",
+        "missing",
+    )  # fmt: skip
+
+    def __init__(self, process: Process, filter: Filter | None, keyring: str, held: int, groups: bool) -> None:
+        user = process.user
+        self._uid_gid = (user.uid, user.gid)
+        self._groups = list(user.additional_gids) if groups else None
+        self._umask = user.umask
+        self._no_new_privs = process.no_new_privileges
+        self._filter = filter
+        self._keyring = os.fsencode(keyring)
+        self._limits = _limits(process.rlimits)
+        self._oom_score = b"" if process.oom_score_adj is None else b"%d" % process.oom_score_adj
+        self._label_path, self._label = _label(process)
+        self._label_fd = -1
+        self.missing: tuple[str, ...] = ()
+        self._bounding: frozenset[int] | None = None
+        self._capset = b""
+        self._ambient: tuple[int, ...] = ()
+        self._set_capabilities(process.capabilities, held)
+
+    def _set_capabilities(self, wanted: Capabilities | None, held: int) -> None:
+        if wanted is None:
+            return
+        bounding, permitted = _mask(wanted.bounding), _mask(wanted.permitted)
+        effective, inheritable, ambient = _mask(wanted.effective), _mask(wanted.inheritable), _mask(wanted.ambient)
+        self.missing = capabilities.names((bounding | permitted) & ~held)
+        if self.missing:
+            trace.event("privileges.missing", capabilities=self.missing)
+        permitted &= held
+        inheritable &= held
+        self._bounding = frozenset(members(bounding))
+        self._capset = pack(effective & permitted, permitted, inheritable)
+        # The kernel lets only what is permitted and inheritable be ambient. capabilities(7).
+        self._ambient = tuple(members(ambient & permitted & inheritable))
+
+    def early(self) -> None:
+        """What needs the host's /proc: before the root changes, in the process that is to be confined."""
+        if self._keyring:
+            join_session_keyring(self._keyring)
+        if self._oom_score:
+            _write(b"/proc/self/oom_score_adj", self._oom_score)
+        if self._label_path:
+            self._label_fd = os.open(self._label_path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def apply(self) -> int:
+        """Give up what is not to be had, for good. The seccomp listener's descriptor, -1 without one."""
+        for number, limit in self._limits:
+            prlimit64(0, number, limit, None)
+        if self._umask is not None:
+            os.umask(self._umask)
+        if self._groups is not None:
+            os.setgroups(self._groups)
+        listener = -1
+        if self._filter and not self._no_new_privs:
+            listener = self._install(self._filter)
+        self._change_ids_and_capabilities()
+        if self._no_new_privs:
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+        if self._label_fd >= 0:
+            os.write(self._label_fd, self._label)
+        if self._filter and self._no_new_privs:
+            listener = self._install(self._filter)
+        return listener
+
+    def _install(self, filter: Filter) -> int:
+        result = filter.install()
+        return result if filter.listens else -1
+
+    def _change_ids_and_capabilities(self) -> None:
+        if self._bounding is not None:
+            drop_bounding(self._bounding)
+        uid, gid = self._uid_gid
+        os.setresgid(gid, gid, gid)
+        if uid:
+            # Leaving uid 0 would clear the permitted set; what is to stay is set just below.
+            prctl(PR_SET_KEEPCAPS, 1)
+        os.setresuid(uid, uid, uid)
+        if self._bounding is not None:
+            capset(HEADER, self._capset)
+            raise_ambient(self._ambient)
+
+
+def prepare(
+    process: Process,
+    *,
+    filter: Filter | None = None,
+    keyring: str = "",
+    user_namespace: bool = False,
+    groups: bool = True,
+) -> Privileges:
+    """Everything that confines a process, ready to be applied in the child.
+
+    ``keyring`` names a new session keyring. In a new user namespace (``user_namespace``) the child holds every
+    capability, whatever the caller lacks; ``groups`` is false where that namespace forbids setgroups.
+    Capabilities that the caller does not hold are left out and named in ``missing``.
+    """
+    _, permitted, _ = capabilities.current()
+    return Privileges(process, filter, keyring, capabilities.ALL if user_namespace else permitted, groups)
+
+
+def _limits(wanted: Iterable[Rlimit]) -> list[tuple[int, rlimit64]]:
+    result = {}
+    for limit in wanted:
+        number = RLIMITS.get(limit.type)
+        if number is None:
+            raise Invalid(f"{limit.type!r} is not a resource limit", hint="getrlimit(2) lists them: RLIMIT_NOFILE, …")
+        if limit.soft > limit.hard:
+            raise Invalid(f"the soft {limit.type} {limit.soft} is above the hard one {limit.hard}")
+        if number in result:
+            raise Invalid(f"{limit.type} is given twice")
+        result[number] = rlimit64(rlim_cur=limit.soft, rlim_max=limit.hard)
+    return list(result.items())
+
+
+def _label(process: Process) -> tuple[bytes, bytes]:
+    """The file and text that label the next program; the thread's own, through the host's /proc."""
+    if process.apparmor_profile:
+        if _first("/sys/module/apparmor/parameters/enabled") != "Y":
+            raise Unsupported(f"cannot use the AppArmor profile {process.apparmor_profile!r}: AppArmor is not enabled",
+                              hint="leave the profile out, or boot with apparmor=1")  # fmt: skip
+        stacked = "/proc/thread-self/attr/apparmor/exec"
+        path = stacked if os.path.exists(stacked) else "/proc/thread-self/attr/exec"
+        return path.encode(), os.fsencode(f"exec {process.apparmor_profile}")
+    if process.selinux_label:
+        if not os.path.exists("/sys/fs/selinux/enforce"):
+            raise Unsupported(f"cannot use the SELinux label {process.selinux_label!r}: SELinux is not enabled",
+                              hint="leave the label out, or boot with selinux=1")  # fmt: skip
+        return b"/proc/thread-self/attr/exec", os.fsencode(process.selinux_label)
+    return b"", b""
+
+
+def _first(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def _write(path: bytes, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text)
+    except OSError as error:
+        raise OSError(error.errno, f"write {text.decode()}: {error.strerror}", os.fsdecode(path)) from None
+    finally:
+        os.close(fd)
