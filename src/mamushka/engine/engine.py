@@ -161,6 +161,14 @@ class Engine:
         """name, size, mode (st_mode), mtime, link target of a path inside, links of the last part not followed."""
         raise NotImplementedError
 
+    def list_directory(self, identifier: str, path: str) -> list[Mapping[str, object]]:
+        """What ``stat`` says of each entry of a directory inside; Invalid where it is not a directory."""
+        raise NotImplementedError
+
+    def remove_path(self, identifier: str, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, a link or an empty directory inside; ``recursive`` a whole tree, never through a link."""
+        raise NotImplementedError
+
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""
         raise NotImplementedError
