@@ -58,6 +58,19 @@ def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, *, resolve: 
             continue
 
 
+def open_beneath(root: int, path: bytes, flags: int) -> int:
+    """Open ``path`` below the directory ``root`` when there is no link in it (ELOOP otherwise); close-on-exec.
+
+    For walking a tree that others change meanwhile: what is opened is what was listed, or nothing.
+    """
+    how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    while True:
+        try:
+            return openat2(root, path or b".", how, _HOW_SIZE)
+        except BlockingIOError:
+            continue
+
+
 def proc_path(fd: int) -> bytes:
     """A path to what an O_PATH descriptor names, for calls that only take paths; needs /proc."""
     return b"/proc/self/fd/%d" % fd

@@ -1,0 +1,176 @@
+"""Unpacked layers, one directory for each diff_id, shared by every image that has it.
+
+    root/sha256/<hex>/root          what overlayfs stacks
+    root/sha256/<hex>/layer.json    what is known about it
+    root/staging/<hex>[.n]          being made, under the lock root/staging/<hex>.lock, or being deleted
+
+A layer appears by one rename when it is whole and its digest right, and disappears by one rename before it is
+deleted. So a killed process leaves nothing but staging, which is anybody's to clean once nobody locks it.
+Processes that want the same layer at the same time wait for the first and find it done.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document, trace
+from mamushka.errors import Invalid, NotFound
+from mamushka.linux.flock import Lock
+from mamushka.spec import digest
+from mamushka.values import value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from hashlib import _Hash
+
+    from mamushka.spec.digest import Digest
+    from mamushka.storage.apply import Limits
+
+
+@value
+class Applied:
+    """A layer that is here: bytes of file content, members, and directories that lower layers may describe."""
+
+    diff_id: str
+    size: int
+    entries: int
+    implicit: tuple[str, ...] = ()
+
+
+class LayerStore:
+    """The layers below one directory. Any number of threads and processes may use it at once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._staging = f"{root}/staging"
+
+    def has(self, diff_id: str) -> bool:
+        """Whether the layer is here, whole."""
+        return os.path.isdir(self._home(digest.parse(diff_id, "diff_id")))
+
+    def path(self, diff_id: str) -> str:
+        """The directory to mount. NotFound when the layer is not here."""
+        if not self.has(diff_id):
+            raise NotFound(f"the layer {diff_id} is not here", hint="pull the image again")
+        return self._home(digest.parse(diff_id)) + "/root"
+
+    def get(self, diff_id: str) -> Applied:
+        """What is known about a layer that is here."""
+        identifier = digest.parse(diff_id, "diff_id")
+        try:
+            with open(f"{self._home(identifier)}/layer.json", "rb") as file:
+                fields = document.parse(file.read(), f"the record of layer {diff_id}")
+        except FileNotFoundError as error:
+            raise NotFound(f"the layer {diff_id} is not here", hint="pull the image again") from error
+        return Applied(identifier, fields["size"], fields["entries"], tuple(fields["implicit"]))
+
+    def layers(self) -> list[Applied]:
+        """All layers that are here."""
+        found = []
+        for algorithm in digest.ALGORITHMS:
+            for name in _names(f"{self.root}/{algorithm}"):
+                found.append(self.get(f"{algorithm}:{name}"))
+        return found
+
+    def apply(self, diff_id: str, chunks: Iterable[bytes], *, limits: Limits | None = None) -> Applied:
+        """Unpack an uncompressed tar stream whose digest is ``diff_id``; nothing is read when it is here already.
+
+        Invalid when the archive is, or has another digest; then nothing is left.
+        """
+        identifier = digest.parse(diff_id, "diff_id")
+        os.makedirs(self._staging, 0o700, exist_ok=True)
+        os.makedirs(f"{self.root}/{identifier.algorithm}", 0o700, exist_ok=True)
+        lock_path = f"{self._staging}/{identifier.encoded}.lock"
+        with _settled_lock(lock_path):
+            try:
+                if not self.has(identifier):
+                    self._make(identifier, chunks, limits)
+            finally:
+                os.unlink(lock_path)
+        return self.get(identifier)
+
+    def remove(self, diff_id: str) -> None:
+        """Delete a layer that no image and no snapshot needs any more; harmless when it is gone."""
+        from mamushka.storage.remove import remove
+
+        identifier = digest.parse(diff_id, "diff_id")
+        os.makedirs(self._staging, 0o700, exist_ok=True)
+        gone = f"{self._staging}/{identifier.encoded}.{os.getpid()}"
+        try:
+            os.rename(self._home(identifier), gone)
+        except FileNotFoundError:
+            return
+        trace.event("layer.removed", diff_id=identifier)
+        remove(gone)
+
+    def clean(self) -> None:
+        """Delete what killed processes left behind; what a living one works on stays."""
+        from mamushka.storage.remove import remove
+
+        left: dict[str, list[str]] = {}
+        for name in _names(self._staging):
+            left.setdefault(name.partition(".")[0], []).append(f"{self._staging}/{name}")
+        for encoded, paths in left.items():
+            lock_path = f"{self._staging}/{encoded}.lock"
+            try:
+                with Lock(lock_path, wait=False) as lock:
+                    if lock.current(lock_path):
+                        for path in paths:
+                            if path != lock_path:
+                                remove(path)
+                        os.unlink(lock_path)
+            except BlockingIOError:  # somebody is at work
+                continue
+
+    def _home(self, identifier: Digest) -> str:
+        return f"{self.root}/{identifier.algorithm}/{identifier.encoded}"
+
+    def _make(self, identifier: Digest, chunks: Iterable[bytes], limits: Limits | None) -> None:
+        from mamushka.storage.apply import apply
+        from mamushka.storage.remove import remove
+
+        staging = f"{self._staging}/{identifier.encoded}"
+        remove(staging)  # of somebody who was killed
+        os.mkdir(staging, 0o700)
+        try:
+            os.mkdir(f"{staging}/root", 0o700)
+            root = os.open(f"{staging}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                hasher = identifier.hasher()
+                content = apply(root, _hashed(chunks, hasher), limits=limits)
+            finally:
+                os.close(root)
+            if not identifier.matches(hasher):
+                raise Invalid(f"the layer {identifier} unpacks to {identifier.algorithm}:{hasher.hexdigest()}")
+            implicit = [path.decode("utf-8", "surrogateescape") for path in content.implicit]
+            record = {"diff_id": identifier, "size": content.size, "entries": content.entries, "implicit": implicit}
+            with open(f"{staging}/layer.json", "xb") as file:
+                file.write(document.dump(record))
+            os.rename(staging, self._home(identifier))
+        except BaseException:
+            remove(staging)
+            raise
+        trace.event("layer.applied", diff_id=identifier, size=content.size, entries=content.entries)
+
+
+def _settled_lock(path: str) -> Lock:
+    """The lock on the file that ``path`` names now; an earlier holder may have removed the one it was on."""
+    while True:
+        lock = Lock(path)
+        if lock.current(path):
+            return lock
+        lock.close()
+
+
+def _hashed(chunks: Iterable[bytes], hasher: _Hash) -> Iterator[bytes]:
+    for chunk in chunks:
+        hasher.update(chunk)
+        yield chunk
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []

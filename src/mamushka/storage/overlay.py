@@ -1,0 +1,155 @@
+"""Layers stacked by overlayfs, as a detached mount: a descriptor, and nothing in the host's mount table.
+
+A container's init moves the mount into its own mount namespace; whoever is killed before or after that
+leaves nothing, because the kernel drops a mount with its last descriptor or namespace.
+
+Options are chosen and never left to the kernel's configuration (Documentation/filesystems/overlayfs.rst):
+
+- ``redirect_dir=nofollow``, ``metacopy=off``: a layer is a stranger's. Attributes in it that say "my content
+  is over there" are not believed. The price is that renaming a directory of a lower layer answers EXDEV,
+  which mv(1) turns into a copy, as with Docker and podman by default.
+- ``index=off``: the index ties a top to exactly its lower layers by file handles and refuses the mount when
+  a layer was unpacked again.
+- ``volatile`` only where asked for, which is for tops that die with their workload. Without it the last
+  unmount writes back everything dirty on the *whole* file system below, which may take seconds when others
+  write. With it fsync(2) inside does nothing, so a top that must outlive a crash of the host cannot have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from mamushka.errors import Invalid, Unsupported
+from mamushka.linux import mount as kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# fs/overlayfs/params.h: OVL_MAX_STACK
+LOWERS_MAX = 500
+# fs/fsopen.c: fsconfig takes strings of up to 255 bytes
+_STRING_MAX = 255
+_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def mount(
+    lowers: Sequence[str],
+    *,
+    upper: str | None = None,
+    work: str | None = None,
+    read_only: bool = False,
+    volatile: bool = False,
+    userxattr: bool = False,
+) -> int:
+    """A detached mount of ``lowers``, uppermost first, below the writable ``upper``; the descriptor is the caller's.
+
+    ``work`` is an empty directory on the file system of ``upper``; both are given or neither. ``userxattr`` is
+    for mounts inside a user namespace. Unsupported where the kernel refuses, with its own words.
+    """
+    if not 0 < len(lowers) <= LOWERS_MAX:
+        raise Invalid(f"{len(lowers)} layers in one stack: 1 to {LOWERS_MAX} are possible")
+    if (upper is None) != (work is None):
+        raise Invalid("an upper directory needs a work directory, and the other way round")
+    if upper is None and len(lowers) == 1:
+        return _single(lowers[0])
+    if work is not None:
+        _forget_volatile(work)
+    options = _options(upper, work, volatile=volatile, userxattr=userxattr)
+    attributes = kernel.MOUNT_ATTR_RDONLY if read_only or upper is None else 0
+    try:
+        return _by_descriptors(lowers, options, attributes)
+    except _NoAppend:
+        from mamushka.storage.overlay_page import mount_by_page
+
+        return mount_by_page(lowers, options, attributes)
+
+
+class _NoAppend(Exception):
+    """This kernel's overlayfs has no lowerdir+ (before Linux 6.5)."""
+
+
+def _single(lower: str) -> int:
+    """A read-only view of one directory; overlayfs itself wants two."""
+    tree = kernel.open_tree(-100, os.fsencode(lower), kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+    kernel.set_attributes(tree, set=kernel.MOUNT_ATTR_RDONLY)
+    return tree
+
+
+def _options(upper: str | None, work: str | None, *, volatile: bool, userxattr: bool) -> list[tuple[str, str]]:
+    options = [("index", "off"), ("metacopy", "off")]
+    # userxattr implies nofollow and the kernel refuses to hear it twice
+    options.append(("userxattr", "") if userxattr else ("redirect_dir", "nofollow"))
+    if upper is not None and work is not None:
+        options += [("upperdir", upper), ("workdir", work)]
+        if volatile:
+            options.append(("volatile", ""))
+    return options
+
+
+def _by_descriptors(lowers: Sequence[str], options: Sequence[tuple[str, str]], attributes: int) -> int:
+    fs = kernel.fsopen(b"overlay", kernel.FSOPEN_CLOEXEC)
+    held: list[int] = []
+    try:
+        kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, b"source", b"overlay", 0)
+        for number, lower in enumerate(lowers):
+            try:
+                _set(fs, "lowerdir+", lower, held)
+            except OSError as error:
+                if number == 0 and error.errno == errno.EINVAL:
+                    raise _NoAppend from error
+                raise
+        for key, setting in options:
+            _set(fs, key, setting, held)
+        kernel.fsconfig(fs, kernel.FSCONFIG_CMD_CREATE, None, None, 0)
+        return kernel.fsmount(fs, kernel.FSMOUNT_CLOEXEC, attributes)
+    except OSError as error:
+        raise _refused(error, list(_messages(fs))) from error
+    finally:
+        for fd in (*held, fs):
+            os.close(fd)
+
+
+def _set(fs: int, key: str, setting: str, held: list[int]) -> None:
+    if not setting:
+        kernel.fsconfig(fs, kernel.FSCONFIG_SET_FLAG, key.encode(), None, 0)
+        return
+    text = os.fsencode(setting)
+    if len(text) > _STRING_MAX:  # said in fewer bytes
+        held.append(os.open(text, _O_PATH))
+        text = b"/proc/self/fd/%d" % held[-1]
+    kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, key.encode(), text, 0)
+
+
+def _messages(fs: int) -> Iterator[str]:
+    """What the kernel has to say about a configuration: lines "e text", "w text", "i text"."""
+    while True:
+        try:
+            yield os.read(fs, 4096).decode("utf-8", "replace").strip()
+        except OSError:  # ENODATA
+            return
+
+
+def _refused(error: OSError, messages: list[str]) -> OSError | Unsupported:
+    if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return error
+    words = "; ".join(line.partition(" ")[2] for line in messages) or str(error)
+    return Unsupported(
+        f"cannot stack the layers: {words}",
+        hint="overlayfs needs root (or a user namespace with userxattr) and a data root on ext4, xfs, btrfs or tmpfs",
+    )
+
+
+def _forget_volatile(work: str) -> None:
+    """A volatile mount leaves a mark that refuses the next one, for it cannot know whether the host crashed.
+
+    Tops that are mounted volatile end with their workload, at the latest when the host has started anew; so
+    all that comes here is a restart, or a look into the top, while the page cache still has everything.
+    """
+    mark = f"{work}/work/incompat/volatile"
+    try:
+        os.unlink(f"{mark}/dirty")
+        os.rmdir(mark)
+    except FileNotFoundError:
+        pass
