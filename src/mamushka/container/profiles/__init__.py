@@ -1,0 +1,1 @@
+"""System call profiles: the default one as data, and those that users bring."""

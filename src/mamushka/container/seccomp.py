@@ -1,0 +1,270 @@
+"""Filters for system calls: the default one, profiles in Docker's format, and their way to the kernel.
+
+Compiling a filter takes libseccomp and a few milliseconds; loading a compiled one takes microseconds. So what was
+compiled is kept in a cache, by the rules' digest and the identity of the library's file, and a start that finds its
+filter there never loads the library.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _blake2 import blake2b
+from binascii import crc32
+
+from mamushka import trace
+from mamushka.errors import Invalid, Unsupported
+from mamushka.linux.abi import MACHINE
+from mamushka.linux.libraries import LIBSECCOMP
+from mamushka.linux.seccomp import (
+    INSTRUCTION_SIZE,
+    INSTRUCTIONS_MAX,
+    SECCOMP_FILTER_FLAG_LOG,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    SECCOMP_FILTER_FLAG_TSYNC,
+    SECCOMP_FILTER_FLAG_TSYNC_ESRCH,
+    SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO,
+    SECCOMP_RET_KILL_PROCESS,
+    SECCOMP_RET_KILL_THREAD,
+    SECCOMP_RET_LOG,
+    SECCOMP_RET_TRACE,
+    SECCOMP_RET_TRAP,
+    SECCOMP_RET_USER_NOTIF,
+    Filter,
+    action_available,
+)
+from mamushka.spec.runtime import Seccomp, SyscallArg, SyscallRule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from mamushka.linux.libseccomp import Rule
+
+CACHE = "/run/mamushka/seccomp"
+
+ACTIONS = {
+    "SCMP_ACT_KILL": SECCOMP_RET_KILL_THREAD,
+    "SCMP_ACT_KILL_THREAD": SECCOMP_RET_KILL_THREAD,
+    "SCMP_ACT_KILL_PROCESS": SECCOMP_RET_KILL_PROCESS,
+    "SCMP_ACT_TRAP": SECCOMP_RET_TRAP,
+    "SCMP_ACT_ERRNO": SECCOMP_RET_ERRNO,
+    "SCMP_ACT_NOTIFY": SECCOMP_RET_USER_NOTIF,
+    "SCMP_ACT_TRACE": SECCOMP_RET_TRACE,
+    "SCMP_ACT_LOG": SECCOMP_RET_LOG,
+    "SCMP_ACT_ALLOW": SECCOMP_RET_ALLOW,
+}
+FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": SECCOMP_FILTER_FLAG_TSYNC,
+    "SECCOMP_FILTER_FLAG_LOG": SECCOMP_FILTER_FLAG_LOG,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+}
+
+
+# From profile to kernel
+
+
+def filter(seccomp: Seccomp, *, cache: str = CACHE) -> Filter:
+    """The filter ready to be installed; call it before the clone.
+
+    A bundle that names no flags gets SPEC_ALLOW: without it a filter turns on a processor mitigation that makes
+    interpreters run at half speed, for a gain that later kernels no longer see either.
+    """
+    flags = SECCOMP_FILTER_FLAG_SPEC_ALLOW if not seccomp.flags else 0
+    for name in seccomp.flags:
+        if name not in FLAGS:
+            raise Invalid(f"{name!r} is not a seccomp flag", hint=f"one of {', '.join(FLAGS)}")
+        flags |= FLAGS[name]
+    if listens(seccomp):
+        flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER
+        if flags & SECCOMP_FILTER_FLAG_TSYNC:
+            flags |= SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+    return Filter(compile(seccomp, cache=cache), flags)
+
+
+def listens(seccomp: Seccomp) -> bool:
+    """Whether some call is answered by a process that listens, so that installing gives a descriptor."""
+    return any(rule.action == "SCMP_ACT_NOTIFY" for rule in seccomp.syscalls)
+
+
+def compile(seccomp: Seccomp, *, cache: str = CACHE) -> bytes:
+    """The program for the kernel, from the cache or through libseccomp. Unsupported without that library."""
+    path = f"{cache}/{_key(seccomp)}" if cache else ""
+    program = _cached(path) if path else b""
+    if not program:
+        program = _compile(seccomp)
+        if path:
+            _keep(path, program)
+    return program
+
+
+def _compile(seccomp: Seccomp) -> bytes:
+    from mamushka.linux import libseccomp
+
+    default = _action(seccomp.default_action, seccomp.default_errno_ret)
+    if seccomp.default_action == "SCMP_ACT_NOTIFY":
+        raise Invalid("SCMP_ACT_NOTIFY cannot be the default action: the listener's own calls would wait for it")
+    tokens = []
+    for name in seccomp.architectures:
+        if name not in libseccomp.ARCHITECTURES:
+            raise Invalid(f"{name!r} is not an architecture that seccomp knows", hint="e.g. SCMP_ARCH_X86_64")
+        tokens.append(libseccomp.ARCHITECTURES[name])
+    rules = [item for rule in seccomp.syscalls for item in _rules(rule, default, libseccomp.COMPARISONS)]
+    denies = default not in (SECCOMP_RET_ALLOW, SECCOMP_RET_LOG, SECCOMP_RET_ERRNO | errno.ENOSYS)
+    program = libseccomp.compile(default, tokens, rules, newest_nosys=denies)
+    trace.event("seccomp.compiled", rules=len(rules), instructions=len(program) // INSTRUCTION_SIZE)
+    return program
+
+
+def _rules(rule: SyscallRule, default: int, comparisons: dict[str, int]) -> Iterator[Rule]:
+    """A bundle's rule as libseccomp's: one for each name.
+
+    Comparisons hold together, save that several with one argument are alternatives: libseccomp takes an argument
+    once in a rule, and every runtime reads them so.
+    """
+    from mamushka.linux.libseccomp import Rule
+
+    action = _action(rule.action, rule.errno_ret)
+    if action == default:
+        return
+    tests = []
+    for arg in rule.args:
+        if arg.op not in comparisons or arg.index > 5:
+            raise Invalid(
+                f"the comparison {arg.op!r} with argument {arg.index} of {', '.join(rule.names)} is not valid"
+            )
+        masked = arg.op == "SCMP_CMP_MASKED_EQ"
+        tests.append((arg.index, comparisons[arg.op], arg.value, arg.value_two if masked else 0))
+    together = len({index for index, *_ in tests}) == len(tests)
+    for name in rule.names:
+        if together:
+            yield Rule(name, action, tuple(tests))
+        else:
+            for test in tests:
+                yield Rule(name, action, (test,))
+
+
+def _action(name: str, number: int | None) -> int:
+    """An action with its errno, or for a tracer its message, in the low 16 bits."""
+    if name not in ACTIONS:
+        raise Invalid(f"{name!r} is not a seccomp action", hint=f"one of {', '.join(ACTIONS)}")
+    if name not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        return ACTIONS[name]
+    low = errno.EPERM if number is None else number
+    if low > 0xFFFF:
+        raise Invalid(f"errnoRet {low} does not fit into 16 bits")
+    return ACTIONS[name] | low
+
+
+# The cache: one file a filter, the program behind a magic word and a checksum.
+
+_MAGIC = b"mamushka-bpf\n"
+_HEAD = len(_MAGIC) + 4
+_FILE_MAX = _HEAD + INSTRUCTIONS_MAX * INSTRUCTION_SIZE
+
+
+def _key(seccomp: Seccomp) -> str:
+    """All that the program depends on, as a file's name: rules, machine, this compiler, libseccomp's file."""
+    library = LIBSECCOMP.file()
+    identity = (library.st_dev, library.st_ino, library.st_size, library.st_mtime_ns) if library else _version()
+    text = repr((_COMPILER, MACHINE, identity, seccomp))
+    return blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+# Raise it when the same rules begin to compile to another program.
+_COMPILER = 1
+
+
+def _version() -> str:
+    from mamushka.linux.libseccomp import version
+
+    return version()
+
+
+def _cached(path: str) -> bytes:
+    """The program in a cache file; empty when there is none, or it is broken, or not certainly our own."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022 or found.st_size > _FILE_MAX:
+            trace.event("seccomp.cache_refused", path=path, uid=found.st_uid, mode=found.st_mode)
+            return b""
+        raw = os.read(fd, _FILE_MAX)
+    finally:
+        os.close(fd)
+    program = raw[_HEAD:]
+    if not program or raw[:_HEAD] != _MAGIC + crc32(program).to_bytes(4, "big"):
+        trace.event("seccomp.cache_broken", path=path)
+        return b""
+    return program
+
+
+def _keep(path: str, program: bytes) -> None:
+    """Write a cache file, whole or not at all; a cache that cannot be written is none."""
+    staging = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, _MAGIC + crc32(program).to_bytes(4, "big") + program)
+        finally:
+            os.close(fd)
+        os.rename(staging, path)
+    except OSError as error:
+        trace.event("seccomp.cache_unwritable", path=path, error=str(error))
+
+
+# The default profile
+
+
+def default_profile(capabilities: Iterable[str], machine: str = MACHINE) -> Seccomp:
+    """The default filter for a process with these capabilities; equal in effect to Docker's."""
+    from mamushka.container.profiles import calls
+
+    held = {*capabilities}
+    always = " ".join((calls.FILES, calls.WAITING, calls.MEMORY, calls.PROCESSES, calls.SIGNALS, calls.TIME,
+                       calls.TALKING, calls.SYSTEM, calls.BY_MACHINE.get(machine, "")))  # fmt: skip
+    rules = [_allow(always)]
+    if kernel() >= calls.TRACING[0]:
+        rules.append(_allow(calls.TRACING[1]))
+    rules.append(_allow("socket", SyscallArg(0, calls.FAMILIES_BELOW, "SCMP_CMP_LT")))
+    rules += [_allow("socket", SyscallArg(0, family, "SCMP_CMP_EQ")) for family in calls.FAMILIES]
+    rules += [_allow("personality", SyscallArg(0, item, "SCMP_CMP_EQ")) for item in calls.PERSONALITIES]
+    rules += [_allow(names) for capability, names in calls.BY_CAPABILITY.items() if capability in held]
+    if "CAP_SYS_ADMIN" not in held:
+        rules.append(_allow("clone", SyscallArg(0, calls.CLONE_NAMESPACES, "SCMP_CMP_MASKED_EQ")))
+        rules.append(SyscallRule(("clone3",), "SCMP_ACT_ERRNO", errno.ENOSYS))
+    architectures = calls.ARCHITECTURES.get(machine, ())
+    return Seccomp("SCMP_ACT_ERRNO", errno.EPERM, architectures, syscalls=tuple(rules))
+
+
+def _allow(names: str, *args: SyscallArg) -> SyscallRule:
+    return SyscallRule(tuple(names.split()), "SCMP_ACT_ALLOW", args=args)
+
+
+def kernel() -> tuple[int, int]:
+    """The running kernel's major and minor version."""
+    major, minor, *_ = os.uname().release.split(".")
+    digits = ""
+    for letter in minor:
+        if not letter.isdigit():
+            break
+        digits += letter
+    return int(major), int(digits or 0)
+
+
+def describe() -> tuple[bool, str]:
+    """For ``doctor``: whether filters can be made and installed here, and why or why not."""
+    if not action_available(SECCOMP_RET_ERRNO):
+        return False, "the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)"
+    try:
+        return True, f"libseccomp {_version()}"
+    except Unsupported as error:
+        return False, f"{error}; {error.hint}"
