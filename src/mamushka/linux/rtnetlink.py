@@ -6,6 +6,8 @@ are packed bytes, four for IPv4 and sixteen for IPv6; MACs are six bytes.
 
 from __future__ import annotations
 
+import errno
+
 from mamushka.linux.abi import pack, s32, sizeof, struct, u8, u16, u32, unpack
 from mamushka.linux.netlink import (
     NETLINK_ROUTE,
@@ -52,6 +54,9 @@ IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
+IFLA_INFO_SLAVE_KIND = 4
+IFLA_INFO_SLAVE_DATA = 5
+IFLA_BRPORT_MODE = 4
 VETH_INFO_PEER = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
@@ -196,6 +201,13 @@ def link_up(link: int | str) -> Message:
     return Message(RTM_NEWLINK, _named(link, IFF_UP), 0, f"bring link {link} up")
 
 
+def bridge_port_up(name: str) -> Message:
+    """Bring a bridge's port up, in hairpin mode: what came in by it may go out by it again."""
+    mode = nest(IFLA_INFO_SLAVE_DATA, number(IFLA_BRPORT_MODE, 1, 1))
+    port = nest(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), mode)
+    return Message(RTM_NEWLINK, _named(name, IFF_UP) + port, 0, f"bring bridge port {name} up")
+
+
 def configure_link(link: int | str, *, ipv4: tuple[tuple[int, int], ...] = (), link_local: bool = True) -> Message:
     """Set IPV4_DEVCONF_* values of a link, and whether it makes itself an IPv6 link-local address."""
     families = []
@@ -210,6 +222,15 @@ def configure_link(link: int | str, *, ipv4: tuple[tuple[int, int], ...] = (), l
 def delete_link(index: int) -> Message:
     """Remove a link; a veth takes its peer along."""
     return Message(RTM_DELLINK, pack(ifinfomsg(ifi_index=index)), 0, f"delete link {index}")
+
+
+def remove_link(route: Netlink, index: int) -> None:
+    """delete_link, harmless when it is gone."""
+    try:
+        route.request([delete_link(index)])
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def new_address(index: int, address: bytes, prefix: int) -> Message:

@@ -11,14 +11,13 @@ from mamushka.errors import Conflict
 from mamushka.linux.rtnetlink import (
     IPV4_DEVCONF_FORWARDING,
     IPV4_DEVCONF_ROUTE_LOCALNET,
-    Link,
     configure_link,
-    delete_link,
     find_link,
     link_up,
     new_address,
     new_bridge,
 )
+from mamushka.network import forwarding
 from mamushka.network.address import pack, parse_subnet
 
 TYPE_CHECKING = False
@@ -27,30 +26,33 @@ if TYPE_CHECKING:
     from mamushka.network.network import Network, Scope
 
 
-def ensure(route: Netlink, scope: Scope, network: Network) -> tuple[int, bool]:
-    """The bridge's link index, and whether it had to be made. Conflict where a stranger has its name."""
+def find(route: Netlink, scope: Scope, network: Network) -> int:
+    """The bridge's link index when it is complete, otherwise zero. Conflict where a stranger has its name."""
     found = find_link(route, network.bridge)
-    if found is not None and _complete(found, scope, network):
-        return found.index, False
     if found is None:
-        try:
-            route.request([new_bridge(network.bridge, mac=_mac(network), mtu=network.mtu, group=scope.group)])
-        except FileExistsError:  # somebody made it at the same moment; what follows may be repeated
-            pass
-        found = find_link(route, network.bridge)
-        if found is None:
-            raise OSError(errno.ENODEV, f"bridge {network.bridge}: removed while it was made")
-    _configure(route, found.index, network)
-    return found.index, True
-
-
-def _complete(found: Link, scope: Scope, network: Network) -> bool:
+        return 0
     if found.kind != "bridge" or found.group != scope.group:
         raise Conflict(
             f"the link {network.bridge} exists and is not ours: {found.kind or 'device'}, group {found.group}",
             hint=f"remove it (ip link delete {network.bridge}) or give the network another bridge name",
         )
-    return found.up
+    return found.index if found.up else 0
+
+
+def ensure(route: Netlink, scope: Scope, network: Network) -> int:
+    """The link index of the bridge, made or completed where need be."""
+    index = find(route, scope, network)
+    if index:
+        return index
+    try:
+        route.request([new_bridge(network.bridge, mac=_mac(network), mtu=network.mtu, group=scope.group)])
+    except FileExistsError:  # half made by somebody who was killed; what follows may be repeated
+        pass
+    made = find_link(route, network.bridge)
+    if made is None:
+        raise OSError(errno.ENODEV, f"bridge {network.bridge}: removed while it was made")
+    _configure(route, made.index, network)
+    return made.index
 
 
 def _mac(network: Network) -> bytes:
@@ -64,13 +66,7 @@ def _configure(route: Netlink, index: int, network: Network) -> None:
     for gateway, subnet in ((network.gateway, network.subnet), (network.gateway6, network.subnet6)):
         if gateway:
             batch.append(new_address(index, pack(gateway), parse_subnet(subnet).prefix))
-    route.request([*batch, link_up(index)])
-
-
-def remove(route: Netlink, index: int) -> None:
-    """Take a bridge away; harmless when it is gone."""
-    try:
-        route.request([delete_link(index)])
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
+    route.request(batch)
+    if network.subnet6:
+        forwarding.admit_bridge(network.bridge)
+    route.request([link_up(index)])

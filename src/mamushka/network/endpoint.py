@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 
 from mamushka.linux.rtnetlink import (
+    bridge_port_up,
     configure_link,
-    delete_link,
     find_link,
     link_up,
     new_address,
     new_default_route,
     new_veth,
     open_route,
+    remove_link,
 )
 from mamushka.network.address import pack, parse_subnet
 from mamushka.network.namespace import Entered, write_sysctl
@@ -54,7 +55,8 @@ def connect(
         mtu=network.mtu,
         group=scope.group,
     )
-    route.request([pair, configure_link(outer, link_local=False), link_up(outer)])
+    # Hairpin: where br_netfilter is on, a workload that calls its own published port is bridged back to itself.
+    route.request([pair, configure_link(outer, link_local=False), bridge_port_up(outer)])
     with Entered(namespace):
         inside = open_route()
         if not endpoint.address6:
@@ -89,10 +91,5 @@ def _inner(index: int, network: Network, endpoint: Endpoint, default_route: bool
 def disconnect(route: Netlink, endpoint: Endpoint) -> None:
     """Unplug a workload that goes on living; harmless when the link is gone."""
     link = find_link(route, outer_name(endpoint))
-    if link is None:
-        return
-    try:
-        route.request([delete_link(link.index)])
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
+    if link is not None:
+        remove_link(route, link.index)
