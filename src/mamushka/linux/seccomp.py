@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 
-from mamushka.linux.abi import address_of, struct, syscall, u16, u32, u64
+from mamushka.linux.abi import address_of, struct, syscall, u16, u64
 
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_GET_ACTION_AVAIL = 2
@@ -32,15 +32,6 @@ SECCOMP_RET_ALLOW = 0x7FFF0000
 # The kernel takes at most this many instructions. include/uapi/linux/bpf_common.h, BPF_MAXINSNS.
 INSTRUCTIONS_MAX = 4096
 INSTRUCTION_SIZE = 8
-
-
-@struct
-class seccomp_data:
-    """What a filter sees of a system call. include/uapi/linux/seccomp.h; the arguments follow as six u64."""
-
-    nr: u32 = 0
-    arch: u32 = 0
-    instruction_pointer: u64 = 0
 
 
 @struct
