@@ -261,7 +261,10 @@ class _Layer:
 
     def _finish_directories(self) -> None:
         for path, member in reversed(self._directories.items()):
-            self._maker.directory(member, self._root, path or b".")
-            if path in self._opaque:
-                at = self._at(path)
-                os.setxattr(at, self._opaque_xattr, b"y")
+            fd = os.open(path or b".", _DIRECTORY, dir_fd=self._root)
+            try:
+                self._maker.directory(member, fd)
+                if path in self._opaque:
+                    os.setxattr(fd, self._opaque_xattr, b"y")
+            finally:
+                os.close(fd)

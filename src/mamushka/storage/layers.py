@@ -96,7 +96,7 @@ class LayerStore:
 
         identifier = digest.parse(diff_id, "diff_id")
         os.makedirs(self._staging, 0o700, exist_ok=True)
-        gone = f"{self._staging}/{identifier.encoded}.{os.getpid()}"
+        gone = f"{self._staging}/{identifier.encoded}.{os.urandom(4).hex()}"
         try:
             os.rename(self._home(identifier), gone)
         except FileNotFoundError:

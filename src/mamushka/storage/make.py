@@ -12,6 +12,7 @@ import stat
 
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import xattr
+from mamushka.linux.fd import proc_path
 from mamushka.spec.tar import BLOCK, CHARACTER, FIFO
 
 TYPE_CHECKING = False
@@ -76,19 +77,23 @@ class Maker:
         if not (0 <= member.major < 1 << 12 and 0 <= member.minor < 1 << 20):
             raise Invalid(f"{member.name!r} has the device number {member.major}:{member.minor}, which no device has")
         os.mknod(base, kind | member.mode & 0o777, os.makedev(member.major, member.minor), dir_fd=at)
-        self._attributes(member, at, base)
         if member.mode & self._masked:
-            os.chmod(base, member.mode, dir_fd=at)
-            os.utime(base, ns=(member.mtime_ns, member.mtime_ns), dir_fd=at, follow_symlinks=False)
+            # chmod follows links: go through the node itself, in case somebody puts a link in its place
+            fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            try:
+                os.chmod(proc_path(fd), member.mode)
+            finally:
+                os.close(fd)
+        self._attributes(member, at, base)
 
-    def directory(self, member: Member, at: int, base: bytes) -> None:
-        """The attributes of a directory that exists and will not change any more."""
+    def directory(self, member: Member, fd: int) -> None:
+        """The attributes of an open directory that will not change any more."""
         if (member.uid, member.gid) != self._owner:
-            os.chown(base, member.uid, member.gid, dir_fd=at, follow_symlinks=False)
-        os.chmod(base, member.mode, dir_fd=at)
+            os.fchown(fd, member.uid, member.gid)
+        os.fchmod(fd, member.mode)
         for name, content in wanted_xattrs(member):
-            _set_xattr(at, base, name, content)
-        os.utime(base, ns=(member.mtime_ns, member.mtime_ns), dir_fd=at, follow_symlinks=False)
+            _set_xattr(fd, b"", name, content)
+        os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
     def _attributes(self, member: Member, at: int, base: bytes) -> None:
         """Of what is not to be opened."""

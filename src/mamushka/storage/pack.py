@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_KINDS = {
+# Member types by file type; a socket has none.
+KINDS = {
     stat.S_IFREG: REGULAR,
     stat.S_IFDIR: DIRECTORY,
     stat.S_IFLNK: SYMLINK,
@@ -44,21 +45,21 @@ class Packer:
             found = os.lstat(name, dir_fd=at)
         except FileNotFoundError:
             return
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        kind = KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is None:
             return
         if kind != DIRECTORY and found.st_nlink > 1:
             first = self._first_names.setdefault((found.st_dev, found.st_ino), member_name)
             if first != member_name:
-                yield header(_member(member_name, LINK, found, link=first))
+                yield header(member_of(member_name, LINK, found, link=first))
                 return
         if kind == REGULAR:
             yield from self._file(member_name, at, name)
         elif kind == SYMLINK:
             link = os.readlink(name, dir_fd=at)
-            yield header(_member(member_name, kind, found, link=link, xattrs=xattr.read_at(at, name)))
+            yield header(member_of(member_name, kind, found, link=link, xattrs=xattr.read_at(at, name)))
         else:
-            yield header(_member(member_name, kind, found, xattrs=xattr.read_at(at, name)))
+            yield header(member_of(member_name, kind, found, xattrs=xattr.read_at(at, name)))
 
     def _file(self, member_name: bytes, at: int, name: bytes) -> Iterator[bytes]:
         try:
@@ -69,7 +70,7 @@ class Packer:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 return
-            yield header(_member(member_name, REGULAR, found, xattrs=xattr.read(fd)))
+            yield header(member_of(member_name, REGULAR, found, xattrs=xattr.read(fd)))
             missing = found.st_size
             while missing:
                 piece = os.read(fd, min(missing, _PIECE)) or bytes(min(missing, _PIECE))
@@ -80,9 +81,10 @@ class Packer:
             os.close(fd)
 
 
-def _member(
+def member_of(
     name: bytes, kind: bytes, found: os.stat_result, *, link: bytes = b"", xattrs: dict[str, bytes] | None = None
 ) -> Member:
+    """What an archive says of a file."""
     device = (os.major(found.st_rdev), os.minor(found.st_rdev)) if kind in (CHARACTER, BLOCK) else (0, 0)
     kept = sorted((key, item) for key, item in (xattrs or {}).items() if not key.startswith(FOREIGN_XATTRS))
     return Member(

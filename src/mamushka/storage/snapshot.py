@@ -66,7 +66,7 @@ class SnapshotStore:
     def create(self, id: str, lowers: Sequence[str]) -> Snapshot:
         """A fresh, empty top. Conflict when the id is taken. Its root looks like that of the uppermost layer."""
         home = self._home(id)
-        staging = f"{self.root}/{_GONE}{id}.{os.getpid()}"
+        staging = f"{self.root}/{_GONE}{id}.{os.urandom(4).hex()}"
         try:
             os.mkdir(staging, 0o700)
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class SnapshotStore:
 
     def remove(self, id: str) -> None:
         """Delete a top, however deep or immutable what is in it; harmless when it is gone."""
-        gone = f"{self.root}/{_GONE}{id}.{os.getpid()}"
+        gone = f"{self.root}/{_GONE}{id}.{os.urandom(4).hex()}"
         try:
             os.rename(self._home(id), gone)
         except FileNotFoundError:
