@@ -22,6 +22,11 @@ def event(name: str, /, **fields: object) -> None:
         sink(name, fields)
 
 
+def listening() -> bool:
+    """Whether anybody would be told: worth asking before an event that costs something to describe."""
+    return bool(_sinks)
+
+
 def subscribe(sink: Sink) -> None:
     """Add a sink; it is called in the thread and process of the event."""
     _sinks.append(sink)

@@ -21,6 +21,12 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+F_DUPFD_CLOEXEC = 1030
+
+LOCK_SH = 1
+LOCK_EX = 2
+LOCK_NB = 4
+
 CLOSE_RANGE_UNSHARE = 2
 CLOSE_RANGE_CLOEXEC = 4
 
@@ -43,6 +49,17 @@ def openat2(dirfd: int, path: bytes, how: open_how, size: int) -> int:
 @syscall(x86_64=436, aarch64=436, riscv64=436)
 def close_range(first: int, last: int, flags: int) -> None:
     """Close, or mark close-on-exec, every descriptor in [first, last]. Linux 5.9, CLOEXEC 5.11."""
+
+
+@syscall(x86_64=73, aarch64=32, riscv64=32)
+def flock(fd: int, operation: int) -> None:
+    """Lock a whole open file, also a directory. flock(2)."""
+
+
+@syscall(x86_64=72, aarch64=25, riscv64=25)
+def fcntl(fd: int, command: int, argument: int) -> int:
+    """Commands on a descriptor that take a number. fcntl(2)."""
+    raise NotImplementedError
 
 
 _HOW_SIZE = sizeof(open_how)

@@ -18,6 +18,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 PR_SET_PDEATHSIG = 1
@@ -118,6 +119,8 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int,
     if cgroup >= 0:
         arguments.flags |= CLONE_INTO_CGROUP
         arguments.cgroup = cgroup
+    if flags & CLONE_PARENT:  # the new sibling inherits the signal; clone3 refuses another
+        arguments.exit_signal = 0
     _held.PyOS_BeforeFork()
     pid = _raw_syscall(ctypes.c_long(_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(sizeof(arguments)))  # type: ignore[arg-type]
     if pid == 0:

@@ -62,6 +62,15 @@ class Filter:
         self._flags = flags
         self.listens = bool(flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)
 
+    def dump(self) -> bytes:
+        """As it can be kept on disk: the flags in four bytes, then the program."""
+        return self._flags.to_bytes(4, "little") + bytes(self._text)
+
+    @staticmethod
+    def load(kept: bytes) -> Filter:
+        """The inverse of ``dump``."""
+        return Filter(kept[4:], int.from_bytes(kept[:4], "little"))
+
     def install(self) -> int:
         """Filter the calling thread from now on; with NEW_LISTENER the result is the listener's descriptor.
 

@@ -46,8 +46,12 @@ class Codec:
 
     def parse(self, kind: type[T], raw: bytes, what: str) -> T:
         """A document as a value; ``what`` names it in the error. Raises Invalid, never anything else."""
+        return self.convert(kind, document.parse(raw, what), what)
+
+    def convert(self, kind: type[T], item: object, what: str) -> T:
+        """The same for a part of a document that is parsed already."""
         try:
-            return self._converter(kind.__name__)(document.parse(raw, what))  # type: ignore[no-any-return]
+            return self._converter(kind.__name__)(item)  # type: ignore[no-any-return]
         except _Wrong as wrong:
             where = ".".join(reversed(wrong.path))
             raise Invalid(f"{what}: {where or 'the document'} {wrong}") from None

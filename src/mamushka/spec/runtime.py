@@ -454,6 +454,11 @@ def parse(raw: bytes) -> Config:
     return config
 
 
+def config_of(item: object, what: str) -> Config:
+    """A config that is part of a larger document, parsed already; ``what`` names that in the error."""
+    return _codec.convert(Config, item, what)
+
+
 def parse_process(raw: bytes) -> Process:
     """The document of ``exec --process``."""
     return _codec.parse(Process, raw, "the process document")

@@ -1,0 +1,130 @@
+"""The line between who builds a container and the process that becomes it.
+
+    child to parent   E index errno text   an operation failed; nothing follows
+                      C (a descriptor)     the terminal's master side
+                      H                    run the hooks that belong here, then go on
+                      R                    ready behind the gate
+                      end of file          the program runs
+    parent to child   G pid                go on; pid is the child's as the host counts
+
+Packets keep their bounds (SOCK_SEQPACKET). The child that reads the end of file instead of G has lost its parent
+before it was recorded, and ends: nothing nameless goes on living.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from mamushka.container.operation import Inside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.container.operation import Site
+
+FAILED, CONSOLE, HOOKS, READY, GO = b"E", b"C", b"H", b"R", b"G"
+# An operation's own sentence, with a path of at most 4096 bytes.
+PACKET_MAX = 8192
+_DESCRIPTOR = 4  # bytes of an int, which SCM_RIGHTS carries
+
+
+def pair() -> tuple[int, int]:
+    """(parent's end, child's end); both close-on-exec."""
+    parent, child = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return parent.detach(), child.detach()
+
+
+def send_descriptor(channel: int, kind: bytes, descriptor: int) -> None:
+    """Send a packet with a descriptor."""
+    end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
+    rights = descriptor.to_bytes(_DESCRIPTOR, "little")
+    end.sendmsg([kind], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    end.detach()
+
+
+def receive(channel: int) -> tuple[bytes, int]:
+    """The next packet and its descriptor, -1 without one."""
+    end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
+    try:
+        packet, control, _, _ = end.recvmsg(PACKET_MAX, _socket.CMSG_SPACE(_DESCRIPTOR), _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # the child died with something unread
+        return b"", -1
+    finally:
+        end.detach()
+    for level, kind, content in control:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            return packet, int.from_bytes(content[:_DESCRIPTOR], "little")
+    return packet, -1
+
+
+def failure(index: int, error: BaseException) -> bytes:
+    """What a failed operation sends."""
+    number = error.errno if isinstance(error, OSError) and error.errno else 0
+    text = error.strerror or os.strerror(number) if isinstance(error, OSError) else repr(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text += f": {os.fsdecode(error.filename)!r}"
+    return FAILED + f"{index} {number} {text}".encode(errors="surrogateescape")[: PACKET_MAX - 1]
+
+
+def parse_failure(packet: bytes) -> tuple[int, int, str]:
+    """(index of the operation, errno or 0, what went wrong)."""
+    index, number, text = packet[1:].decode(errors="surrogateescape").split(" ", 2)
+    return int(index), int(number), text
+
+
+def wait(channel: int) -> int:
+    """In the child: wait for G; the pid that it tells."""
+    packet = os.read(channel, PACKET_MAX)
+    if packet[:1] != GO:
+        os._exit(1)
+    return int(packet[1:])
+
+
+class AwaitGo(Inside):
+    """Wait until this process is on record, and its ids are mapped."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def describe(self) -> str:
+        return "wait until the process is recorded"
+
+    def execute(self) -> None:
+        self.site.pid = wait(self.site.channel)
+
+
+class AwaitHooks(Inside):
+    """Let the parent run the hooks of the runtime's namespaces."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def describe(self) -> str:
+        return "run the prestart and createRuntime hooks"
+
+    def execute(self) -> None:
+        os.write(self.site.channel, HOOKS)
+        wait(self.site.channel)
+
+
+class AwaitStart(Inside):
+    """Stand behind the gate until ``start`` sends a byte through it."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def describe(self) -> str:
+        return "wait for start"
+
+    def execute(self) -> None:
+        site = self.site
+        os.write(site.channel, READY)
+        # From now on a failure goes where ``start``, in whatever process, will look for it.
+        os.dup2(site.status, site.channel, inheritable=False)
+        os.read(site.gate, 1)

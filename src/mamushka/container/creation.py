@@ -1,0 +1,180 @@
+"""What creating a container does to the host, as a plan: the record, the cgroup, the process.
+
+On disk first, then in the kernel: whenever the creator is killed, the record names what there may be to remove,
+and a process that was not recorded ends by itself (see ``channel``).
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import trace
+from mamushka.container import channel
+from mamushka.container.failure import explain
+from mamushka.container.namespaces import map_ids
+from mamushka.container.plan import Interior
+from mamushka.container.spawn import Birth
+from mamushka.errors import Invalid
+from mamushka.linux.process import CLONE_NEWCGROUP
+from mamushka.runtime import CREATING, Started
+from mamushka.spec.runtime import Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.container.cgroups.cgroup import Cgroup
+    from mamushka.container.privileges import Privileges
+    from mamushka.container.record import Kept, Record
+
+
+class Claim:
+    """Take the id and write down what is about to be made."""
+
+    def __init__(self, record: Record, kept: Kept, seccomp: bytes) -> None:
+        self.record, self.kept, self.seccomp = record, kept, seccomp
+        self.claimed = False
+
+    def describe(self) -> str:
+        return f"record the container in {self.record.path}"
+
+    def execute(self) -> None:
+        self.record.claim()
+        self.claimed = True
+        self.record.keep(self.kept, self.seccomp)
+
+    def undo(self) -> None:
+        if self.claimed:  # otherwise it is another container's
+            self.record.remove()
+            self.record.release()
+
+
+class MakeCgroup:
+    """Make the cgroup with its limits."""
+
+    def __init__(self, cgroup: Cgroup, resources: Resources | None) -> None:
+        self.cgroup, self.resources = cgroup, resources or Resources()
+        self.made = False
+
+    def describe(self) -> str:
+        return f"make the cgroup {self.cgroup.path}"
+
+    def execute(self) -> None:
+        self.cgroup.create(self.resources)
+        self.made = True
+
+    def undo(self) -> None:
+        if self.made:
+            self.cgroup.kill()
+            self.cgroup.remove()
+
+
+class BearInit:
+    """Make the container's first process and follow it until its program runs, or it waits for start."""
+
+    def __init__(
+        self,
+        interior: Interior,
+        record: Record,
+        cgroup: Cgroup,
+        privileges: Privileges,
+        root: int,
+        preserve: tuple[int, ...],
+    ) -> None:
+        self.interior, self.record, self.cgroup, self.privileges = interior, record, cgroup, privileges
+        self.root, self.preserve = root, preserve
+        self.pid = self.pidfd = self.console = self.channel = -1
+
+    @property
+    def started(self) -> Started:
+        """What the caller gets."""
+        return Started(self.pid, self.pidfd, self.console)
+
+    def describe(self) -> str:
+        return f"start {self.interior.process.args[0]} in its own namespaces"
+
+    def execute(self) -> None:
+        interior, site = self.interior, self.interior.site
+        entrance = self.cgroup.entrance()
+        ends = []
+        try:
+            interior.build(self.root, self.preserve, self.privileges, self.cgroup, entrance)
+            for operation in interior.operations if trace.listening() else ():
+                trace.event("plan.inside", operation=operation.describe())
+            site.peer, site.channel = channel.pair()
+            ends.append(site.channel)
+            self.channel = site.peer
+            if interior.gated:
+                site.gate, site.status = self.record.make_gate()
+                ends += [site.gate, site.status]
+            self._bear()
+        finally:
+            entrance.close()
+            for end in ends:
+                os.close(end)
+        self._follow()
+        os.close(self.channel)
+        self.channel = -1
+
+    def _bear(self) -> None:
+        namespaces, linux = self.interior.namespaces, self.interior.config.linux
+        directory = self.cgroup.descriptor()
+        try:
+            birth = Birth(
+                self.interior.site,
+                self.interior.operations,
+                # The cgroup namespace's root is where the process is when it is made: it unshares it later.
+                flags=namespaces.new & ~CLONE_NEWCGROUP,
+                born=namespaces.born,
+                offsets=linux.time_offsets,
+                cgroup=directory,
+            )
+            self.pid, self.pidfd = birth.give()
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        if self.interior.user_namespace:
+            map_ids(self.pid, linux.uid_mappings, linux.gid_mappings)
+
+    def _follow(self) -> None:
+        self.record.keep_process(self.pid)
+        self._go()
+        while True:
+            packet, descriptor = channel.receive(self.channel)
+            if packet[:1] == channel.CONSOLE:
+                self.console = descriptor
+            elif packet[:1] == channel.HOOKS:
+                self._run_hooks()
+                self._go()
+            elif packet[:1] == channel.FAILED:
+                index, number, text = channel.parse_failure(packet)
+                raise explain(self.interior.operations[index], number, text)
+            else:  # ready behind the gate, or the end of file: the program runs
+                return
+
+    def _go(self) -> None:
+        try:
+            os.write(self.channel, channel.GO + b"%d" % self.pid)
+        except BrokenPipeError:
+            pass  # it failed before, and what it said about that is still to be read
+
+    def _run_hooks(self) -> None:
+        from mamushka.container import hooks
+
+        given = self.interior.config.hooks
+        state = hooks.state(self.interior.kept, CREATING, self.pid)
+        for hook in (*given.prestart, *given.create_runtime):
+            try:
+                hooks.run(hook, state)
+            except OSError as error:
+                raise Invalid(f"the hook {hook.path} failed: {error.strerror}") from error
+
+    def undo(self) -> None:
+        for descriptor in (self.channel, self.console):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.channel = self.console = -1
+        if self.pid > 0:
+            # Our own child that nobody else reaps: the number is still its.
+            os.kill(self.pid, 9)
+            os.waitpid(self.pid, 0)
+            os.close(self.pidfd)
+            self.pid = self.pidfd = -1

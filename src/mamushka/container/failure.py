@@ -1,0 +1,68 @@
+"""What went wrong inside, as the kind of error that the caller can act on."""
+
+from __future__ import annotations
+
+from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM
+
+from mamushka.container.program import EnterDirectory, Execute, FindProgram
+from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
+from mamushka.runtime import CannotExecute, CommandNotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.container.operation import Inside
+
+_KINDS: dict[int, type[MamushkaError]] = {
+    ENOENT: NotFound,
+    EPERM: Denied,
+    EACCES: Denied,
+    ENOSYS: Unsupported,
+    ENODEV: Unsupported,
+    EOPNOTSUPP: Unsupported,
+    EINVAL: Invalid,
+}
+
+
+def explain(operation: Inside, number: int, text: str) -> MamushkaError:
+    """The error of an operation that failed with this errno (0: another reason) and this sentence."""
+    if isinstance(operation, FindProgram):
+        return _of_program(operation.name.decode(errors="surrogateescape"), number, text)
+    if isinstance(operation, Execute):
+        return _of_program(operation.arguments[0].decode(errors="surrogateescape"), number, text)
+    if isinstance(operation, EnterDirectory):
+        return CannotExecute(
+            f'chdir to cwd ("{operation.cwd}") set in config.json failed: {_lower(text)}',
+            hint="the working directory must exist inside the container and be a directory",
+        )
+    kind = _KINDS.get(number, MamushkaError)
+    return kind(f"cannot {operation.describe()}: {_lower(text)}")
+
+
+def _of_program(name: str, number: int, text: str) -> MamushkaError:
+    """The wording is what other engines look for to tell 126 from 127."""
+    if number == ENOENT and "/" not in name:
+        return CommandNotFound(
+            f'exec: "{name}": executable file not found in $PATH',
+            hint="is the program in the image? a path with a / is not searched for",
+        )
+    if number in (ENOENT, ENOTDIR):
+        return CommandNotFound(
+            f'exec: "{name}": stat {name}: no such file or directory',
+            hint="the program, its interpreter (#!) or its dynamic loader is missing in the image",
+        )
+    if number == EISDIR:
+        return CannotExecute(f'exec: "{name}": is a directory')
+    if number == ENOEXEC:
+        return CannotExecute(
+            f'exec: "{name}": exec format error',
+            hint="it is no program, or one for another processor; a script needs a first line with #!",
+        )
+    if number == ELOOP:
+        return CannotExecute(f'exec: "{name}": permission denied: it is a link of procfs, or a link without end')
+    if number in (EACCES, EPERM):
+        return CannotExecute(f'exec: "{name}": permission denied', hint="is it executable for this user?")
+    return CannotExecute(f'exec: "{name}": {_lower(text)}')
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

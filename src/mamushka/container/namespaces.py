@@ -1,0 +1,256 @@
+"""Which namespaces are new, which are joined, and what is set in them."""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL
+
+from mamushka.container.operation import Inside
+from mamushka.errors import Denied, Invalid, NotFound, Unsupported
+from mamushka.linux.abi import sizeof
+from mamushka.linux.fd import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, open_how, openat2
+from mamushka.linux.process import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    setdomainname,
+    sethostname,
+    setns,
+    unshare,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mamushka.container.operation import Site
+    from mamushka.spec.runtime import IDMapping, Linux, TimeOffset
+
+FLAGS = {
+    "user": CLONE_NEWUSER,
+    "pid": CLONE_NEWPID,
+    "mount": CLONE_NEWNS,
+    "network": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+    "time": CLONE_NEWTIME,
+}
+# Namespaces that a process enters only by being born in them: somebody else must enter them first.
+_BORN = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWTIME
+
+# Which namespace makes a sysctl the container's own. config-linux.md#sysctl.
+_SYSCTLS = {
+    "kernel.msgmax": "ipc",
+    "kernel.msgmnb": "ipc",
+    "kernel.msgmni": "ipc",
+    "kernel.sem": "ipc",
+    "kernel.shmall": "ipc",
+    "kernel.shmmax": "ipc",
+    "kernel.shmmni": "ipc",
+    "kernel.shm_rmid_forced": "ipc",
+    "kernel.hostname": "uts",
+    "kernel.domainname": "uts",
+}
+_SYSCTL_TREES = {"fs.mqueue.": "ipc", "net.": "network", "user.": "user"}
+
+
+class Namespaces:
+    """The namespaces of one container; owns the descriptors of those that are joined."""
+
+    def __init__(self, linux: Linux) -> None:
+        self.new = 0
+        self.joined: list[tuple[int, int, str]] = []  # (descriptor, flag, path)
+        seen: set[str] = set()
+        try:
+            for namespace in linux.namespaces:
+                self._add(namespace.type, namespace.path, seen)
+        except BaseException:
+            self.close()
+            raise
+        self._check(linux)
+
+    def _add(self, kind: str, path: str, seen: set[str]) -> None:
+        flag = FLAGS.get(kind)
+        if flag is None:
+            raise Invalid(f"there is no namespace of the type {kind!r}", hint=f"the types are {', '.join(FLAGS)}")
+        if kind in seen:
+            raise Invalid(f"the {kind} namespace is asked for twice")
+        seen.add(kind)
+        if not path:
+            self.new |= flag
+            return
+        try:
+            self.joined.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), flag, path))
+        except FileNotFoundError as error:
+            raise NotFound(f"cannot join the {kind} namespace {path}: no such file or directory") from error
+
+    def _check(self, linux: Linux) -> None:
+        if not self.new & CLONE_NEWNS:
+            raise Unsupported(
+                "a container needs a mount namespace of its own",
+                hint='add {"type": "mount"} to linux.namespaces; joining one by path is not possible',
+            )
+        if (linux.uid_mappings or linux.gid_mappings) and not self.has("user"):
+            raise Invalid("id mappings are given without a user namespace")
+        if self.new & CLONE_NEWUSER and not (linux.uid_mappings and linux.gid_mappings):
+            raise Invalid("a new user namespace needs linux.uidMappings and linux.gidMappings")
+        if linux.time_offsets and not self.new & CLONE_NEWTIME:
+            raise Invalid("time offsets are given without a new time namespace")
+
+    def has(self, kind: str) -> bool:
+        """Whether the container has this namespace apart from the caller's."""
+        return bool(self.new & FLAGS[kind]) or any(flag == FLAGS[kind] for _, flag, _ in self.joined)
+
+    @property
+    def born(self) -> list[tuple[int, int, str]]:
+        """The joined ones that must be entered before the container's process is made; the user's first."""
+        return sorted((entry for entry in self.joined if entry[1] & _BORN), key=lambda entry: entry[1] != CLONE_NEWUSER)
+
+    @property
+    def entered(self) -> list[tuple[int, int, str]]:
+        """The joined ones that the container's process enters itself."""
+        return [entry for entry in self.joined if not entry[1] & _BORN]
+
+    def close(self) -> None:
+        """Let go of the joined namespaces' files."""
+        for descriptor, _, _ in self.joined:
+            os.close(descriptor)
+        self.joined = []
+
+
+class Join(Inside):
+    """Enter an existing namespace."""
+
+    __slots__ = ("descriptor", "flag", "path")
+
+    def __init__(self, descriptor: int, flag: int, path: str) -> None:
+        self.descriptor, self.flag, self.path = descriptor, flag, path
+
+    def describe(self) -> str:
+        return f"join the namespace {self.path}"
+
+    def execute(self) -> None:
+        setns(self.descriptor, self.flag)
+
+
+class HideCgroups(Inside):
+    """A new cgroup namespace; its root is the cgroup in which the process is by now."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "unshare the cgroup namespace"
+
+    def execute(self) -> None:
+        unshare(CLONE_NEWCGROUP)
+
+
+class BecomeRoot(Inside):
+    """Take the identity of the user namespace's root, who owns what is made from now on."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "become root of the user namespace"
+
+    def execute(self) -> None:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+class SetNames(Inside):
+    """The host name and NIS domain name; an empty one stays as it is."""
+
+    __slots__ = ("domainname", "hostname")
+
+    def __init__(self, hostname: str, domainname: str) -> None:
+        self.hostname, self.domainname = os.fsencode(hostname), os.fsencode(domainname)
+
+    def describe(self) -> str:
+        return f"set the host name {os.fsdecode(self.hostname)!r} and domain name {os.fsdecode(self.domainname)!r}"
+
+    def execute(self) -> None:
+        if self.hostname:
+            sethostname(self.hostname, len(self.hostname))
+        if self.domainname:
+            setdomainname(self.domainname, len(self.domainname))
+
+
+class SetSysctls(Inside):
+    """Kernel settings of the container's namespaces, written below the procfs that we mounted, never by path."""
+
+    __slots__ = ("settings", "site")
+
+    def __init__(self, site: Site, settings: Mapping[str, str]) -> None:
+        self.site = site
+        self.settings = [(b"sys/" + _sysctl_path(name), os.fsencode(text)) for name, text in settings.items()]
+
+    def describe(self) -> str:
+        return "sysctl " + " ".join(f"{os.fsdecode(path)[4:]}={os.fsdecode(text)}" for path, text in self.settings)
+
+    def execute(self) -> None:
+        if self.site.proc < 0:
+            raise OSError(EINVAL, "sysctls need a mount of type proc in the bundle")
+        resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
+        how = open_how(flags=os.O_WRONLY | os.O_CLOEXEC, resolve=resolve)
+        for path, text in self.settings:
+            setting = openat2(self.site.proc, path, how, sizeof(how))
+            try:
+                os.write(setting, text)
+            except OSError as error:
+                raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {os.fsdecode(text)!r}", path) from None
+            os.close(setting)
+
+
+def _sysctl_path(name: str) -> bytes:
+    """net.ipv4.ip_forward or net/ipv4/ip_forward as a path; dots in a slashed name are an interface's."""
+    dotted = "/" not in name or 0 <= name.find(".") < name.find("/")
+    return os.fsencode(name.replace("/", "\0").replace(".", "/").replace("\0", ".") if dotted else name)
+
+
+def check_sysctls(settings: Mapping[str, str], namespaces: Namespaces) -> None:
+    """Refuse what would change the host: only sysctls of the container's own namespaces may be set."""
+    for name in settings:
+        dotted = os.fsdecode(_sysctl_path(name)).replace("/", ".")
+        tree = next((tree for tree in _SYSCTL_TREES if dotted.startswith(tree)), "")
+        kind = _SYSCTL_TREES[tree] if tree else _SYSCTLS.get(dotted, "")
+        if not kind:
+            raise Invalid(f"the sysctl {name} belongs to no namespace: setting it would change the host")
+        if not namespaces.has(kind):
+            raise Invalid(
+                f"the sysctl {name} would change the host: the container has no {kind} namespace of its own",
+                hint=f"give it a private {kind} namespace",
+            )
+
+
+def map_ids(pid: int, uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]) -> None:
+    """Give a new user namespace, in which ``pid`` is, its ids. Denied where the caller may not."""
+    for file, mappings in (("uid_map", uids), ("gid_map", gids)):
+        text = "".join(f"{entry.container_id} {entry.host_id} {entry.size}\n" for entry in mappings)
+        try:
+            write_file(f"/proc/{pid}/{file}", text.encode())
+        except OSError as error:
+            kind = Denied if isinstance(error, PermissionError) else Invalid
+            raise kind(f"cannot set {file} to {text.strip()!r}: {error.strerror}") from error
+
+
+def set_time_offsets(offsets: Mapping[str, TimeOffset]) -> None:
+    """Move the clocks of the time namespace that the caller's next child will be born in."""
+    text = "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
+    write_file("/proc/self/timens_offsets", text.encode())
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a kernel file in one write(2)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,264 @@
+"""From a bundle to the operations that build it: what will happen inside, in order, before anything happens.
+
+The order is forced by what each step needs:
+
+  1. as the caller: labels and scores through the host's /proc, the cgroup, joined namespaces
+  2. before the root changes: mounts, devices, the terminal, and hooks that expect the host's root still there
+  3. behind the root: kernel settings, masks, read-only paths
+  4. as the program's own process: descriptors, directory, program, signals, the gate, privileges, execve
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.container import mounts, rootfs
+from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
+from mamushka.container.console import OpenConsole
+from mamushka.container.defaults import DEVICE_LINKS, DEVICES
+from mamushka.container.namespaces import BecomeRoot, HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
+from mamushka.container.operation import Inside, Site
+from mamushka.container.options import PROPAGATION
+from mamushka.container.program import (
+    ArrangeDescriptors,
+    Confine,
+    EnterDirectory,
+    Execute,
+    FindProgram,
+    Prepare,
+    ResetSignals,
+)
+from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
+from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
+from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWUSER
+from mamushka.runtime import CREATED, CREATING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mamushka.container.cgroups.cgroup import Cgroup, Entrance
+    from mamushka.container.options import Options
+    from mamushka.container.privileges import Privileges
+    from mamushka.container.record import Kept
+    from mamushka.runtime import Bundle, Stdio
+    from mamushka.spec.runtime import Config, Device, Mount, Process
+
+
+class Interior:
+    """One container's operations, and the descriptors that they hold until the process is made."""
+
+    def __init__(self, bundle: Bundle, stdio: Stdio, kept: Kept, *, gated: bool, no_pivot: bool = False) -> None:
+        config = bundle.config
+        self.bundle, self.config, self.kept, self.stdio = bundle, config, kept, stdio
+        self.gated, self.no_pivot = gated, no_pivot
+        self.process = checked_process(config)
+        self.site = Site()
+        self.trees: list[int] = []
+        self.operations: list[Inside] = []
+        self.namespaces = Namespaces(config.linux)
+        check_sysctls(config.linux.sysctl, self.namespaces)
+        self.user_namespace = bool(self.namespaces.new & CLONE_NEWUSER)
+
+    def close(self) -> None:
+        """Let go of everything: the process, if there is one, has its own copies."""
+        self.namespaces.close()
+        for tree in self.trees:
+            os.close(tree)
+        self.trees = []
+
+    def build(
+        self, root: int, preserve: tuple[int, ...], privileges: Privileges, cgroup: Cgroup, entrance: Entrance
+    ) -> None:
+        """Fill ``operations``. Opens what is taken from the host."""
+        put = self.operations.append
+        hooks = self.config.hooks
+        put(Prepare(privileges, entrance))
+        if self.user_namespace:
+            put(AwaitGo(self.site))
+        for descriptor, flag, path in self.namespaces.entered:
+            put(Join(descriptor, flag, path))
+        if self.namespaces.has("user"):
+            put(BecomeRoot())
+        if self.namespaces.new & CLONE_NEWCGROUP:
+            put(HideCgroups())
+        self.operations += self._root(root)
+        self.operations += self._filesystems(cgroup)
+        self.operations += self._devices()
+        if self.process.terminal:
+            put(OpenConsole(self.site, self.process, mounted=True))
+        if self.config.hostname or self.config.domainname:
+            put(SetNames(self.config.hostname, self.config.domainname))
+        if hooks.prestart or hooks.create_runtime:
+            put(AwaitHooks(self.site))
+        if hooks.create_container:
+            from mamushka.container.hooks import RunHooks
+
+            put(RunHooks(self.site, "createContainer", hooks.create_container, self.kept, CREATING))
+        self.operations += self._behind_the_root()
+        self.operations += self._program(preserve, privileges)
+
+    def _root(self, root: int) -> Iterator[Inside]:
+        readable = self._root_path()
+        if root < 0:
+            try:
+                root = open_tree(AT_FDCWD, os.fsencode(readable), rootfs.COPY | AT_RECURSIVE)
+            except FileNotFoundError as error:
+                raise NotFound(
+                    f"the root filesystem {readable} does not exist", hint="root.path starts at the bundle's directory"
+                ) from error
+            self.trees.append(root)
+            set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
+        # Hooks look for the container's root where the bundle says it is; otherwise no path is needed at all.
+        hooked = self.config.hooks.prestart or self.config.hooks.create_runtime or self.config.hooks.create_container
+        target = os.fsencode(readable) if hooked and os.path.isdir(readable) else b"/"
+        yield rootfs.EnterRoot(self.site, root, target, readable)
+
+    def _root_path(self) -> str:
+        path = self.config.root.path if self.config.root else "rootfs"
+        return os.path.normpath(os.path.join(self.bundle.path, path))
+
+    def _filesystems(self, cgroup: Cgroup) -> Iterator[Inside]:
+        for mount in self.config.mounts:
+            asked = mounts.parse(mount)
+            if asked.bind:
+                yield self._from_host(mount, asked)
+            elif mount.type in ("cgroup", "cgroup2"):
+                paths = cgroup.paths()
+                if paths:
+                    yield mounts.MountCgroups(self.site, mount.destination, asked, paths)
+            else:
+                yield mounts.MountFilesystem(self.site, mount, asked)
+
+    def _from_host(self, mount: Mount, asked: Options) -> Inside:
+        source = os.path.join(self.bundle.path, mount.source)
+        tree = mounts.host_tree(source, asked, mount.destination)
+        self.trees.append(tree)
+        if mount.uid_mappings or mount.gid_mappings or "idmap" in asked.words or "ridmap" in asked.words:
+            self._map_ids(tree, mount, asked)
+        return mounts.AttachTree(self.site, tree, mount.destination, source, recursive=asked.recursive)
+
+    def _map_ids(self, tree: int, mount: Mount, asked: Options) -> None:
+        from mamushka.container.idmap import apply
+
+        linux = self.config.linux
+        uids = mount.uid_mappings or linux.uid_mappings
+        gids = mount.gid_mappings or linux.gid_mappings
+        apply(tree, uids, gids, recursive="ridmap" in asked.words, destination=mount.destination)
+
+    def _devices(self) -> Iterator[Inside]:
+        given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
+        for device in given.values():
+            check_device(device)
+            if not self.user_namespace:
+                yield rootfs.MakeDevice(self.site, device)
+            elif device.type != "p":
+                path = os.fsencode(device.path)
+                # A container that is told to have the host's devices has them bound already.
+                if not any(mount.destination == device.path for mount in self.config.mounts):
+                    tree = open_tree(AT_FDCWD, path, rootfs.COPY)
+                    self.trees.append(tree)
+                    yield rootfs.BindDevice(self.site, path, tree)
+        yield rootfs.MakeLinks(self.site, DEVICE_LINKS)
+
+    def _behind_the_root(self) -> Iterator[Inside]:
+        linux = self.config.linux
+        yield rootfs.MoveRoot(self.site) if self.no_pivot else rootfs.PivotRoot(self.site)
+        if linux.sysctl:
+            yield SetSysctls(self.site, linux.sysctl)
+        readonly = bool(self.config.root and self.config.root.readonly)
+        propagation = PROPAGATION.get(linux.rootfs_propagation, 0)
+        if linux.rootfs_propagation and not propagation:
+            raise Invalid(f"there is no propagation {linux.rootfs_propagation!r}")
+        if readonly or propagation:
+            yield rootfs.SetRoot(self.site, readonly=readonly, propagation=propagation)
+        if linux.readonly_paths:
+            yield rootfs.ReadOnly(self.site, linux.readonly_paths)
+        if linux.masked_paths:
+            yield rootfs.Mask(self.site, linux.masked_paths)
+
+    def _program(self, preserve: tuple[int, ...], privileges: Privileges) -> Iterator[Inside]:
+        process, start_container = self.process, self.config.hooks.start_container
+        find = FindProgram(process)
+        yield ArrangeDescriptors(self.site, self.stdio, preserve)
+        yield EnterDirectory(process.cwd, process.user.uid, process.user.gid)
+        yield find
+        yield ResetSignals()
+        if not self.user_namespace:
+            yield AwaitGo(self.site)
+        if self.gated:
+            yield AwaitStart(self.site)
+        if start_container:
+            from mamushka.container.hooks import RunHooks
+
+            yield RunHooks(self.site, "startContainer", start_container, self.kept, CREATED)
+        yield Confine(privileges, confinement(process, seccomp=self.config.linux.seccomp is not None))
+        yield Execute(find, process.args)
+
+
+def further_process(
+    site: Site, process: Process, stdio: Stdio, preserve: tuple[int, ...], enter: list[Inside], privileges: Privileges
+) -> list[Inside]:
+    """The operations of exec: a process in namespaces that are there already."""
+    find = FindProgram(process)
+    operations = list(enter)
+    if process.terminal:
+        operations.append(OpenConsole(site, process, mounted=False))
+    operations += [
+        ArrangeDescriptors(site, stdio, preserve),
+        EnterDirectory(process.cwd, process.user.uid, process.user.gid),
+        find,
+        ResetSignals(),
+        Confine(privileges, confinement(process, seccomp=False)),
+        Execute(find, process.args),
+    ]
+    return operations
+
+
+def confinement(process: Process, *, seccomp: bool) -> str:
+    """What confines the process, in a line."""
+    kept = process.capabilities.bounding if process.capabilities else ()
+    words = [f"uid {process.user.uid} gid {process.user.gid}"]
+    words += [f"{len(kept)} capabilities"] if process.capabilities else ["all capabilities"]
+    words += ["no_new_privs"] if process.no_new_privileges else []
+    words += ["a system call filter"] if seccomp else []
+    return "confine to " + ", ".join(words)
+
+
+# What this runtime does not do yet must not be passed over in silence.
+_ABSENT_PROCESS = ("scheduler", "io_priority")
+_ABSENT_LINUX = ("net_devices", "intel_rdt", "memory_policy")
+
+
+def checked_process(config: Config) -> Process:
+    """The bundle's process; Invalid or Unsupported where it cannot be run."""
+    process = check_process(config.process)
+    for name in _ABSENT_LINUX:
+        if getattr(config.linux, name):
+            raise Unsupported(f"config.json asks for linux.{name}, which this runtime does not have yet")
+    if config.linux.seccomp and config.linux.seccomp.listener_path:
+        raise Unsupported("config.json asks for a seccomp listener, which this runtime does not have yet")
+    if config.linux.personality and config.linux.personality.domain != "LINUX":
+        raise Unsupported(f"the personality {config.linux.personality.domain} is not supported yet")
+    return process
+
+
+def check_process(process: Process | None) -> Process:
+    """The process, or why it cannot be run."""
+    if process is None:
+        raise Invalid("config.json has no process", hint="a container starts with a program: process.args")
+    if not process.args or not process.args[0]:
+        raise Invalid("process.args names no program")
+    if not process.cwd.startswith("/"):
+        raise Invalid(f"process.cwd {process.cwd!r} is not an absolute path")
+    for name in _ABSENT_PROCESS:
+        if getattr(process, name):
+            raise Unsupported(f"the process asks for {name}, which this runtime does not have yet")
+    return process
+
+
+def check_device(device: Device) -> None:
+    """Invalid for a device that cannot be made."""
+    if device.type not in ("c", "u", "b", "p") or not rootfs.components(os.fsencode(device.path)):
+        raise Invalid(f"the device {device.path!r} of type {device.type!r} cannot be made", hint="types are c, u, b, p")

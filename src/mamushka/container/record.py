@@ -1,0 +1,253 @@
+"""What stays on disk between two commands: one directory for each container.
+
+    state.json   bundle, annotations, cgroup, hooks and all that a later exec needs; written before anything
+                 else is made, so that whatever a killed creator leaves can be found and removed
+    process      "PID START": the container's first process and when it began, in clock ticks since boot
+    seccomp      the compiled filter, for exec
+    gate         a fifo; as long as the created container waits, it holds the reading side
+    failure      why the program could not be executed after the gate
+
+The status is never stored. It is asked of the kernel: a creator holds a lock on the directory, a waiting
+container holds the gate, a process is the same one only if it began at the same tick.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENXIO
+
+from mamushka import document
+from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.linux.fd import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED
+from mamushka.spec import runtime as spec
+from mamushka.values import value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mamushka.spec.runtime import Config
+
+# A name of a directory; and in a message or a cgroup path nobody wants more.
+ID_LENGTH_MAX = 255
+_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_LATER = _FIRST | frozenset("+-.")
+# Our own document, but a directory that others might have written to: the bundle's limit.
+_STATE_MAX = document.SIZE_MAX
+
+
+def check_id(id: str) -> str:
+    """The id, or Invalid. It becomes the name of a directory and a cgroup."""
+    if not id or len(id) > ID_LENGTH_MAX or id[0] not in _FIRST | {"+", "-"} or not _LATER.issuperset(id):
+        raise Invalid(
+            f"invalid container ID format: {id!r}",
+            hint="letters, digits, _ + - and . are allowed, not first a dot",
+        )
+    return id
+
+
+@value
+class Kept:
+    """What state.json holds. The config is without its seccomp part, which is kept compiled."""
+
+    id: str
+    bundle: str
+    created: float
+    cgroup: str
+    config: Config
+
+
+class Record:
+    """The directory of one container."""
+
+    __slots__ = ("_lock", "id", "path")
+
+    def __init__(self, root: str, id: str) -> None:
+        self.id = check_id(id)
+        self.path = f"{root}/{id}"
+        self._lock = -1
+
+    # Writing: the creator alone
+
+    def claim(self) -> None:
+        """Make the directory and hold it until ``release``. Conflict when the id is taken."""
+        try:
+            os.mkdir(self.path, 0o711)
+        except FileExistsError:
+            raise Conflict(
+                f"container with given ID already exists: {self.id}", hint="delete it first, or choose another id"
+            ) from None
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.path), 0o711, exist_ok=True)
+            return self.claim()
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flock(self._lock, LOCK_EX)
+        return None
+
+    def release(self) -> None:
+        """The container is made; or its creator gives up."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def keep(self, kept: Kept, seccomp: bytes) -> None:
+        """Write state.json, and the filter."""
+        head = {"id": kept.id, "bundle": kept.bundle, "created": kept.created, "cgroup": kept.cgroup}
+        raw = document.dump(head)[:-1] + b',"config":' + spec.dump(kept.config) + b"}"
+        if seccomp:
+            self._write("seccomp", seccomp)
+        self._write("state.json", raw)
+
+    def keep_process(self, pid: int) -> None:
+        """Write which process the container's first is."""
+        self._write("process", b"%d %d" % (pid, start_time(pid)))
+
+    def _write(self, name: str, content: bytes) -> None:
+        # Whole or not there: a reader never sees half of it.
+        unfinished = f"{self.path}/.{name}"
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+        os.rename(unfinished, f"{self.path}/{name}")
+
+    def make_gate(self) -> tuple[int, int]:
+        """The gate and the failure file, open as the waiting container needs them."""
+        os.mkfifo(f"{self.path}/gate", 0o600)
+        # Reading and writing, so that a read waits for a byte instead of seeing that nobody writes yet.
+        gate = os.open(f"{self.path}/gate", os.O_RDWR | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return gate, os.open(f"{self.path}/failure", flags, 0o600)
+
+    def remove(self) -> None:
+        """Remove the directory; harmless when it is gone."""
+        try:
+            for name in os.listdir(self.path):
+                os.unlink(f"{self.path}/{name}")
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            pass
+
+    # Reading: anybody
+
+    def read(self) -> Kept:
+        """What was kept. NotFound for an unknown id; Invalid for one whose creator was killed at once."""
+        raw = self.content("state.json")
+        found = document.parse(raw, f"{self.path}/state.json", size_max=_STATE_MAX)
+        config = spec.config_of(found["config"], f"{self.path}/state.json")
+        return Kept(self.id, found["bundle"], found["created"], found["cgroup"], config)
+
+    def content(self, name: str) -> bytes:
+        """One of the files. NotFound where the container, or the file, is not there."""
+        try:
+            descriptor = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"container does not exist: {self.id}") from None
+        try:
+            return os.read(descriptor, _STATE_MAX)
+        finally:
+            os.close(descriptor)
+
+    def process(self) -> tuple[int, int]:
+        """(pid, start) of the container's first process; (0, 0) while there is none yet."""
+        try:
+            pid, start = self.content("process").split()
+        except NotFound:
+            return 0, 0
+        return int(pid), int(start)
+
+    def living(self) -> int:
+        """The pid of the container's first process, or 0 when it has ended."""
+        pid, start = self.process()
+        return pid if pid and alive(pid, start) else 0
+
+    def open_process(self) -> int:
+        """A pidfd of the container's living first process; -1 when it has ended."""
+        pid, start = self.process()
+        if not pid:
+            return -1
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return -1
+        # Checked after the descriptor pins the pid: what began at the same tick is the same process.
+        if alive(pid, start):
+            return pidfd
+        os.close(pidfd)
+        return -1
+
+    def open_gate(self) -> int:
+        """The writing side of the gate, or -1 when nobody waits behind it."""
+        try:
+            return os.open(f"{self.path}/gate", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return -1
+        except OSError as error:
+            if error.errno == ENXIO:
+                return -1
+            raise
+
+    def status(self, *, frozen: bool) -> str:
+        """creating, created, running, paused or stopped, as the kernel sees it now."""
+        if not self.process()[0]:
+            return CREATING if self._creator_lives() else STOPPED
+        if not self.living():
+            return STOPPED
+        if frozen:
+            return PAUSED
+        gate = self.open_gate()
+        if gate >= 0:
+            os.close(gate)
+            return CREATED
+        return RUNNING
+
+    def _creator_lives(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"container does not exist: {self.id}") from None
+        try:
+            flock(descriptor, LOCK_SH | LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def records(root: str) -> Iterator[Record]:
+    """All containers of a state directory, by name."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            yield Record(root, name)
+        except Invalid:  # not ours
+            continue
+
+
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot. proc_pid_stat(5), field 22."""
+    return int(_stat(pid)[19])
+
+
+def alive(pid: int, start: int) -> bool:
+    """Whether this very process still runs; a zombie does not."""
+    try:
+        fields = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[0] not in (b"Z", b"X") and int(fields[19]) == start
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields after the command's name, which may itself hold spaces and brackets."""
+    descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1024).rpartition(b") ")[2].split()
+    finally:
+        os.close(descriptor)

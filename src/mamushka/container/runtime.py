@@ -1,0 +1,369 @@
+"""The wall of namespaces behind the Runtime protocol: create, start, exec, signal, pause, delete."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from mamushka import plan, trace
+from mamushka.container.cgroups.cgroup import open_cgroup
+from mamushka.container.cgroups.layout import resolve
+from mamushka.container.creation import BearInit, Claim, MakeCgroup
+from mamushka.container.plan import Interior
+from mamushka.container.privileges import prepare
+from mamushka.container.record import Kept, Record, records
+from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.linux.process import pidfd_send_signal
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, State
+from mamushka.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mamushka.container.cgroups.cgroup import Cgroup
+    from mamushka.linux.seccomp import Filter
+    from mamushka.runtime import Bundle, Started, Stats, Stdio
+    from mamushka.spec.runtime import Config, Process, Resources
+
+_SIGKILL = 9
+# How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.
+_PATIENCE = 10.0
+
+
+class ContainerRuntime:
+    """Containers whose records lie below ``root``."""
+
+    name = "container"
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    # Making
+
+    def create(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        *,
+        root: int = -1,
+        preserve: tuple[int, ...] = (),
+        no_pivot: bool = False,
+        keyring: bool = True,
+    ) -> Started:
+        """Build the container and stop just before its program; ``start`` lets it go.
+
+        ``no_pivot`` moves the root instead of pivoting; ``keyring`` gives it a session keyring of its own.
+        """
+        return self._make(id, bundle, stdio, root, preserve, gated=True, no_pivot=no_pivot, keyring=keyring)
+
+    def run(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        *,
+        root: int = -1,
+        preserve: tuple[int, ...] = (),
+        no_pivot: bool = False,
+        keyring: bool = True,
+    ) -> Started:
+        """create and start in one go, without the gate between them."""
+        started = self._make(id, bundle, stdio, root, preserve, gated=False, no_pivot=no_pivot, keyring=keyring)
+        if bundle.config.hooks.poststart:
+            self._poststart(self._record(id), started.pid)
+        return started
+
+    def _make(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        root: int,
+        preserve: tuple[int, ...],
+        *,
+        gated: bool,
+        no_pivot: bool,
+        keyring: bool,
+    ) -> Started:
+        config = bundle.config
+        record = Record(self.root, id)
+        kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), _to_keep(config))
+        cgroup = open_cgroup(kept.cgroup)
+        interior = Interior(bundle, stdio, kept, gated=gated, no_pivot=no_pivot)
+        try:
+            filter, program = _filter(config)
+            privileges = prepare(
+                interior.process,
+                filter=filter,
+                keyring=f"_mmk.{id}" if keyring else "",
+                user_namespace=interior.namespaces.has("user"),
+            )
+            init = BearInit(interior, record, cgroup, privileges, root, preserve)
+            plan.run([Claim(record, kept, program), MakeCgroup(cgroup, config.linux.resources), init])
+        finally:
+            interior.close()
+        record.release()
+        return init.started
+
+    def start(self, id: str) -> None:
+        """Let a created container's program run. The error of one that cannot be executed is the caller's."""
+        record = self._record(id)
+        gate = record.open_gate()
+        if gate < 0:
+            status = self._status(record)
+            raise Conflict(f"cannot start a container that has {'stopped' if status == STOPPED else 'started already'}")
+        try:
+            os.write(gate, b"\n")
+            _wait_for_readers(gate)
+        finally:
+            os.close(gate)
+        self._check_failure(record)
+        kept = record.read()
+        if kept.config.hooks.poststart:
+            self._poststart(record, record.process()[0])
+
+    def _check_failure(self, record: Record) -> None:
+        from mamushka.container.channel import parse_failure
+        from mamushka.container.failure import explain
+        from mamushka.container.program import Execute, FindProgram
+
+        try:
+            packet = record.content("failure")
+        except NotFound:  # deleted meanwhile
+            return
+        if packet:
+            _, number, text = parse_failure(packet)
+            process = record.read().config.process
+            assert process is not None  # it was created with one
+            raise explain(Execute(FindProgram(process), process.args), number, text)
+
+    def _poststart(self, record: Record, pid: int) -> None:
+        from mamushka.container import hooks
+
+        kept = record.read()
+        given = hooks.state(kept, RUNNING, pid)
+        for hook in kept.config.hooks.poststart:
+            try:
+                hooks.run(hook, given)
+            except OSError as error:
+                self.delete(record.id, force=True)
+                raise Invalid(f"the poststart hook {hook.path} failed: {error.strerror}") from error
+
+    # Asking
+
+    def _record(self, id: str) -> Record:
+        return Record(self.root, id)
+
+    def _cgroup(self, record: Record) -> Cgroup:
+        return open_cgroup(record.read().cgroup)
+
+    def _status(self, record: Record) -> str:
+        status = record.status(frozen=False)
+        if status in (RUNNING, CREATED) and _frozen(self._cgroup(record)):
+            return PAUSED
+        return status
+
+    def state(self, id: str) -> State:
+        """The present state, taken from the kernel. NotFound for an unknown id."""
+        record = self._record(id)
+        status = self._status(record)
+        pid = 0 if status in (STOPPED, CREATING) else record.process()[0]
+        try:
+            kept = record.read()
+        except NotFound:
+            if not os.path.isdir(record.path):
+                raise
+            return State(id, status, pid, "")  # its creator was killed before it had written anything
+        return State(id, status, pid, kept.bundle, kept.config.annotations, kept.created)
+
+    def list(self) -> Iterator[State]:
+        """All containers of this state directory, by id."""
+        for record in records(self.root):
+            try:
+                yield self.state(record.id)
+            except NotFound:  # deleted meanwhile
+                continue
+
+    def processes(self, id: str) -> tuple[int, ...]:
+        """The pids inside, as this process's pid namespace counts."""
+        return self._cgroup(self._record(id)).processes()
+
+    def stats(self, id: str) -> Stats:
+        """Resource use now."""
+        return self._cgroup(self._record(id)).stats()
+
+    def features(self) -> Mapping[str, object]:
+        """What this wall can do here. runtime-spec, features.md."""
+        from mamushka.container.features import features
+
+        return features()
+
+    # Acting
+
+    def kill(self, id: str, signal: int, *, all: bool = False) -> None:
+        """Signal the container's init, or every process in it. Conflict when it has ended."""
+        record = self._record(id)
+        if all:
+            self._kill_all(record, signal)
+            return
+        pidfd = record.open_process()
+        if pidfd < 0:
+            record.read()  # NotFound for an unknown id
+            raise Conflict("container not running")
+        try:
+            pidfd_send_signal(pidfd, signal, None, 0)
+        except ProcessLookupError:
+            raise Conflict("container not running") from None
+        finally:
+            os.close(pidfd)
+        if signal == _SIGKILL and _frozen(cgroup := self._cgroup(record)):
+            cgroup.thaw()  # a frozen process of cgroup v1 dies when it thaws
+
+    def _kill_all(self, record: Record, signal: int) -> None:
+        cgroup = self._cgroup(record)
+        if signal == _SIGKILL:
+            cgroup.kill()
+            return
+        for pid in cgroup.processes():
+            try:
+                os.kill(pid, signal)
+            except ProcessLookupError:
+                continue
+
+    def pause(self, id: str) -> None:
+        """Freeze all processes."""
+        record = self._record(id)
+        status = self._status(record)
+        if status not in (RUNNING, CREATED):
+            raise Conflict(f"container not running: it is {status}")
+        self._cgroup(record).freeze()
+
+    def resume(self, id: str) -> None:
+        """Thaw them."""
+        record = self._record(id)
+        if self._status(record) != PAUSED:
+            raise Conflict("container not paused")
+        self._cgroup(record).thaw()
+
+    def update(self, id: str, resources: Resources) -> None:
+        """Change limits while it runs."""
+        record = self._record(id)
+        if not record.living():
+            record.read()
+            raise Conflict("container not running")
+        self._cgroup(record).set(resources)
+
+    def exec(
+        self,
+        id: str,
+        process: Process,
+        stdio: Stdio,
+        *,
+        preserve: tuple[int, ...] = (),
+        ignore_paused: bool = False,
+    ) -> Started:
+        """A further process inside a running container. Conflict when it does not run, or is paused."""
+        from mamushka.container.exec import further
+
+        record = self._record(id)
+        kept = record.read()
+        pidfd = record.open_process()
+        if pidfd < 0:
+            raise Conflict("container not running", hint="exec needs a container whose first process runs")
+        try:
+            cgroup = open_cgroup(kept.cgroup)
+            if not ignore_paused and _frozen(cgroup):
+                raise Conflict("container is paused", hint="resume it first")
+            return further(record, kept, pidfd, cgroup, process, stdio, preserve)
+        finally:
+            os.close(pidfd)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Remove what create made; Conflict while it runs, unless forced. Repeating it, forced, is harmless."""
+        record = self._record(id)
+        try:
+            kept = record.read()
+        except NotFound:
+            if not os.path.isdir(record.path) and not force:
+                raise
+            record.remove()
+            return
+        cgroup = open_cgroup(kept.cgroup)
+        pidfd = record.open_process()
+        if pidfd >= 0:
+            self._end(record, cgroup, pidfd, force=force)
+        cgroup.kill()
+        cgroup.remove()
+        record.remove()
+        self._poststop(kept)
+
+    def _end(self, record: Record, cgroup: Cgroup, pidfd: int, *, force: bool) -> None:
+        try:
+            if not force and record.status(frozen=False) != CREATED:
+                raise Conflict(
+                    f"cannot delete container {record.id} that is not stopped: container still running",
+                    hint="kill it first, or use force",
+                )
+            pidfd_send_signal(pidfd, _SIGKILL, None, 0)
+            cgroup.kill()
+            _wait_for_end(pidfd)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(pidfd)
+
+    def _poststop(self, kept: Kept) -> None:
+        if not kept.config.hooks.poststop:
+            return
+        from mamushka.container import hooks
+
+        for hook in kept.config.hooks.poststop:
+            try:
+                hooks.run(hook, hooks.state(kept, STOPPED, 0))
+            except OSError as error:  # the specification: a warning, and on with the next
+                trace.event("hook.failed", moment="poststop", path=hook.path, error=error.strerror)
+
+
+def _to_keep(config: Config) -> Config:
+    """The config for the record: the filter is kept compiled, and hundreds of names need not be written."""
+    seccomp = config.linux.seccomp
+    if seccomp is None:
+        return config
+    return replace(config, linux=replace(config.linux, seccomp=replace(seccomp, syscalls=())))
+
+
+def _filter(config: Config) -> tuple[Filter | None, bytes]:
+    """The filter ready to be installed, and as the record keeps it."""
+    if config.linux.seccomp is None:
+        return None, b""
+    from mamushka.container import seccomp
+
+    made = seccomp.filter(config.linux.seccomp)
+    return made, made.dump()
+
+
+def _frozen(cgroup: Cgroup) -> bool:
+    try:
+        return cgroup.frozen()
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for_readers(gate: int) -> None:
+    """Until nobody has the gate open for reading: the program has been executed, or has failed."""
+    import select
+
+    poll = select.poll()
+    poll.register(gate, 0)  # POLLERR is always told
+    poll.poll()
+
+
+def _wait_for_end(pidfd: int) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(_PATIENCE * 1000):
+        raise Conflict(f"the container did not end within {_PATIENCE:.0f} s of SIGKILL")
