@@ -102,6 +102,11 @@ def parse(raw: bytes, what: str, *, size_max: int = SIZE_MAX) -> Any:
     return result
 
 
+def quote(text: str) -> str:
+    """A JSON string in ASCII."""
+    return encode_basestring_ascii(text)
+
+
 def dump(item: object) -> bytes:
     """Compact JSON, keys in the order given. Raises TypeError for what JSON does not have."""
     parts: list[str] = []

@@ -6,19 +6,25 @@ workload has a shim, a process forked from whoever started it, that outlives its
 
 from __future__ import annotations
 
+from mamushka.engine.paths import Paths
+from mamushka.engine.state import State
+from mamushka.errors import NotFound
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mamushka.engine.attach import Attached
-    from mamushka.engine.events import Event
+    from mamushka.engine.events import Event, Watch
     from mamushka.engine.images import Images
     from mamushka.engine.logs import Line
     from mamushka.engine.networks import Networks
     from mamushka.engine.settings import Limits, Restart, Settings
     from mamushka.engine.volumes import Volumes
     from mamushka.engine.workload import Workload
-    from mamushka.runtime import Exit, Stats
+    from mamushka.runtime import Exit, Runtime, Stats
+    from mamushka.storage.layers import LayerStore
+    from mamushka.storage.snapshot import SnapshotStore
 
 
 class Engine:
@@ -26,26 +32,146 @@ class Engine:
 
     ``identifier`` parameters take a workload's name, its id, or a unique prefix of the id.
     Errors: NotFound, Conflict, Invalid, Unsupported, Denied, Unavailable (mamushka.errors).
+
+    Opening one costs nothing: each room is opened when it is first asked for.
     """
 
-    images: Images
-    volumes: Volumes
-    networks: Networks
-
     def __init__(self, data_root: str = "/var/lib/mamushka", run_root: str = "/run/mamushka") -> None:
-        raise NotImplementedError
+        from mamushka.engine import gc
+
+        self.paths = Paths(data_root, run_root)
+        self.paths.make()
+        self.state = State(self.paths.database, lambda state: gc.rebuild(self, state))
+        self._rooms: dict[str, object] = {}
 
     def __enter__(self) -> Engine:
-        raise NotImplementedError
+        return self
 
     def __exit__(self, *exc: object) -> None:
-        raise NotImplementedError
+        self.state.close()
+
+    # rooms
+
+    def _room(self, name: str, make: Callable[[], object]) -> object:
+        if name not in self._rooms:
+            self._rooms[name] = make()
+        return self._rooms[name]
+
+    @property
+    def images(self) -> Images:
+        """Images."""
+        from mamushka.engine.images import Images
+
+        def tell(action: str, id: str, attributes: Mapping[str, str]) -> None:
+            self.tell("image", action, id, attributes)
+
+        return self._room("images", lambda: Images(self.paths.data, users=self._image_users, tell=tell))  # type: ignore[return-value]
+
+    @property
+    def volumes(self) -> Volumes:
+        """Volumes."""
+        from mamushka.engine.volumes import Volumes
+
+        def tell(action: str, name: str) -> None:
+            self.tell("volume", action, name, {})
+
+        return self._room("volumes", lambda: Volumes(f"{self.paths.data}/volumes", self._volume_users, tell))  # type: ignore[return-value]
+
+    @property
+    def networks(self) -> Networks:
+        """Networks."""
+        from mamushka.engine.networks import Networks
+
+        return self._room("networks", Networks)  # type: ignore[return-value]
+
+    @property
+    def layers(self) -> LayerStore:
+        """Unpacked layers."""
+        from mamushka.storage.layers import LayerStore
+
+        return self._room("layers", lambda: LayerStore(f"{self.paths.data}/layers"))  # type: ignore[return-value]
+
+    @property
+    def snapshots(self) -> SnapshotStore:
+        """Writable tops: the workloads' own directories."""
+        from mamushka.storage.snapshot import SnapshotStore
+
+        return self._room("snapshots", lambda: SnapshotStore(self.paths.workloads))  # type: ignore[return-value]
+
+    def runtime(self, name: str) -> Runtime:
+        """The wall of this name."""
+        from mamushka.engine.runtimes import open_runtime
+
+        return self._room(name, lambda: open_runtime(name, self.paths.containers))  # type: ignore[return-value]
+
+    def _image_users(self, image_id: str) -> list[str]:
+        from mamushka.engine.workload import load
+
+        return [row.id for row in self.state.rows() if load(row).image_id == image_id]
+
+    def _volume_users(self) -> dict[str, list[str]]:
+        from mamushka.engine.workload import load
+
+        users: dict[str, list[str]] = {}
+        for row in self.state.rows():
+            for _, name in load(row).volumes if row.status != "removing" else ():
+                users.setdefault(name, []).append(row.id)
+        return users
+
+    def tell(self, kind: str, action: str, id: str, attributes: Mapping[str, str]) -> None:
+        """Add to the events."""
+        from time import time
+
+        self.state.add_event(time(), kind, action, id, dict(attributes))
+
+    # for the engine's own files
+
+    def settle(self) -> None:
+        """Take over what shims have told."""
+        from mamushka.engine.gc import settle
+
+        settle(self)
+
+    def at_end(self, id: str) -> Callable[[], Exit | None]:
+        """What a connection does when its workload has ended: take over the end; the answer is the exit."""
+
+        def end() -> Exit | None:
+            from mamushka.engine.workload import load
+
+            self.settle()
+            try:
+                return load(self.state.find(id)).exit
+            except NotFound:
+                return None
+
+        return end
+
+    def alive(self, workload: Workload) -> Workload:
+        """The workload with what only the runtime knows of one that is just being started."""
+        if workload.status != "starting":
+            return workload
+        from mamushka.values import replace
+
+        try:
+            state = self.runtime(workload.runtime).state(workload.id)
+        except NotFound:
+            return replace(workload, status="created")
+        return replace(workload, status="running", pid=state.pid, started=state.created)
+
+    def changes_watch(self) -> Watch:
+        """Tells when workloads or events may have changed."""
+        from mamushka.engine.events import Watch
+
+        self.state.execute("select 1")  # there must be a log to watch
+        return Watch(self.paths.data, self.paths.news)
 
     # workloads
 
     def create(self, settings: Settings) -> str:
         """Make a workload that does not run yet; its id (64 hex digits). The image must be present."""
-        raise NotImplementedError
+        from mamushka.engine.creation import create
+
+        return create(self, settings)
 
     def start(
         self,
@@ -60,11 +186,23 @@ class Engine:
         ``size`` is (rows, columns) of a terminal. The error of a program that cannot be executed is
         engine.CannotExecute (126) or engine.CommandNotFound (127), both Invalid.
         """
-        raise NotImplementedError
+        from mamushka.engine import frames
+        from mamushka.engine.starting import start
+
+        flags = frames.OUTPUT | (frames.INPUT if stdin else 0) if attach else 0
+        connection = start(self, identifier, flags, size)
+        if connection is None and attach:
+            return self.attach(identifier, stdin=stdin)
+        if connection is not None and not attach:
+            connection.close()
+            return None
+        return connection
 
     def attach(self, identifier: str, *, stdin: bool = True, logs: bool = False) -> Attached:
         """Connect to a running workload's streams."""
-        raise NotImplementedError
+        from mamushka.engine.attaching import attach
+
+        return attach(self, identifier, stdin=stdin, logs=logs)
 
     def exec(
         self,
@@ -81,51 +219,86 @@ class Engine:
         detach: bool = False,
     ) -> Attached:
         """A further process in a running workload; its exit is Attached.wait(). Detached it just goes on."""
-        raise NotImplementedError
+        from mamushka.engine.exec import execute
+
+        return execute(
+            self,
+            identifier,
+            command,
+            environment=environment,
+            working_directory=working_directory,
+            user=user,
+            privileged=privileged,
+            terminal=terminal,
+            stdin=stdin,
+            size=size,
+            detach=detach,
+        )
 
     def stop(self, identifier: str, *, timeout: float | None = None, signal: str = "") -> None:
         """Stop signal, then SIGKILL after ``timeout`` seconds (None: the workload's own; negative: never)."""
-        raise NotImplementedError
+        from mamushka.engine.ending import stop
+
+        stop(self, identifier, timeout, signal)
 
     def restart(self, identifier: str, *, timeout: float | None = None) -> None:
         """stop, then start."""
-        raise NotImplementedError
+        self.stop(identifier, timeout=timeout)
+        self.start(identifier)
 
     def kill(self, identifier: str, signal: str = "KILL") -> None:
         """Send a signal (name with or without SIG, or number) to the workload's first process."""
-        raise NotImplementedError
+        from mamushka.engine.ending import kill
+
+        kill(self, identifier, signal)
 
     def pause(self, identifier: str) -> None:
         """Freeze every process of it."""
-        raise NotImplementedError
+        from mamushka.engine.changing import pause
+
+        pause(self, identifier)
 
     def unpause(self, identifier: str) -> None:
         """Let them go on."""
-        raise NotImplementedError
+        from mamushka.engine.changing import unpause
+
+        unpause(self, identifier)
 
     def remove(self, identifier: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove it and its writable top; ``force`` kills first, ``volumes`` takes anonymous ones along."""
-        raise NotImplementedError
+        from mamushka.engine.ending import remove
+
+        remove(self, identifier, force=force, volumes=volumes)
 
     def rename(self, identifier: str, name: str) -> None:
         """Give it another name."""
-        raise NotImplementedError
+        from mamushka.engine.changing import rename
+
+        rename(self, identifier, name)
 
     def update(self, identifier: str, *, limits: Limits | None = None, restart: Restart | None = None) -> None:
         """Change limits (zero fields stay as they are) and restart policy, also while it runs."""
-        raise NotImplementedError
+        from mamushka.engine.changing import update
+
+        update(self, identifier, limits, restart)
 
     def wait(self, identifier: str, *, condition: str = "not-running", timeout: float | None = None) -> Exit:
         """Block until not-running, next-exit or removed; TimeoutError after ``timeout``."""
-        raise NotImplementedError
+        from mamushka.engine.ending import wait
+
+        return wait(self, identifier, condition, timeout)
 
     def inspect(self, identifier: str) -> Workload:
         """Everything known about one workload."""
-        raise NotImplementedError
+        from mamushka.engine.inspection import inspect
+
+        return inspect(self, identifier)
 
     def workloads(self, *, all: bool = False, filters: Mapping[str, Sequence[str]] | None = None) -> list[Workload]:
         """Running workloads, or all, newest first. Filters are Docker's: id name label status ancestor …"""
-        raise NotImplementedError
+        from mamushka.engine.inspection import workloads
+
+        return workloads(self, all, filters or {})
 
     def logs(
         self,
@@ -139,27 +312,41 @@ class Engine:
         stderr: bool = True,
     ) -> Iterator[Line]:
         """Log lines in order; with ``follow`` until the workload ends."""
-        raise NotImplementedError
+        from mamushka.engine.logging import logs
+
+        return logs(self, identifier, follow=follow, since=since, until=until, tail=tail, stdout=stdout, stderr=stderr)
 
     def stats(self, identifier: str) -> Stats:
         """Resource use now."""
-        raise NotImplementedError
+        from mamushka.engine.ending import running
+
+        workload = running(self, identifier)
+        return self.runtime(workload.runtime).stats(workload.id)
 
     def processes(self, identifier: str) -> tuple[int, ...]:
         """Pids inside a running workload, as the host counts them."""
-        raise NotImplementedError
+        from mamushka.engine.ending import running
+
+        workload = running(self, identifier)
+        return self.runtime(workload.runtime).processes(workload.id)
 
     def copy_out(self, identifier: str, path: str) -> Iterator[bytes]:
         """A tar stream of a file or directory inside; works on stopped workloads too."""
-        raise NotImplementedError
+        from mamushka.engine.copy import copy_out
+
+        return copy_out(self, identifier, path)
 
     def copy_in(self, identifier: str, path: str, archive: Iterable[bytes], *, keep_owner: bool = False) -> None:
         """Unpack a tar stream into a directory inside; no member can leave the workload's root."""
-        raise NotImplementedError
+        from mamushka.engine.copy import copy_in
+
+        copy_in(self, identifier, path, archive, keep_owner=keep_owner)
 
     def stat(self, identifier: str, path: str) -> Mapping[str, object]:
         """name, size, mode (st_mode), mtime, link target of a path inside, links of the last part not followed."""
-        raise NotImplementedError
+        from mamushka.engine.copy import stat
+
+        return stat(self, identifier, path)
 
     def list_directory(self, identifier: str, path: str) -> list[Mapping[str, object]]:
         """What ``stat`` says of each entry of a directory inside; Invalid where it is not a directory."""
@@ -171,7 +358,10 @@ class Engine:
 
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""
-        raise NotImplementedError
+        from mamushka.engine.inspection import inspect
+        from mamushka.engine.rootfs import snapshot
+
+        return snapshot(self, inspect(self, identifier)).changes()
 
     # the host
 
@@ -179,20 +369,31 @@ class Engine:
         self, *, since: float = 0.0, until: float = 0.0, filters: Mapping[str, Sequence[str]] | None = None
     ) -> Iterator[Event]:
         """What happened, then what happens; ends at ``until`` where that is given."""
-        raise NotImplementedError
+        from mamushka.engine.events import events
+
+        return events(self, since, until, filters)
 
     def information(self) -> Mapping[str, object]:
         """Counts, roots, runtimes usable here and why each other one is not, kernel, cgroup layout, security."""
-        raise NotImplementedError
+        from mamushka.engine.inspection import information
+
+        return information(self)
 
     def disk_usage(self) -> Mapping[str, object]:
         """Sizes of images, layers, workloads and volumes, and how much each prune would free."""
-        raise NotImplementedError
+        from mamushka.engine.inspection import disk_usage
+
+        return disk_usage(self)
 
     def prune(self, *, filters: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], int]:
         """Remove workloads that have ended: (ids, bytes freed)."""
-        raise NotImplementedError
+        from mamushka.engine.ending import prune
+
+        return prune(self, filters or {})
 
     def reconcile(self) -> None:
         """Repair what killed processes left: states, shims, mounts, networks, cgroups, staging directories."""
-        raise NotImplementedError
+        from mamushka.engine.gc import orphans, sweep
+
+        sweep(self)
+        orphans(self)

@@ -19,7 +19,7 @@ class Paths:
         self.data = os.path.abspath(data_root)
         self.run = os.path.abspath(run_root)
         self.database = f"{self.data}/state.db"
-        self.bell = f"{self.data}/bell"
+        self.news = f"{self.data}/news"
         self.gate = f"{self.data}/gate"
         self.workloads = f"{self.data}/workloads"
         self.shims = f"{self.run}/shims"
@@ -30,10 +30,9 @@ class Paths:
         if os.path.isdir(self.workloads) and os.path.isdir(self.shims):
             return
         try:
-            for path in (self.data, self.run, self.workloads, self.shims, self.containers):
+            for path in (self.data, self.run, self.workloads, self.news, self.shims, self.containers):
                 os.makedirs(path, mode=0o711 if path in (self.data, self.run) else 0o700, exist_ok=True)
-            for path in (self.bell, self.gate):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(self.gate, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except PermissionError as error:
             raise Denied(
                 f"cannot create {error.filename}: {error.strerror}",
@@ -51,7 +50,8 @@ class Paths:
 
 def write_json(path: str, item: Any) -> None:
     """Replace a file by a document in one step: a reader finds the old one or the new one, whole."""
-    staged = f"{path}.{os.getpid()}"
+    directory, _, name = path.rpartition("/")
+    staged = f"{directory}/.{name}.{os.getpid()}"
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, document.dump(item))

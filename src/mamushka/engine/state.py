@@ -6,7 +6,7 @@ Only a power cut can tear the database, and then it is rebuilt: each workload's 
 to be (``workload.json``) and what became of it (``status.json``).
 
 A shim never opens the database. SQLite must not be carried across a fork, and an idle shim should own no memory
-for it; it writes ``status.json``, rings the bell, and whoever looks next takes the news over (gc.settle).
+for it; it writes ``status.json`` and a file of news, and whoever looks next takes the news over (gc.settle).
 
 Rooms of the engine keep their own tables here: ``execute`` with ``transaction``, and ``schema`` at first use.
 """
@@ -98,6 +98,10 @@ class State:
         if self._connection is None:
             self._connection = self._open()
         return self._connection
+
+    def open(self) -> None:
+        """Open it now."""
+        assert self.connection
 
     def close(self) -> None:
         """Let go of the database; the next use opens it again."""

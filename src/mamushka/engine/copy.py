@@ -1,0 +1,65 @@
+"""Files into and out of a workload, running or not: never beyond its root, whatever its processes do meanwhile."""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.engine.inspection import inspect
+from mamushka.engine.rootfs import open_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from mamushka.engine.engine import Engine
+
+
+def copy_out(engine: Engine, identifier: str, path: str) -> Iterator[bytes]:
+    """See Engine.copy_out."""
+    from mamushka.storage import tree
+
+    root = open_root(engine, inspect(engine, identifier))
+    try:
+        tree.stat(root, path)  # what is not there is said before the first byte
+    except BaseException:
+        os.close(root)
+        raise
+    return _pack(root, path)
+
+
+def _pack(root: int, path: str) -> Iterator[bytes]:
+    from mamushka.storage import tree
+
+    try:
+        yield from tree.pack(root, path)
+    finally:
+        os.close(root)
+
+
+def copy_in(engine: Engine, identifier: str, path: str, archive: Iterable[bytes], *, keep_owner: bool) -> None:
+    """See Engine.copy_in."""
+    from mamushka.storage import tree
+
+    root = open_root(engine, inspect(engine, identifier))
+    try:
+        tree.unpack(root, path, archive, owner=None if keep_owner else (0, 0))
+    finally:
+        os.close(root)
+
+
+def stat(engine: Engine, identifier: str, path: str) -> Mapping[str, object]:
+    """See Engine.stat."""
+    from mamushka.storage import tree
+
+    root = open_root(engine, inspect(engine, identifier))
+    try:
+        found = tree.stat(root, path)
+    finally:
+        os.close(root)
+    return {
+        "name": found.name,
+        "size": found.size,
+        "mode": found.mode,
+        "mtime": found.mtime_ns / 1e9,
+        "link": found.link,
+    }

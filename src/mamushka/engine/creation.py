@@ -1,0 +1,143 @@
+"""Making a workload that does not run yet: everything about it is decided here and written down."""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document, trace
+from mamushka.engine import bundle, host, ids, limits, logs, restart, rootfs, runtimes, wiring
+from mamushka.engine.mounts import anonymous
+from mamushka.engine.paths import write_json
+from mamushka.engine.state import Row
+from mamushka.engine.workload import Workload, record
+from mamushka.errors import Conflict, Invalid
+from mamushka.linux import lock
+from mamushka.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.images import ImageSummary
+    from mamushka.engine.settings import Settings
+
+# Names are drawn at random; that so many in a row are taken does not happen by chance.
+_ATTEMPTS = 10
+
+
+def create(engine: Engine, settings: Settings) -> str:
+    """See Engine.create."""
+    _check(settings)
+    engine.state.open()  # a database that must be rebuilt is rebuilt before there is a directory without a row
+    image = (
+        host.image() if settings.image == host.NAME else engine.images.get(settings.image, platform=settings.platform)
+    )
+    workload = _design(engine, settings, image)
+    gate = os.open(engine.paths.gate, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        lock.take(gate, shared=True, wait=True)  # keeps gc.orphans away until the row stands for the directory
+        workload = _volumes(engine, workload)
+        try:
+            _make_directory(engine, workload)
+            _insert(engine, workload)
+        except BaseException:
+            engine.snapshots.remove(workload.id)
+            raise
+    finally:
+        os.close(gate)
+    trace.event("workload.create", id=workload.id, name=workload.name, image=workload.image_name)
+    return workload.id
+
+
+def _check(settings: Settings) -> None:
+    """What can be refused before anything is made."""
+    limits.check(settings.limits)
+    restart.check(settings.restart)
+    logs.options(settings.log_driver, settings.log_options)
+    wiring.mode(settings)
+    if settings.remove and settings.restart.policy != "no":
+        raise Invalid("conflicting options: --restart and --rm")
+    if settings.init:
+        from mamushka.engine.init import find
+
+        find()
+    if settings.name:
+        ids.check_name(settings.name)
+
+
+def _design(engine: Engine, settings: Settings, image: ImageSummary) -> Workload:
+    from time import time
+
+    config: Any = image.config.get("config") or {}
+    plan = bundle.blueprint(settings, config)
+    runtime, reason = runtimes.choose(settings.runtime)
+    id = ids.new_id()
+    directory = engine.paths.workload(id)
+    host_named = wiring.mode(settings) == "host" or settings.namespaces.uts == "host"
+    return Workload(
+        id=id,
+        name=ids.check_name(settings.name) if settings.name else ids.random_name(),
+        settings=replace(settings, labels=plan.labels),
+        image_id=image.id,
+        image_name=settings.image,
+        command=plan.command,
+        environment=plan.environment,
+        status="created",
+        created=time(),
+        runtime=runtime,
+        runtime_reason=reason,
+        log_path=f"{directory}/{id}-json.log" if settings.log_driver != "none" else "",
+        hostname=settings.hostname or (os.uname().nodename if host_named else id[:12]),
+        directory=directory,
+        image_volumes=plan.volumes,
+        exposed=tuple(sorted({*plan.exposed, *settings.expose})),
+        user=plan.user,
+        working_directory=plan.working_directory,
+        stop_signal=plan.stop_signal,
+        layers=image.layers,
+    )
+
+
+def _volumes(engine: Engine, workload: Workload) -> Workload:
+    """Make the volumes it names, and those that the image declares."""
+    settings = workload.settings
+    found = [
+        (item.destination, engine.volumes.create(item.source, labels=item.labels).name)
+        for item in settings.mounts
+        if item.kind == "volume"
+    ]
+    found += [(path, engine.volumes.create().name) for path in anonymous(settings, workload.image_volumes)]
+    return replace(workload, volumes=tuple(found)) if found else workload
+
+
+def _make_directory(engine: Engine, workload: Workload) -> None:
+    engine.snapshots.create(workload.id, rootfs.lowers(engine, workload.image_id, workload.layers))
+    os.close(os.open(f"{workload.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    write_json(f"{workload.directory}/workload.json", record(workload))
+
+
+def _insert(engine: Engine, workload: Workload) -> None:
+    from mamushka.engine.gc import sweep
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            _insert_row(engine, workload)
+            return
+        except Conflict:
+            if workload.settings.name:
+                # The name may belong to one that has ended and was to be removed: look, and try once more.
+                if attempt or not sweep(engine, [engine.state.find(workload.name)]):
+                    raise
+            else:
+                workload = replace(workload, name=ids.random_name(attempt + 1))
+                write_json(f"{workload.directory}/workload.json", record(workload))
+    raise Conflict(f"{_ATTEMPTS} random names are taken", hint="give the workload a name with --name")
+
+
+def _insert_row(engine: Engine, workload: Workload) -> None:
+    raw = document.dump(record(workload)).decode()
+    with engine.state.transaction() as state:
+        state.insert(Row(workload.id, workload.name, "created", workload.created, raw, "{}"))
+        attributes = {"name": workload.name, "image": workload.image_name}
+        state.add_event(workload.created, "workload", "create", workload.id, attributes)

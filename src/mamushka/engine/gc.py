@@ -1,0 +1,195 @@
+"""Taking over what shims tell, and repairing what killed processes left. Any process may do it, at any time.
+
+``settle`` reads the news that shims wrote: cheap, and nearly always there is none. ``sweep`` asks for each workload
+that should be alive whether its shim holds the lock. ``orphans`` removes directories that no row stands for.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document, trace
+from mamushka.engine.paths import read_json
+from mamushka.engine.removal import forget, release, remove, remove_socket
+from mamushka.engine.workload import ACTIVE, load
+from mamushka.errors import NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.state import Row, State
+    from mamushka.engine.workload import Workload
+
+# Docker's containerd reports this for a process whose end nobody saw.
+UNKNOWN = {"code": 255}
+
+
+def settle(engine: Engine) -> None:
+    """Take over the news."""
+    names = sorted(name for name in os.listdir(engine.paths.news) if not name.startswith("."))
+    for name in names:
+        path = f"{engine.paths.news}/{name}"
+        news = read_json(path)
+        if news is not None:  # else another process was faster
+            id, _, number = name.partition(".")
+            _take_over(engine, id, number, news)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+
+def _take_over(engine: Engine, id: str, number: str, news: dict[str, Any]) -> None:
+    gone: Workload | None = None
+    with engine.state.transaction() as state:
+        try:
+            row = state.find(id)
+        except NotFound:
+            return  # taken over and removed before
+        known = document.parse(row.news.encode(), "news")
+        if known.get("number", "") >= number:
+            return
+        for time, action, attributes in news.pop("events"):
+            state.add_event(time, "workload", action, id, attributes)
+        if news["removed"]:
+            gone = load(row)
+        status = "removing" if news["removed"] else news["status"]
+        _change(state, id, status, {**known, **news, "number": number})
+    ended = news["status"] == "exited"
+    if ended:
+        release(engine, gone or load(row), volumes=gone is not None)
+    if gone is not None:
+        forget(engine, gone, news["finished"])
+
+
+def _change(state: State, id: str, status: str, news: dict[str, Any]) -> None:
+    state.change(id, status=status, news=document.dump(news).decode())
+
+
+def held(engine: Engine, id: str) -> bool:
+    """Whether a process holds the workload's lock: its shim, or who is starting or removing it."""
+    from mamushka.linux import lock
+
+    try:
+        fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return lock.held(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(engine: Engine, rows: list[Row] | None = None) -> bool:
+    """Repair the workloads that should have a shim and have none; whether there was one."""
+    settle(engine)
+    repaired = False
+    for row in rows if rows is not None else engine.state.rows(*ACTIVE, "removing"):
+        if not held(engine, row.id):
+            repaired |= _repair(engine, row.id)
+    return repaired
+
+
+def _repair(engine: Engine, id: str) -> bool:
+    """With the lock in hand look again, then finish what was begun."""
+    from mamushka.linux import lock
+
+    fd = -1
+    try:
+        fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass  # its directory is gone: only the row is left, and whatever others hold
+    try:
+        if fd >= 0 and not lock.take(fd):
+            return False
+        settle(engine)
+        try:
+            row = engine.state.find(id)
+        except NotFound:
+            return False
+        return _finish(engine, row)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _finish(engine: Engine, row: Row) -> bool:
+    if row.status not in ACTIVE and row.status != "removing":
+        return False
+    workload = load(row)
+    if row.status in ("running", "paused") and _lives(engine, workload):
+        return False
+    trace.event("workload.repair", id=row.id, status=row.status)
+    if row.status == "removing" or workload.settings.remove or not os.path.isdir(engine.paths.workload(row.id)):
+        remove(engine, row, volumes=False)
+        return True
+    engine.runtime(workload.runtime).delete(row.id, force=True)
+    release(engine, workload, volumes=False)
+    remove_socket(engine, row.id)
+    _record_loss(engine, row)
+    return True
+
+
+def _lives(engine: Engine, workload: Workload) -> bool:
+    """Whether the workload runs on although its shim was killed."""
+    try:
+        return engine.runtime(workload.runtime).state(workload.id).status in ("running", "paused")
+    except NotFound:
+        return False
+
+
+def _record_loss(engine: Engine, row: Row) -> None:
+    from time import time
+
+    news = document.parse(row.news.encode(), "news")
+    if row.status == "starting":
+        status = "exited" if news.get("started") else "created"
+    else:
+        status = "exited"
+        news |= {"exit": UNKNOWN, "finished": time(), "pid": 0}
+        news["error"] = "its shim was killed or the host restarted: how it ended is not known"
+    with engine.state.transaction() as state:
+        _change(state, row.id, status, news)
+        if status == "exited":
+            state.add_event(time(), "workload", "die", row.id, {"name": row.name, "exitCode": "255"})
+
+
+def orphans(engine: Engine) -> None:
+    """Remove what belongs to workloads that were never finished being created, or whose end was cut short."""
+    from mamushka.linux import lock
+
+    known = {row.id for row in engine.state.rows()}
+    if set(os.listdir(engine.paths.workloads)) <= known:
+        return
+    gate = os.open(engine.paths.gate, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        lock.take(gate, wait=True)  # nobody is creating one now
+        known = {row.id for row in engine.state.rows()}
+        for id in set(engine.snapshots.ids()) - known:
+            engine.runtime("container").delete(id, force=True)
+            remove_socket(engine, id)
+        engine.snapshots.clean(known)
+    finally:
+        os.close(gate)
+
+
+def rebuild(engine: Engine, state: State) -> None:
+    """Fill an empty database from the workloads' directories."""
+    from mamushka.engine.state import Row
+
+    for id in engine.snapshots.ids():
+        directory = engine.paths.workload(id)
+        record = read_json(f"{directory}/workload.json")
+        if record is None:
+            continue
+        news = read_json(f"{directory}/status.json") or {}
+        news.pop("events", None)
+        alive = held(engine, id)
+        status = "running" if alive else news.get("status", "created")
+        if alive:
+            running = engine.runtime(record.get("runtime", "container")).state(id)
+            news |= {"pid": running.pid, "started": running.created}
+        raw, told = document.dump(record).decode(), document.dump(news).decode()
+        state.insert(Row(id, record["name"], status, record["created"], raw, told))

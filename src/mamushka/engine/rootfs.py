@@ -1,0 +1,44 @@
+"""The root of a workload: its image's layers below one writable top, mounted without the host's mount table.
+
+A workload's directory is its snapshot: ``upper`` and ``work`` are the writable top, beside them lie its own files.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.engine import host
+from mamushka.errors import NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
+    from mamushka.storage.snapshot import Snapshot
+
+
+def lowers(engine: Engine, image_id: str, layers: Sequence[str]) -> tuple[str, ...]:
+    """The directories of an image's layers, uppermost first."""
+    if image_id == host.ID:
+        return (host.skeleton(f"{engine.paths.data}/host"),)
+    return tuple(engine.layers.path(diff_id) for diff_id in reversed(layers))
+
+
+def snapshot(engine: Engine, workload: Workload) -> Snapshot:
+    """The workload's writable top above its image."""
+    return engine.snapshots.get(workload.id, lowers(engine, workload.image_id, workload.layers))
+
+
+def open_root(engine: Engine, workload: Workload) -> int:
+    """The root as the workload sees it where it runs, else its layers mounted for the occasion; yours to close."""
+    from mamushka.engine.workload import ACTIVE
+
+    if workload.status in ACTIVE:
+        try:
+            pid = engine.runtime(workload.runtime).state(workload.id).pid
+            return os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (NotFound, FileNotFoundError):
+            pass  # it has just ended
+    return snapshot(engine, workload).mount()

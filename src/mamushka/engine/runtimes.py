@@ -1,0 +1,54 @@
+"""The walls by name, and which one a workload gets.
+
+A wall is never weaker than what was asked for: the names are an order of preference, and where none of them works
+here the answer is no, with the reason of each.
+"""
+
+from __future__ import annotations
+
+from mamushka.errors import Invalid, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mamushka.runtime import Runtime
+
+NAMES = ("container", "vm", "emulated", "confidential")
+
+_MISSING = {
+    "vm": "virtual machines are not part of this version",
+    "emulated": "emulated machines are not part of this version",
+    "confidential": "confidential machines are not part of this version",
+}
+
+
+def obstacle(name: str) -> str:
+    """Why a wall cannot be had here; empty when it can."""
+    if name not in NAMES:
+        raise Invalid(f"unknown runtime {name!r}", hint=f"one of {', '.join(NAMES)}")
+    return _MISSING.get(name, "")
+
+
+def choose(names: Sequence[str]) -> tuple[str, str]:
+    """The first wall that can be had, and why it is this one. Unsupported with each reason when there is none."""
+    obstacles: list[str] = []
+    for name in names:
+        reason = obstacle(name)
+        if not reason:
+            return name, "; ".join([*obstacles, f"{name} is the first of the asked for that works here"])
+        obstacles.append(f"{name}: {reason}")
+    raise Unsupported(
+        f"no runtime of {', '.join(names) or 'none'} can be had: {'; '.join(obstacles)}",
+        hint="`mamushka info` lists the runtimes that work here; a weaker wall must be asked for by name",
+    )
+
+
+def open_runtime(name: str, root: str) -> Runtime:
+    """The wall itself, with its state under ``root``."""
+    reason = obstacle(name)
+    if reason:
+        raise Unsupported(f"runtime {name}: {reason}")
+    from mamushka.container.runtime import ContainerRuntime
+
+    return ContainerRuntime(root)

@@ -1,0 +1,270 @@
+"""Starting a workload: root, networks and bundle are made ready here; the shim that runs it is forked last.
+
+Whoever starts holds the workload's lock from the beginning and passes it on to the shim by the fork. So at each
+instant somebody holds it who will finish, or it is free and the next command repairs (gc.sweep).
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document, trace
+from mamushka.engine import bundle, frames, gc, host, logs, rootfs, shim, wiring
+from mamushka.engine.attach import Connection
+from mamushka.engine.launch import Launch, mount
+from mamushka.engine.mounts import Sources
+from mamushka.engine.pump import Client, Pump
+from mamushka.engine.records import encode
+from mamushka.engine.removal import release, remove_socket
+from mamushka.engine.workload import ACTIVE, after, load
+from mamushka.errors import Conflict, Unavailable
+from mamushka.linux import lock
+from mamushka.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.wiring import Place
+    from mamushka.engine.workload import Workload
+    from mamushka.spec.runtime import Config
+
+
+def start(engine: Engine, identifier: str, flags: int, size: tuple[int, int] | None) -> Connection | None:
+    """Start it; None when it runs already. The connection has the flags (frames.OUTPUT, frames.INPUT)."""
+    id = engine.state.find(identifier).id
+    holder = _lock(engine, id)
+    if holder < 0:
+        return None
+    try:
+        workload = load(engine.state.find(id))
+        if workload.status in ACTIVE:
+            gc._finish(engine, engine.state.find(id))
+            workload = load(engine.state.find(id))
+            if workload.status in ACTIVE:
+                raise Conflict(
+                    f"container {workload.name} runs without its shim, which was killed",
+                    hint=f"mamushka stop {workload.name}, then start it again",
+                )
+        engine.state.change(id, status=after(workload.status, "start", workload.name))
+        return _start(engine, workload, holder, flags, size)
+    finally:
+        os.close(holder)
+
+
+def _lock(engine: Engine, id: str) -> int:
+    """The workload's lock, or -1 when a shim has it, thus when it runs."""
+    fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
+    if lock.take(fd):
+        return fd
+    gc.settle(engine)
+    if engine.state.find(id).status in ACTIVE:
+        os.close(fd)
+        return -1
+    lock.take(fd, wait=True)  # its shim has told its end and is about to let go
+    return fd
+
+
+def _start(
+    engine: Engine, workload: Workload, holder: int, flags: int, size: tuple[int, int] | None
+) -> Connection | None:
+    open_fds: list[int] = []
+    try:
+        connection, place = _launch(engine, workload, holder, flags, size, open_fds)
+    except BaseException as error:
+        _fail(engine, workload, error)
+        raise
+    finally:
+        for fd in open_fds:
+            os.close(fd)
+    _record(engine, workload, place, connection.pid)
+    return connection
+
+
+def _launch(
+    engine: Engine, workload: Workload, holder: int, flags: int, size: tuple[int, int] | None, open_fds: list[int]
+) -> tuple[Connection, Place]:
+    launch = _layers(engine, workload)
+    root = mount(launch)
+    open_fds.append(root)
+    place = wiring.join(engine, workload)
+    if place.namespace >= 0:
+        open_fds.append(place.namespace)
+    trace.event("workload.prepare", id=workload.id, layers=len(launch.lowers))
+    config = _config(engine, workload, root, place, size)
+    post = _post(engine, workload, launch, holder, place)
+    listener = _listen(engine, workload.id)
+    ours, theirs = _pair()
+    open_fds += [listener, theirs]
+
+    def serve() -> None:
+        _serve(engine, post, config, root, listener, theirs, flags)
+
+    keep = [fd for fd in (holder, root, listener, theirs, place.namespace) if fd >= 0]
+    shim.fork(serve, tuple(keep))
+    os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
+    connection = Connection(workload.id, ours, at_end=engine.at_end(workload.id))
+    try:
+        connection.greet()
+    except BaseException:
+        connection.close()
+        raise
+    return connection, place
+
+
+def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener: int, theirs: int, flags: int) -> None:
+    """The shim's whole life; a process of its own."""
+    if trace.listening():
+        trace.subscribe(lambda name, fields: _forward(theirs, name, fields))
+    pump = Pump(listener=listener, log=shim.open_log(post))
+    pump.clients.append(Client(theirs, flags))
+    served = shim.Shim(post, config, engine.runtime(post.launch.runtime), pump)
+    try:
+        served.start(root)
+    except BaseException as error:
+        served.abandon(error)
+        return
+    served.serve()
+
+
+def _forward(fd: int, name: str, fields: dict[str, object]) -> None:
+    """Events of the start reach whoever asked for it; once it is gone nobody wants them."""
+    try:
+        os.write(fd, frames.traced(name, fields))
+    except OSError:
+        pass
+
+
+def _layers(engine: Engine, workload: Workload) -> Launch:
+    settings = workload.settings
+    top = rootfs.snapshot(engine, workload)
+    return Launch(
+        id=workload.id,
+        runtime=workload.runtime,
+        containers=engine.paths.containers,
+        bundle=workload.directory,
+        lowers=top.lowers,
+        upper=top.upper,
+        work=top.work,
+        volatile=settings.remove,
+        terminal=settings.terminal,
+        stdin=settings.stdin,
+    )
+
+
+def _config(
+    engine: Engine,
+    workload: Workload,
+    root: int,
+    place: Place,
+    size: tuple[int, int] | None,
+) -> Config:
+    joined, shm = wiring.joined(engine, workload.settings)
+    volumes = _volumes(engine, workload, root)
+    programs = tuple(host.mounts()) if workload.image_id == host.ID else ()
+    sources = Sources(files=place.files, volumes=volumes, joined=joined, shm=shm, further=programs)
+    config = bundle.build(workload, root, sources, place.path)
+    if workload.settings.init:
+        from mamushka.engine.init import below
+
+        config = below(config)
+    if size and config.process is not None:
+        from mamushka.spec.runtime import Box
+
+        config = replace(config, process=replace(config.process, console_size=Box(*size)))
+    return config
+
+
+def _volumes(engine: Engine, workload: Workload, root: int) -> dict[str, str]:
+    """The volumes' directories by destination; a fresh volume gets what the image has there."""
+    from mamushka.linux.fd import open_in_root
+
+    copied = {item.destination: item.copy_up for item in workload.settings.mounts}
+    found = {}
+    for destination, name in workload.volumes:
+        source = -1
+        if copied.get(destination, True):
+            try:
+                source = open_in_root(root, os.fsencode(destination), os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                pass  # the image has nothing there
+        try:
+            engine.volumes.populate(name, source)
+        finally:
+            if source >= 0:
+                os.close(source)
+        found[destination] = engine.volumes.get(name).path
+    return found
+
+
+def _post(engine: Engine, workload: Workload, launch: Launch, holder: int, place: Place) -> shim.Post:
+    settings = workload.settings
+    return shim.Post(
+        launch=launch,
+        directory=workload.directory,
+        news=engine.paths.news,
+        socket=engine.paths.socket(workload.id),
+        log_path=workload.log_path,
+        log=logs.options(settings.log_driver, settings.log_options),
+        remove=settings.remove,
+        memory_limited=settings.limits.memory > 0,
+        attributes={"name": workload.name, "image": workload.image_name},
+        lock=holder,
+        network=place.namespace,
+        restart=settings.restart,
+    )
+
+
+def _listen(engine: Engine, id: str) -> int:
+    import _socket
+
+    # A socket's name holds 108 bytes and an id alone has 64: the directory is named by its descriptor.
+    directory = os.open(engine.paths.shims, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        remove_socket(engine, id)  # a killed shim's; we hold the lock
+        socket.bind(f"/proc/self/fd/{directory}/{id}")
+        socket.listen(16)
+        return socket.detach()
+    finally:
+        socket.close()
+        os.close(directory)
+
+
+def _pair() -> tuple[int, int]:
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return ours.detach(), theirs.detach()
+
+
+def _record(engine: Engine, workload: Workload, place: Place, pid: int) -> None:
+    from time import time
+
+    now = time()
+    news = {
+        "pid": pid,
+        "started": now,
+        "connections": encode(place.connections),
+        "published": encode(place.published),
+        "number": "",
+    }
+    with engine.state.transaction() as state:
+        # A short program may have ended and been settled by another process meanwhile: then its end stands.
+        told = document.dump(news).decode()
+        state.execute(
+            "update workloads set status='running', news=? where id=? and status='starting'", (told, workload.id)
+        )
+        attributes = {"name": workload.name, "image": workload.image_name}
+        state.add_event(now, "workload", "start", workload.id, attributes)
+
+
+def _fail(engine: Engine, workload: Workload, error: BaseException) -> None:
+    """The start failed: give everything back and keep the reason."""
+    engine.runtime(workload.runtime).delete(workload.id, force=True)
+    release(engine, workload, volumes=False)
+    remove_socket(engine, workload.id)
+    if isinstance(error, Unavailable):
+        trace.event("workload.shim_lost", id=workload.id)
+    status = shim.failure_exit(error)
+    news = document.dump({"error": str(error), "exit": encode(status)}).decode()
+    engine.state.change(workload.id, status="created", news=news)

@@ -1,0 +1,101 @@
+"""Names of users and groups, looked up in the root that the workload will have.
+
+The files are a stranger's: they are opened without following a link out of the root, and bounded.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.errors import Invalid
+from mamushka.linux.fd import open_in_root
+from mamushka.spec.runtime import User
+from mamushka.values import value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# A directory service's export may be large; a megabyte holds some 20,000 entries, and a start must not read more.
+FILE_MAX = 1 << 20
+ID_MAX = (1 << 32) - 2
+
+
+@value
+class Account:
+    """Who the process is and where it is at home."""
+
+    user: User
+    home: str
+
+
+def find(root: int, name: str, groups: Sequence[str] = ()) -> Account:
+    """``user``, ``uid``, ``user:group``, … as Docker reads them, with further groups. Invalid for unknown names."""
+    who, colon, group = name.partition(":")
+    who = who or "0"
+    account = _account(root, who)
+    number = _number(who)
+    if account is None and number is None:
+        raise Invalid(
+            f"unable to find user {who}: no matching entries in passwd file",
+            hint="name a user of the image, or a numeric id",
+        )
+    login, uid, gid, home = account or ("", number or 0, 0, "/")
+    lines = list(_lines(root, b"etc/group", 4)) if group or groups or account else []
+    if colon and group:
+        gid = _group(lines, group)
+    member = () if group else (_id(line[2]) for line in lines if login and login in line[3].split(","))
+    further = {*member, *(_group(lines, item) for item in groups)} - {gid}
+    return Account(User(uid=uid, gid=gid, additional_gids=tuple(sorted(further))), home or "/")
+
+
+def _account(root: int, who: str) -> tuple[str, int, int, str] | None:
+    """The entry of a name, or of a number: a name of digits goes before the number."""
+    entries = list(_lines(root, b"etc/passwd", 7))
+    for column in (0, 2):
+        for entry in entries:
+            if entry[column] == who:
+                return entry[0], _id(entry[2]), _id(entry[3]), entry[5]
+    return None
+
+
+def _group(lines: list[list[str]], name: str) -> int:
+    for column in (0, 2):
+        for line in lines:
+            if line[column] == name:
+                return _id(line[2])
+    number = _number(name)
+    if number is None:
+        raise Invalid(
+            f"unable to find group {name}: no matching entries in group file",
+            hint="name a group of the image, or a numeric id",
+        )
+    return number
+
+
+def _number(text: str) -> int | None:
+    return _id(text) if text.isascii() and text.isdecimal() else None
+
+
+def _id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= ID_MAX):
+        raise Invalid(f"{text!r} is no user or group id", hint=f"ids are numbers from 0 to {ID_MAX}")
+    return int(text)
+
+
+def _lines(root: int, path: bytes, fields: int) -> Iterator[list[str]]:
+    """The well-formed lines of a file like /etc/passwd, split; none when the file is not there."""
+    try:
+        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)  # a fifo must not hold up the start
+    except OSError:
+        return
+    try:
+        raw = os.read(fd, FILE_MAX)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+    for line in raw.decode("utf-8", "surrogateescape").split("\n"):
+        parts = line.split(":")
+        if len(parts) >= fields and parts[0] and parts[2].isdecimal():
+            yield parts
