@@ -1,0 +1,186 @@
+"""Verbs about the whole: version, info, events, system df, system prune."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mamushka.interfaces.cli.confirm import confirmed, reclaimed
+from mamushka.interfaces.cli.options import Command, flag, many, one
+from mamushka.interfaces.cli.output import out, printable
+from mamushka.interfaces.cli.table import FILTER, FORMAT, filters, show
+from mamushka.interfaces.docker import units
+from mamushka.interfaces.docker.template import Template
+from mamushka.interfaces.docker.template_functions import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from mamushka.interfaces.cli.options import Arguments
+    from mamushka.interfaces.cli.session import Session
+
+_DF = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}
+_TITLES = {"images": "Images", "workloads": "Containers", "volumes": "Local Volumes"}
+
+
+def version_line() -> str:
+    """``mamushka --version``."""
+    return f"mamushka version {_version()}"
+
+
+def _version() -> str:
+    import mamushka
+
+    found = getattr(mamushka, "__version__", "")
+    if found:
+        return str(found)
+    from importlib import metadata
+
+    return metadata.version("mamushka")
+
+
+def version(arguments: Arguments, session: Session) -> int:
+    """``version``: what this program is and stands on."""
+    host = os.uname()
+    facts = {
+        "Version": _version(),
+        "Python": sys.version.split()[0],
+        "OS/Arch": f"{sys.platform}/{host.machine}",
+        "Kernel": host.release,
+    }
+    # Docker's clients ask for these two halves; here one process is both.
+    document = {"Client": facts, "Server": facts}
+    if arguments.format == "json":
+        out(to_json(document))
+    elif arguments.format:
+        out(Template(arguments.format).render(document))
+    else:
+        out("Mamushka")
+        for name, fact in facts.items():
+            out(f" {name + ':':<12}{fact}")
+    return 0
+
+
+def info(arguments: Arguments, session: Session) -> int:
+    """``info``."""
+    facts = session.engine.information()
+    if arguments.format == "json":
+        out(to_json(facts))
+    elif arguments.format:
+        out(Template(arguments.format).render(facts))
+    else:
+        for line in _outline(facts):
+            out(printable(line))
+    return 0
+
+
+def _outline(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested facts as indented lines."""
+    for name, fact in facts.items():
+        title = name.replace("_", " ")
+        if hasattr(fact, "keys"):
+            yield f"{indent}{title}:"
+            yield from _outline(fact, indent + " ")
+        elif isinstance(fact, list | tuple):
+            yield f"{indent}{title}: {', '.join(str(item) for item in fact)}"
+        else:
+            yield f"{indent}{title}: {str(fact).lower() if isinstance(fact, bool) else fact}"
+
+
+def events(arguments: Arguments, session: Session) -> int:
+    """``events``: until interrupted, or until the given moment."""
+    from mamushka.interfaces.docker import event as dialect
+
+    template = Template(arguments.format) if arguments.format not in ("", "json") else None
+    stream = session.engine.events(
+        since=units.moment(arguments.since), until=units.moment(arguments.until), filters=_event_filters(arguments)
+    )
+    for event in stream:
+        if template:
+            out(template.render(dialect.message(event)))
+        elif arguments.format:
+            out(to_json(dialect.message(event)))
+        else:
+            out(printable(dialect.line(event)))
+        sys.stdout.flush()
+    return 0
+
+
+def _event_filters(arguments: Arguments) -> dict[str, tuple[str, ...]]:
+    """Docker's word for a workload is container."""
+    wanted = filters(arguments.filter)
+    if "type" in wanted:
+        wanted["type"] = tuple({"container": "workload"}.get(kind, kind) for kind in wanted["type"])
+    return wanted
+
+
+def disk(arguments: Arguments, session: Session) -> int:
+    """``system df``."""
+    usage: Mapping[str, Any] = session.engine.disk_usage()
+    rows = [_usage_row(title, usage.get(kind) or {}) for kind, title in _TITLES.items()]
+    show(rows, _DF, arguments.format)
+    return 0
+
+
+def _usage_row(title: str, usage: Mapping[str, Any]) -> dict[str, str]:
+    size, free = int(usage.get("size", 0)), int(usage.get("reclaimable", 0))
+    share = f" ({100 * free // size}%)" if size else ""
+    return {
+        "Type": title,
+        "TotalCount": str(usage.get("count", 0)),
+        "Active": str(usage.get("active", 0)),
+        "Size": units.human_size(size),
+        "Reclaimable": units.human_size(free) + share,
+    }
+
+
+def prune(arguments: Arguments, session: Session) -> int:
+    """``system prune``: workloads first, for they hold on to the rest."""
+    what = ["all workloads that have ended", "all networks that nobody is in"]
+    what.append("all images that no workload uses" if arguments.all else "all images without a name")
+    what += ["all anonymous volumes that no workload uses"] if arguments.volumes else []
+    if not confirmed(arguments, "This will remove " + ", ".join(what) + "."):
+        return 1
+    engine, wanted = session.engine, filters(arguments.filter)
+    workloads, freed = engine.prune(filters=wanted)
+    reclaimed("Deleted Containers:", workloads)
+    reclaimed("Deleted Networks:", engine.networks.prune(filters=wanted))
+    if arguments.volumes:
+        volumes, size = engine.volumes.prune(filters=wanted)
+        reclaimed("Deleted Volumes:", volumes)
+        freed += size
+    images, size = engine.images.prune(all=arguments.all, filters=wanted)
+    reclaimed("Deleted Images:", [f"{action}: {name}" for action, name in images], freed + size)
+    return 0
+
+
+_FORMAT = one("-f, --format", "json, or a Go template", "format", complete="json")
+COMMANDS = {
+    "version": Command(version, "", (_FORMAT,), maximum=0),
+    "info": Command(info, "", (_FORMAT,), maximum=0),
+    "events": Command(
+        events,
+        "",
+        (
+            FILTER,
+            one("--format", "json, or a Go template", "format", complete="json"),
+            one("--since", "Start with what happened then: 2026-11-22T20:00:00Z, or 10m ago", "moment"),
+            one("--until", "End there", "moment"),
+        ),
+        maximum=0,
+    ),
+    "system df": Command(disk, "", (FORMAT,), maximum=0),
+    "system prune": Command(
+        prune,
+        "",
+        (
+            flag("-a, --all", "Also images with a name"),
+            flag("-f, --force", "Do not ask"),
+            flag("--volumes", "Also anonymous volumes"),
+            many("--filter", "Only what fits: key=value", "filter"),
+        ),
+        maximum=0,
+    ),
+}
