@@ -74,6 +74,11 @@ class Registry:
         self._authorizer = Authorizer(transport, credentials)
         self._base = host if "://" in host else ""
 
+    def greet(self) -> None:
+        """Ask whether the registry is one, and takes the credentials. Denied where it does not."""
+        with self.exchange("GET", "", f"cannot log in to {self.host}", ""):
+            pass
+
     # manifests and tags
 
     def manifest(self, repository: str, selector: str) -> tuple[Descriptor, bytes]:
@@ -188,7 +193,9 @@ class Registry:
         repeated; the caller must do that.
         """
         actions = "pull,push" if push else "pull"
-        scopes: tuple[str, ...] = (f"repository:{repository}:{'delete' if delete else actions}",)
+        scopes: tuple[str, ...] = ()
+        if repository:
+            scopes = (f"repository:{repository}:{'delete' if delete else actions}",)
         if mount_from:
             scopes = (*scopes, f"repository:{mount_from}:pull")
         repeatable = body is None or isinstance(body, bytes)

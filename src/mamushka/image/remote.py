@@ -34,6 +34,10 @@ class Remotes:
         """The registry itself, for pushing and logging in."""
         return Registry(host, self._transport, lambda: self._credentials(host), self._patience)
 
+    def login(self, host: str, credentials: auth.Credentials) -> None:
+        """Try credentials before they are kept. Denied where the registry refuses them."""
+        Registry(host, self._transport, lambda: credentials, self._patience).greet()
+
     def source(self, reference: Reference) -> Source:
         """Where to pull a reference from."""
         mirrors = self._configuration.mirrors.get(reference.registry, ())

@@ -8,7 +8,7 @@ from mamushka.errors import Invalid
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-_MULTIPLIERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_POWERS = {"": 0, "b": 0} | {unit + end: power for power, unit in enumerate("kmgtp", 1) for end in ("", "b", "ib")}
 # More than any machine's memory or disk; beyond it the kernel's signed 64-bit counters overflow.
 SIZE_MAX = (1 << 63) - 1
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -19,15 +19,9 @@ _DURATION_MAX = SIZE_MAX / 1e9
 def size(text: str) -> int:
     """Bytes from "512", "64k", "1.5g", "20MB", "1 GiB"; every unit is a power of 1024, as for docker run."""
     low = text.strip().lower()
-    number = low.rstrip("kmgtpib ")
-    unit = low[len(number) :].strip()
-    for suffix in ("ib", "b"):
-        if (unit.endswith(suffix) and unit != suffix) or unit == "b":
-            unit = unit.removesuffix(suffix)
-            break
+    number = low.rstrip("kmgtpib")
     try:
-        power = _MULTIPLIERS[unit]
-        result = int(_decimal(number) * 1024**power)
+        result = int(_decimal(number.strip()) * 1024 ** _POWERS[low[len(number) :]])
     except (KeyError, ValueError, OverflowError) as error:
         raise Invalid("not a size", hint="write bytes, or a number with k, m, g or t: 512m, 1.5g") from error
     if result > SIZE_MAX:
