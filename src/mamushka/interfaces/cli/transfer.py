@@ -35,9 +35,9 @@ def push(arguments: Arguments, session: Session) -> int:
 
 
 def _whole(name: str) -> str:
-    from mamushka.spec import reference
+    from mamushka.spec.reference import parse
 
-    return name if name == "host" else str(reference.parse(name))
+    return name if name == "host" else str(parse(name))
 
 
 _QUIET = flag("-q, --quiet", "Print the name only")
