@@ -219,3 +219,26 @@ def test_a_file_that_vanishes_is_left_out(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     assert list(Packer().add(b"gone", fd, b"gone")) == []
     os.close(fd)
+
+
+def test_entries_are_what_a_directory_holds(root: int) -> None:
+    assert {entry.name for entry in tree.entries(root, "/etc")} == {"sub", "file", "abs"}
+    assert {entry.name: entry.link for entry in tree.entries(root, "etc")}["abs"] == "/etc/file"
+    with pytest.raises(Invalid):
+        tree.entries(root, "/etc/file")
+    with pytest.raises(NotFound):
+        tree.entries(root, "/out")
+
+
+def test_remove_takes_one_name_and_never_follows_it(root: int, tmp_path: Path) -> None:
+    tree.remove(root, "/out")
+    tree.remove(root, "/etc/abs")
+    assert (tmp_path / "secret").exists() and tree.stat(root, "/etc/file").size == 7
+    with pytest.raises(Conflict, match="not empty"):
+        tree.remove(root, "/etc")
+    tree.remove(root, "/etc", recursive=True)
+    for recursive in (False, True):
+        with pytest.raises(NotFound):
+            tree.remove(root, "/etc", recursive=recursive)
+        with pytest.raises(Invalid):
+            tree.remove(root, "/..", recursive=recursive)

@@ -7,15 +7,17 @@ reaches is that the copy lands, or comes from, elsewhere in its own root.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 
-from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.errors import Conflict, GuestFault, Invalid, NotFound
 from mamushka.linux.fd import open_in_root
 from mamushka.spec.tar import DIRECTORY, LINK, REGULAR, SYMLINK, Member, Reader
 from mamushka.spec.tar_write import END
 from mamushka.storage.make import Maker
 from mamushka.storage.pack import Packer, walk
+from mamushka.storage.remove import remove as delete
 from mamushka.values import value
 
 TYPE_CHECKING = False
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+# A listing stays in memory; a workload can make a million names in seconds.
+ENTRIES_MAX = 1 << 20
 
 
 @value
@@ -47,6 +51,61 @@ def stat(root: int, path: str) -> Stat:
     finally:
         os.close(at)
     return Stat(os.fsdecode(name), found.st_size, found.st_mode, found.st_mtime_ns, link)
+
+
+def entries(root: int, path: str) -> list[Stat]:
+    """What a directory below ``root`` holds, in no order. NotFound; Invalid where it is no directory."""
+    try:
+        fd = open_in_root(root, os.fsencode(path), _DIRECTORY)
+    except FileNotFoundError as error:
+        raise NotFound(f"no such directory: {path!r}") from error
+    except NotADirectoryError as error:
+        raise Invalid(f"not a directory: {path!r}") from error
+    try:
+        names = os.listdir(fd)
+        if len(names) > ENTRIES_MAX:
+            raise GuestFault(f"{path!r} has {len(names)} entries, more than {ENTRIES_MAX}")
+        return [found for name in names if (found := _entry(fd, name)) is not None]
+    finally:
+        os.close(fd)
+
+
+def remove(root: int, path: str, *, recursive: bool = False) -> None:
+    """Remove a file, a link or an empty directory below ``root``, or with ``recursive`` all that is in it.
+
+    NotFound; Conflict for a directory that is not empty; Invalid for the root itself.
+    """
+    at, base, name = _find(root, path)
+    try:
+        if base == b"." or not name:
+            raise Invalid(f"cannot remove {path!r}: it is the root, or not named by its own name")
+        if recursive:
+            os.lstat(base, dir_fd=at)
+            delete(base, at=at)
+        elif modes.S_ISDIR(os.lstat(base, dir_fd=at).st_mode):
+            os.rmdir(base, dir_fd=at)
+        else:
+            os.unlink(base, dir_fd=at)
+    except FileNotFoundError as error:
+        raise NotFound(f"no such file: {path!r}") from error
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise Conflict(
+            f"cannot remove {path!r}: the directory is not empty", hint="ask for recursive removal"
+        ) from error
+    finally:
+        os.close(at)
+
+
+def _entry(at: int, name: str) -> Stat | None:
+    """One entry; None when it has gone meanwhile."""
+    try:
+        found = os.lstat(name, dir_fd=at)
+        link = os.readlink(name, dir_fd=at) if modes.S_ISLNK(found.st_mode) else ""
+    except OSError:
+        return None
+    return Stat(name, found.st_size, found.st_mode, found.st_mtime_ns, link)
 
 
 def pack(root: int, path: str, *, name: str | None = None) -> Iterator[bytes]:

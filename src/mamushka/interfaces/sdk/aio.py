@@ -22,6 +22,7 @@ from mamushka.interfaces.sdk.streams import UNREAD_MAX
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from os import PathLike
     from typing import Unpack
 
     from mamushka.engine.engine import Engine
@@ -294,6 +295,14 @@ class Files:
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, a directory or a tree."""
         await call(self._files.remove, path, recursive=recursive)
+
+    async def copy_in(self, source: str | PathLike[str], destination: str) -> None:
+        """Copy a file or tree of this machine into a directory of the box."""
+        await call(self._files.copy_in, source, destination)
+
+    async def copy_out(self, source: str, destination: str | PathLike[str]) -> None:
+        """Copy a file or tree of the box into a directory of this machine."""
+        await call(self._files.copy_out, source, destination)
 
 
 def _bury(process: SyncProcess) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import os
 import posixpath
 import stat as modes
-import tarfile
 import time
 
-from mamushka.errors import Conflict, GuestFault, Invalid, NotFound
+from mamushka.errors import GuestFault, Invalid, NotFound
+from mamushka.spec.tar import DIRECTORY, REGULAR, Member, Reader
+from mamushka.spec.tar_write import END, header, padding
 from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from _typeshed import WriteableBuffer
+    from collections.abc import Callable, Mapping
 
     from mamushka.engine.engine import Engine
 
-# What ``read`` returns stays in memory; a box can make a file of any size in no time.
+# What ``read`` returns stays in memory; a box can make a file of any size in no time. copy_out has no such bound.
 READ_MAX = 256 << 20
 
 
@@ -64,15 +63,13 @@ class Files:
 
     def read(self, path: str, *, limit: int = READ_MAX) -> bytes:
         """A file's bytes. NotFound; GuestFault when it has more than ``limit``."""
-        reader = io.BufferedReader(_Chunks(self._engine.copy_out(self._id, self._inside(path))))
-        with tarfile.open(fileobj=reader, mode="r|") as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None:
-                    raise Invalid(f"{path} is not a file")
-                if member.size > limit:
-                    raise GuestFault(f"{path} has {member.size} bytes, more than {limit}")
-                return content.read()
+        archive = Reader(self._engine.copy_out(self._id, self._inside(path)))
+        for member in archive:
+            if member.kind != REGULAR:
+                raise Invalid(f"{path} is not a file", hint="a link is not followed; files.stat tells where it leads")
+            if member.size > limit:
+                raise GuestFault(f"{path} has {member.size} bytes, more than {limit}", hint="use files.copy_out")
+            return b"".join(archive.pieces())
         raise NotFound(f"no such file in the box: {path}")
 
     def read_text(self, path: str, *, limit: int = READ_MAX) -> str:
@@ -85,15 +82,14 @@ class Files:
     def write(self, path: str, content: bytes | str, *, mode: int = 0o644, user: int = 0, group: int = 0) -> None:
         """Create or replace a file; missing directories above it are made."""
         raw = content.encode() if isinstance(content, str) else content
-        place = self._inside(path)
-        self._make_directories(posixpath.dirname(place))
-        member = _member(posixpath.basename(place), mode, user, group)
-        member.size = len(raw)
-        self._engine.copy_in(self._id, posixpath.dirname(place), _archive(member, raw), keep_owner=True)
+        member = _member(REGULAR, self._inside(path), mode, user, group, len(raw))
+        self._engine.copy_in(self._id, "/", (header(member), raw, padding(len(raw)), END), keep_owner=True)
 
     def mkdir(self, path: str, *, mode: int = 0o755, user: int = 0, group: int = 0) -> None:
         """Make a directory, and those above it; an existing one stays as it is."""
-        self._make_directories(self._inside(path), mode, user, group)
+        if not self.exists(path):
+            member = _member(DIRECTORY, self._inside(path), mode, user, group)
+            self._engine.copy_in(self._id, "/", (header(member), END), keep_owner=True)
 
     def stat(self, path: str) -> Stat:
         """What a path names; a symbolic link is not followed. NotFound."""
@@ -116,21 +112,32 @@ class Files:
         """Remove a file, a link, an empty directory, or with ``recursive`` a whole tree."""
         self._engine.remove_path(self._id, self._inside(path), recursive=recursive)
 
+    def copy_in(self, source: str | os.PathLike[str], destination: str) -> None:
+        """Copy a file or tree of this machine into the directory ``destination``; owners become root."""
+        from mamushka.storage import tree
+
+        directory, name = os.path.split(os.path.abspath(source))
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.mkdir(destination)
+            self._engine.copy_in(self._id, self._inside(destination), tree.pack(root, name))
+        finally:
+            os.close(root)
+
+    def copy_out(self, source: str, destination: str | os.PathLike[str]) -> None:
+        """Copy a file or tree of the box into the existing directory ``destination`` on this machine."""
+        from mamushka.storage import tree
+
+        root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            tree.unpack(root, "/", self._engine.copy_out(self._id, self._inside(source)))
+        finally:
+            os.close(root)
+
     def _inside(self, path: str) -> str:
         if not path:
             raise Invalid("the path is empty")
         return posixpath.normpath(path if path.startswith("/") else posixpath.join(self._working_directory(), path))
-
-    def _make_directories(self, path: str, mode: int = 0o755, user: int = 0, group: int = 0) -> None:
-        """Make what is missing of a path, from the top; links on the way are followed inside the box."""
-        done = "/"
-        for part in path.strip("/").split("/") if path != "/" else ():
-            above, done = done, posixpath.join(done, part)
-            if not self.exists(done):
-                member = _member(part, mode, user, group, tarfile.DIRTYPE)
-                self._engine.copy_in(self._id, above, _archive(member), keep_owner=True)
-            elif self.stat(done).is_file:
-                raise Conflict(f"cannot make the directory {path}: {done} is a file")
 
 
 def _stat(seen: Mapping[str, object]) -> Stat:
@@ -143,35 +150,6 @@ def _stat(seen: Mapping[str, object]) -> Stat:
     )
 
 
-def _member(name: str, mode: int, user: int, group: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.mode, member.uid, member.gid, member.type, member.mtime = mode, user, group, kind, time.time()
-    return member
-
-
-def _archive(member: tarfile.TarInfo, content: bytes = b"") -> Iterator[bytes]:
-    yield member.tobuf(tarfile.PAX_FORMAT)
-    yield content
-    yield b"\0" * (-len(content) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
-
-
-class _Chunks(io.RawIOBase):
-    """An iterator of bytes as a raw file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        while not self._rest:
-            piece = next(self._chunks, None)
-            if piece is None:
-                return 0
-            self._rest = bytes(piece)
-        view = memoryview(buffer)
-        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(piece)] = piece
-        return len(piece)
+def _member(kind: bytes, path: str, mode: int, user: int, group: int, size: int = 0) -> Member:
+    name = os.fsencode(path.lstrip("/"))
+    return Member(name, kind, mode, user, group, size=size, mtime_ns=time.time_ns())
