@@ -88,6 +88,7 @@ class Response:
     def __init__(self, transport: Transport, key: Key, conn: http.client.HTTPConnection, url: str) -> None:
         self._transport, self._key, self._conn = transport, key, conn
         self._answer = conn.getresponse()
+        self._closed = False
         self.url = url
         self.status = self._answer.status
         self.length = -1 if self._answer.length is None else self._answer.length  # of the body to come
@@ -127,7 +128,10 @@ class Response:
             raise Unavailable(f"{self.url} broke off after {got} of {self.length} bytes")
 
     def close(self) -> None:
-        """Give the connection back if the answer was read to its end, close it otherwise."""
+        """Give the connection back if the answer was read to its end, close it otherwise; harmless when repeated."""
+        if self._closed:
+            return
+        self._closed = True
         if self._answer.length == 0:
             self._answer.read()  # nothing is left, and http.client shall notice it
         if not self._answer.isclosed():

@@ -17,6 +17,7 @@ Names are whole references ("docker.io/library/alpine:latest"), kept in the anno
 from __future__ import annotations
 
 import os
+import time
 from _thread import get_ident
 
 from mamushka import document
@@ -110,7 +111,14 @@ class ImageStore:
         if not self.has(digest, len(content)):
             self.prepare()
             os.makedirs(os.path.dirname(self.path(digest)), mode=0o700, exist_ok=True)
-            self._replace(f"ingest/{_PUT}{os.getpid()}-{get_ident()}-{digest.encoded}", digest.path, content)
+            staging = self.staging_path()
+            with open(staging, "xb", buffering=0) as file:
+                file.write(content)
+            os.rename(staging, self.path(digest))
+
+    def staging_path(self) -> str:
+        """A new file's path beside the blobs; what a killed writer leaves there, ``collect`` removes."""
+        return f"{self.root}/ingest/{_PUT}{os.getpid()}-{get_ident()}-{time.monotonic_ns()}"
 
     def digests(self) -> Iterable[Digest]:
         """Every blob in the store."""

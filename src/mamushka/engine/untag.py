@@ -1,0 +1,158 @@
+"""Removing images: names first, then what no name leads to any more.
+
+A layer or blob is deleted only while nobody pulls, pushes, loads or saves (the store's lease); otherwise it
+stays until the next removal or prune. An image that a workload uses loses its names at most.
+"""
+
+from __future__ import annotations
+
+import time
+
+from mamushka.engine import names
+from mamushka.engine.catalogue import seconds, stored
+from mamushka.errors import Conflict, Invalid
+from mamushka.spec import reference as references
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mamushka.engine.catalogue import Catalogue, Present
+    from mamushka.engine.images import Users
+    from mamushka.engine.summary import ImageSummary
+    from mamushka.image.store import Entry
+    from mamushka.spec.digest import Digest
+
+    Removed = list[tuple[str, str]]
+
+UNTAGGED, DELETED = "untagged", "deleted"
+
+
+class Removal:
+    """Removes and prunes; ``users`` answers which workloads use an image's id."""
+
+    def __init__(self, catalogue: Catalogue, users: Users) -> None:
+        self._catalogue, self._store, self._users = catalogue, catalogue.store, users
+
+    def remove(self, name: str, *, force: bool, prune: bool) -> Removed:
+        """Take away a name, or an image by its id with all its names, and the image with its last name."""
+        present = self._catalogue.find(name)
+        mine = self._names_of(present)
+        by_id = not any(str(stored(references.parse(name))) == entry.name for entry in mine) if _is_name(name) else True
+        doomed = mine if by_id else _without(mine, name)
+        last = by_id or not any(references.parse(entry.name).tag for entry in mine if entry not in doomed)
+        users = self._users(str(present.id)) if last else ()
+        if by_id and not force and len({references.parse(entry.name).name for entry in mine}) > 1:
+            raise Conflict(
+                f"image {present.id.short} is named in several repositories", hint="remove its names, or force it"
+            )
+        if users and (by_id or not force):
+            raise Conflict(
+                f"image {name} is used by workload {users[0][:12]}",
+                hint="remove the workload first" + ("" if by_id else ", or force it to take only the name away"),
+            )
+        if last and not users:
+            return self._delete(present, mine, prune)
+        names.drop(self._store, [entry.name for entry in doomed], keep=[present.top])
+        return [(UNTAGGED, references.parse(entry.name).familiar) for entry in doomed]
+
+    def prune(self, *, all: bool, filters: Mapping[str, Sequence[str]]) -> tuple[Removed, int]:
+        """Remove what has no tag, or with ``all`` what no workload uses."""
+        removed: Removed = []
+        for summary in self._catalogue.summaries():
+            if (summary.names and not all) or self._users(summary.id) or not _matches(summary, filters):
+                continue
+            removed += [(UNTAGGED, name) for name in (*summary.names, *summary.digests)]
+            names.forget(self._store, self._tops(summary.id, self._store.entries()))
+            removed.append((DELETED, summary.id))
+        freed, layers = self.collect(partial=True)
+        return removed + [(DELETED, layer) for layer in layers], freed
+
+    def collect(self, *, partial: bool = False) -> tuple[int, list[str]]:
+        """Delete blobs and layers that nothing leads to: bytes freed and the layers; nothing while others work."""
+        try:
+            lease = self._store.lease(exclusive=True)
+        except BlockingIOError:
+            return 0, []
+        layers = self._catalogue.layers
+        with lease:
+            blobs, diff_ids = self._catalogue.reachable()
+            freed = self._store.collect(blobs, partial=partial)
+            gone = [layer for layer in layers.layers() if layer.diff_id not in diff_ids]
+            for layer in gone:
+                layers.remove(layer.diff_id)
+            layers.clean()
+        return freed + sum(layer.size for layer in gone), [layer.diff_id for layer in gone]
+
+    def _delete(self, present: Present, mine: list[Entry], prune: bool) -> Removed:
+        removed = [(UNTAGGED, references.parse(entry.name).familiar) for entry in mine]
+        names.forget(self._store, {entry.descriptor.digest for entry in mine} | {present.top.digest})
+        removed.append((DELETED, str(present.id)))
+        if prune:
+            removed += [(DELETED, layer) for layer in self.collect()[1]]
+        return removed
+
+    def _names_of(self, present: Present) -> list[Entry]:
+        """Every name that leads to an image, whichever manifest or index it goes through."""
+        entries = self._store.entries()
+        tops = self._tops(present.id, entries)
+        return [entry for entry in entries if entry.name and entry.descriptor.digest in tops]
+
+    def _tops(self, id: str, entries: tuple[Entry, ...]) -> set[Digest]:
+        return {present.top.digest for present in self._catalogue.all(entries) if present.id == id}
+
+
+def _is_name(name: str) -> bool:
+    try:
+        references.parse(name)
+    except Invalid:
+        return False
+    return True
+
+
+def _without(mine: list[Entry], name: str) -> list[Entry]:
+    """The entry of that name, and its repository's digest when no tag of the repository is left for it."""
+    wanted = stored(references.parse(name))
+    doomed = [entry for entry in mine if entry.name == str(wanted)]
+    siblings = [references.parse(entry.name) for entry in mine if entry not in doomed]
+    if wanted.tag and not any(sibling.tag and sibling.name == wanted.name for sibling in siblings):
+        doomed += [entry for entry in mine if entry.name.startswith(wanted.name + "@")]
+    return doomed
+
+
+def _matches(summary: ImageSummary, filters: Mapping[str, Sequence[str]]) -> bool:
+    """Docker's filters of prune: until, label, label!, dangling."""
+    for key, wanted in filters.items():
+        if key == "until":
+            if not all(summary.created < _moment(text) for text in wanted):
+                return False
+        elif key in ("label", "label!"):
+            if all(labelled(summary.labels, text) for text in wanted) == (key == "label!"):
+                return False
+        elif key != "dangling":
+            raise Invalid(f"invalid filter {key!r}", hint="filters are until, label, label! and dangling")
+    return True
+
+
+def labelled(labels: Mapping[str, str], wanted: str) -> bool:
+    """Whether there is a label ``key`` or ``key=text``."""
+    key, equals, text = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == text)
+
+
+def _moment(text: str) -> float:
+    """A time: seconds since the epoch, RFC 3339, or so long ago (10m, 1h30m, 24h)."""
+    if text.replace(".", "", 1).isdecimal():
+        return float(text)
+    if "T" in text or "-" in text:
+        return seconds(text if "T" in text else f"{text}T00:00:00Z")
+    total, number = 0.0, ""
+    for character in text:
+        if character in "0123456789.":
+            number += character
+        elif character in "smhd" and number:
+            total += float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[character]
+            number = ""
+        else:
+            raise Invalid(f"{text!r} is not a time", hint="write 24h, 2026-01-31T12:00:00Z, or seconds since 1970")
+    return time.time() - total
