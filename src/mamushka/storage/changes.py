@@ -56,11 +56,12 @@ def changes(upper: str, lowers: Sequence[str]) -> list[Change]:
             opaque = any(attributes.get(key) == b"y" for key in _OPAQUE)
             if stat.S_ISDIR(now.st_mode):
                 below[path] = [] if opaque else merged
+                opaque = opaque and bool(merged)
                 if opaque:
                     _imply(found, path, merged, set(_entries(at, name)))
             kind = _kind(now, attributes, before, path, layers)
-            if kind:
-                found[path] = Change(path, kind, opaque and bool(merged))
+            if kind or opaque:
+                found[path] = Change(path, kind or CHANGED, opaque)
     finally:
         os.close(root)
     _mark_parents(found)
@@ -72,6 +73,8 @@ def pack_changes(upper: str, lowers: Sequence[str]) -> Iterator[bytes]:
     packer = Packer()
     root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if _differs(os.fstat(root), os.stat(lowers[0])):
+            yield from packer.add(b".", root, b".")
         for change in changes(upper, lowers):
             parent, _, name = change.path.rpartition(b"/")
             prefix = parent + b"/" if parent else b""
@@ -159,16 +162,20 @@ def _kind(
         return DELETED if before else ""
     if before is None:
         return ADDED
-    if (now.st_mode, now.st_uid, now.st_gid, now.st_rdev) != (
-        before.st_mode,
-        before.st_uid,
-        before.st_gid,
-        before.st_rdev,
-    ):
+    if _differs(now, before):
         return CHANGED
     if not stat.S_ISDIR(now.st_mode) and (now.st_mtime_ns, now.st_size) != (before.st_mtime_ns, before.st_size):
         return CHANGED
     return CHANGED if _own(attributes) != _own(_xattrs_below(layers, path)) else ""
+
+
+def _differs(now: os.stat_result, before: os.stat_result) -> bool:
+    return (now.st_mode, now.st_uid, now.st_gid, now.st_rdev) != (
+        before.st_mode,
+        before.st_uid,
+        before.st_gid,
+        before.st_rdev,
+    )
 
 
 def _own(attributes: dict[str, bytes]) -> dict[str, bytes]:

@@ -15,13 +15,14 @@ import os
 
 from mamushka import document, trace
 from mamushka.errors import Invalid, NotFound
+from mamushka.linux.fd import open_beneath
 from mamushka.linux.flock import Lock
 from mamushka.spec import digest
-from mamushka.values import value
+from mamushka.values import asdict, replace, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from hashlib import _Hash
 
     from mamushka.spec.digest import Digest
@@ -90,6 +91,22 @@ class LayerStore:
                 os.unlink(lock_path)
         return self.get(identifier)
 
+    def adopt(self, diff_ids: Sequence[str]) -> None:
+        """Call with an image's layers, lowest first, once all are here: implicit directories get their attributes.
+
+        A layer may hold ``tmp/x`` without ``tmp``, and overlayfs shows the uppermost directory's owner and mode. So
+        such a directory takes them from the nearest layer below that says them. The first image decides.
+        """
+        for number, diff_id in enumerate(diff_ids):
+            applied = self.get(diff_id)
+            if not applied.implicit or not number:
+                continue
+            lowers = [self.path(lower) for lower in reversed(diff_ids[:number])]
+            upper = self.path(diff_id)
+            for path in applied.implicit:
+                _take_attributes(f"{upper}/{path}", lowers, path)
+            self._record(self._home(digest.parse(diff_id)), replace(applied, implicit=()))
+
     def remove(self, diff_id: str) -> None:
         """Delete a layer that no image and no snapshot needs any more; harmless when it is gone."""
         from mamushka.storage.remove import remove
@@ -143,15 +160,38 @@ class LayerStore:
                 os.close(root)
             if not identifier.matches(hasher):
                 raise Invalid(f"the layer {identifier} unpacks to {identifier.algorithm}:{hasher.hexdigest()}")
-            implicit = [path.decode("utf-8", "surrogateescape") for path in content.implicit]
-            record = {"diff_id": identifier, "size": content.size, "entries": content.entries, "implicit": implicit}
-            with open(f"{staging}/layer.json", "xb") as file:
-                file.write(document.dump(record))
+            implicit = tuple(map(os.fsdecode, content.implicit))
+            self._record(staging, Applied(identifier, content.size, content.entries, implicit))
             os.rename(staging, self._home(identifier))
         except BaseException:
             remove(staging)
             raise
         trace.event("layer.applied", diff_id=identifier, size=content.size, entries=content.entries)
+
+    @staticmethod
+    def _record(home: str, applied: Applied) -> None:
+        staged = f"{home}/layer.json.{os.urandom(4).hex()}"
+        with open(staged, "xb") as file:
+            file.write(document.dump(asdict(applied)))
+        os.rename(staged, f"{home}/layer.json")
+
+
+def _take_attributes(target: str, lowers: Sequence[str], path: str) -> None:
+    """Those of the first lower layer's directory at ``path``; a link in the way hides what is below it."""
+    for lower in lowers:
+        layer = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = open_beneath(layer, os.fsencode(path), os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            continue
+        finally:
+            os.close(layer)
+        found = os.fstat(fd)
+        os.close(fd)
+        os.chown(target, found.st_uid, found.st_gid)
+        os.chmod(target, found.st_mode & 0o7777)
+        os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+        return
 
 
 def _settled_lock(path: str) -> Lock:

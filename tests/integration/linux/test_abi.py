@@ -31,7 +31,7 @@ HEADERS = (
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h", "linux/netlink.h", "linux/nsfs.h",
     "linux/openat2.h", "linux/pidfd.h", "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h", "linux/sched.h",
     "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h", "linux/veth.h", "linux/wait.h",
-    "linux/xattr.h", "asm/unistd.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
+    "linux/xattr.h", "asm/unistd.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
 )  # fmt: skip
 
 # Structs whose name in C is another, or which are one arm of a union: (type, path of the arm, whole?)
