@@ -47,9 +47,9 @@ def oci(world: World, rounds: int) -> Row:
     config["root"]["path"] = world.rootfs()
     with open(bundle, "w") as file:
         json.dump(config, file)
-    contestants = {"mamushka": _oci_run(program, world.path("oci", "mamushka"), bundle)}
+    contestants = {"mamushka": _oci_run(program, world.run_path("oci-mamushka"), bundle)}
     if not missing:
-        contestants["runc"] = _oci_run(peers.find("runc"), world.path("oci", "runc"), bundle)
+        contestants["runc"] = _oci_run(peers.find("runc"), world.run_path("oci-runc"), bundle)
     samples = alternate(contestants, rounds)
     return Row("oci", "mamushka-oci run, cold", "s", 1.2, "each", samples, missing)
 

@@ -54,25 +54,34 @@ class World:
         self._registry = ""
         self._docker: list[str] | None = None
         subprocess.run([peers.find("ip"), "link", "set", "lo", "up"], check=True)
-        for place in ("/var/lib/cni", "/run/containers", "/run/docker"):
+        # /run is memory, as on every distribution; what CNI's plugins keep on disk must not outlive this world.
+        for place in ("/run", "/var/lib/cni"):
             if os.path.isdir(place):
                 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
 
     def path(self, *parts: str) -> str:
-        """A place below the world's root; directories above it are made."""
-        path = os.path.join(self.root, *parts)
+        """A place on disk; directories above it are made."""
+        return self._place(self.root, *parts)
+
+    def run_path(self, *parts: str) -> str:
+        """A place in memory, for what lives as long as a container."""
+        return self._place("/run/bench", *parts)
+
+    @staticmethod
+    def _place(*parts: str) -> str:
+        path = os.path.join(*parts)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 
     def mamushka(self, *words: str, root: str = "") -> list[str]:
         """Our command line, with a data root and a run root of its own."""
-        roots = ["--data-root", self.path(f"mamushka{root}", "data"), "--run-root", self.path(f"mamushka{root}", "run")]
+        roots = ["--data-root", self.path(f"mamushka{root}", "data"), "--run-root", self.run_path(f"mamushka{root}")]
         return [os.path.join(self.programs, "mamushka"), *roots, *words]
 
     def podman(self, *words: str, root: str = "") -> list[str]:
         """podman with runc (Debian's crun refuses hosts with both kinds of cgroups)."""
         base = self.path(f"podman{root}", "root")
-        places = ["--root", base, "--runroot", base + ".run", "--tmpdir", base + ".tmp"]
+        places = ["--root", base, "--runroot", self.run_path(f"podman{root}"), "--tmpdir", self.run_path("podman.tmp")]
         choices = ["--runtime", peers.find("runc"), "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
         return [peers.find("podman"), *places, *choices, *words]
 
@@ -120,12 +129,13 @@ class World:
 def world() -> Iterator[World]:
     """The world, ended in reverse order."""
     with ExitStack() as stack:
+        stack.callback(_remove_cgroups, "mamushka-bench")
         yield World(stack)
 
 
 @contextmanager
 def _dockerd(world: World) -> Iterator[list[str]]:
-    base = world.path("docker", "run")
+    base = world.run_path("docker")
     configuration = world.path("docker", "daemon.json")
     with open(configuration, "w") as file:
         json.dump({"insecure-registries": ["127.0.0.0/8"], "log-level": "error"}, file)
@@ -144,7 +154,6 @@ def _dockerd(world: World) -> Iterator[list[str]]:
     finally:
         daemon.terminate()
         daemon.wait(30)
-        _remove_cgroups("mamushka-bench-docker")
 
 
 def _await_dockerd(client: list[str], daemon: subprocess.Popen[bytes], log: str) -> None:

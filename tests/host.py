@@ -101,6 +101,8 @@ def _files() -> frozenset[str]:
     found = set()
     for root in ROOTS:
         for directory, children, files in os.walk(root):
+            if "seccomp" in children:
+                children.remove("seccomp")  # compiled filters, kept on purpose
             found |= {os.path.join(directory, name) for name in (*children, *files)}
     return frozenset(found)
 
