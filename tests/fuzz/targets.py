@@ -1,0 +1,120 @@
+"""What is fuzzed. A function returns whether the input was worth keeping, usually whether it was valid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mamushka.errors import Invalid, MamushkaError
+
+
+class Target(NamedTuple):
+    """One invariant, and inputs to start from."""
+
+    run: Callable[[bytes], bool]
+    seeds: tuple[bytes, ...]
+
+    @property
+    def invariant(self) -> str:
+        return (self.run.__doc__ or "").strip()
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(*seeds: bytes) -> Callable[[Callable[[bytes], bool]], Callable[[bytes], bool]]:
+    """Make a function a target; its docstring is the invariant."""
+
+    def register(run: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        TARGETS[run.__name__] = Target(run, seeds)
+        return run
+
+    return register
+
+
+def accepted(parse: Callable[[], object]) -> bool:
+    """Whether the parser took it; Invalid is the one way to refuse."""
+    try:
+        parse()
+    except Invalid:
+        return False
+    return True
+
+
+def _archives() -> tuple[bytes, ...]:
+    from mamushka.spec.tar import CHARACTER, DIRECTORY, LINK, REGULAR, SYMLINK, Member
+    from mamushka.spec.tar_write import END, header, padding
+
+    def one(name: str, kind: bytes = REGULAR, content: bytes = b"", **fields: object) -> bytes:
+        made = Member(name.encode(), kind, size=len(content), **fields)  # type: ignore[arg-type]
+        return header(made) + content + padding(len(content))
+
+    sparse = b"2\n1\n2\n8\n3\n".ljust(512, b"\0") + b"abcde"
+    body = b"".join(
+        b"%d %s\n" % (len(record) + 4, record)
+        for record in (b"GNU.sparse.major=1", b"GNU.sparse.realsize=20", b"GNU.sparse.name=s")
+    )
+    extended = header(Member(b"p", b"x", size=len(body))) + body + padding(len(body))
+    return (
+        one("d/", DIRECTORY) + one("d/f", content=b"x" * 700) + one("d/.wh.g") + one("d/.wh..wh..opq") + END,
+        one("s", SYMLINK, link=b"../../etc") + one("s/x", content=b"1") + one("h", LINK, link=b"s/x") + END,
+        one("n" * 300, mtime_ns=5, xattrs=(("user.a", b"b"),)) + one("c", CHARACTER, major=1, minor=3) + END,
+        extended + one("ignored", content=sparse) + END,
+    )
+
+
+def _repaired(raw: bytes) -> bytes:
+    """With every header's checksum made right, so that damage gets further in."""
+    fixed = bytearray(raw)
+    for start in range(0, len(fixed) - 511, 512):
+        block = fixed[start : start + 512]
+        if block[257:262] == b"ustar":
+            block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 256)
+            fixed[start : start + 512] = block
+    return bytes(fixed)
+
+
+def _read(raw: bytes, size: int) -> object:
+    from mamushka.spec.tar import Reader
+
+    try:
+        reader = Reader([raw[start : start + size] for start in range(0, len(raw), size)])
+        return [(member, b"".join(reader.pieces())) for member in reader]
+    except Invalid as error:
+        return str(error)
+
+
+@target(*_archives())
+def tar(raw: bytes) -> bool:
+    """any bytes are read as a tar archive or Invalid, and in pieces equals at once"""
+    raw = _repaired(raw)
+    whole = _read(raw, len(raw) or 1)
+    assert whole == _read(raw, 1 + len(raw) % 701), "in pieces differs from at once"
+    return isinstance(whole, list)
+
+
+@target(*_archives())
+def layer(raw: bytes) -> bool:
+    """any bytes are applied as a layer or refused, and nothing outside the layer changes"""
+    from mamushka.storage.apply import Limits, apply
+    from mamushka.storage.remove import remove
+
+    base = tempfile.mkdtemp(prefix="mamushka-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    try:
+        os.mkdir(f"{base}/root")
+        root = os.open(f"{base}/root", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            apply(root, [_repaired(raw)], limits=Limits(size=1 << 20, entries=1000, names=1 << 16))
+            return True
+        except (MamushkaError, OSError):
+            return False
+        finally:
+            os.close(root)
+            assert os.listdir(base) == ["root"], "something is beside the layer's root"
+            remove(f"{base}/root")
+            assert os.listdir(base) == [], "a layer could not be removed"
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
