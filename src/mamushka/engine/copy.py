@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
 
 
-def copy_out(engine: Engine, identifier: str, path: str) -> Iterator[bytes]:
+def copy_out(engine: Engine, identifier: str, path: str, name: str | None) -> Iterator[bytes]:
     """See Engine.copy_out."""
     from mamushka.storage import tree
 
@@ -24,14 +24,14 @@ def copy_out(engine: Engine, identifier: str, path: str) -> Iterator[bytes]:
     except BaseException:
         os.close(root)
         raise
-    return _pack(root, path)
+    return _pack(root, path, name)
 
 
-def _pack(root: int, path: str) -> Iterator[bytes]:
+def _pack(root: int, path: str, name: str | None) -> Iterator[bytes]:
     from mamushka.storage import tree
 
     try:
-        yield from tree.pack(root, path)
+        yield from tree.pack(root, path, name=name)
     finally:
         os.close(root)
 

@@ -330,11 +330,14 @@ class Engine:
         workload = running(self, identifier)
         return self.runtime(workload.runtime).processes(workload.id)
 
-    def copy_out(self, identifier: str, path: str) -> Iterator[bytes]:
-        """A tar stream of a file or directory inside; works on stopped workloads too."""
+    def copy_out(self, identifier: str, path: str, *, name: str | None = None) -> Iterator[bytes]:
+        """A tar stream of a file or directory inside; works on stopped workloads too.
+
+        Its members start with ``name``, or the path's last name; with an empty one they are what the directory holds.
+        """
         from mamushka.engine.copy import copy_out
 
-        return copy_out(self, identifier, path)
+        return copy_out(self, identifier, path, name)
 
     def copy_in(self, identifier: str, path: str, archive: Iterable[bytes], *, keep_owner: bool = False) -> None:
         """Unpack a tar stream into a directory inside; no member can leave the workload's root."""

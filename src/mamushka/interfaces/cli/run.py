@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mamushka import trace
 from mamushka.errors import Invalid, MamushkaError, NotFound
 from mamushka.interfaces.cli.options import Command
 from mamushka.interfaces.cli.output import out, talk
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from mamushka.engine.settings import Mount, Settings
     from mamushka.interfaces.cli.options import Arguments
     from mamushka.interfaces.cli.session import Session
-    from mamushka.runtime import Exit
 
 
 def run(arguments: Arguments, session: Session) -> int:
@@ -60,6 +60,7 @@ def _run_here(wanted: Settings, streams: frozenset[str], arguments: Arguments, s
     foreground.check_terminal(terminal=wanted.terminal, stdin=stdin)
     foreground.DetachKeys(arguments.detach_keys)  # a wrong spelling is refused before anything is made
     identifier = _create(wanted, arguments, session)
+    wall = _wall(identifier, session) if session.debug else ""
     size = foreground.terminal_size() if wanted.terminal else None
     attached = _start(identifier, wanted, session, stay=True, stdin=stdin, size=size)
     assert attached is not None
@@ -74,27 +75,19 @@ def _run_here(wanted: Settings, streams: frozenset[str], arguments: Arguments, s
             detach_keys=arguments.detach_keys,
         )
     if session.debug:
-        _account(identifier, wanted, session, ended)
+        trace.event("run.ended", behind=wall, status="it goes on" if ended is None else ended.status)
     if ended is None:
         foreground.farewell(identifier)
         return 0
     return ended.status
 
 
-def _account(identifier: str, wanted: Settings, session: Session, ended: Exit | None) -> None:
-    """What ran, behind which wall, and how it ended."""
-    command = " ".join(wanted.command) or "its own command"
-    how = "it goes on" if ended is None else f"status {ended.status}"
-    wall = ",".join(wanted.runtime)
-    try:
-        workload = session.engine.inspect(identifier)
-        command = " ".join(workload.command)
-        wall = f"{workload.runtime} ({workload.runtime_reason})" if workload.runtime_reason else workload.runtime
-    except NotFound:
-        pass  # --rm has removed it already
-    from mamushka import trace
-
-    trace.event("run.ended", image=wanted.image, command=command, runtime=wall, how=how)
+def _wall(identifier: str, session: Session) -> str:
+    """What will run and behind which wall, for --debug; said now, because with --rm it is gone afterwards."""
+    workload = session.engine.inspect(identifier)
+    wall = workload.runtime + (f" ({workload.runtime_reason})" if workload.runtime_reason else "")
+    trace.event("run", image=workload.image_name, command=" ".join(workload.command), runtime=wall)
+    return wall
 
 
 def _start(

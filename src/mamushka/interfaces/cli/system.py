@@ -65,7 +65,8 @@ def info(arguments: Arguments, session: Session) -> int:
     elif arguments.format:
         out(Template(arguments.format).render(facts))
     else:
-        for line in _outline(facts):
+        # What each wall's kernel interface offers is long, and for programs: --format json has it.
+        for line in _outline({name: fact for name, fact in facts.items() if name != "features"}):
             out(printable(line))
     return 0
 

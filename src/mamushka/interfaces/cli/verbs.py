@@ -21,6 +21,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Workloads": {
         "attach": ("exec", "Connect to a running workload's streams"),
+        "cp": ("copy", "Copy files between a workload and this machine"),
         "create": ("run", "Create a workload without running it"),
         "diff": ("listing", "Show what a workload changed in its root"),
         "events": ("system", "Show what happens, as it happens"),
@@ -51,6 +52,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "This machine": {
         "completion": ("completion", "Print a shell's completion script"),
+        "doctor": ("doctor", "Try what this machine can do, and say how to mend what it cannot"),
         "info": ("system", "Show this machine's engine"),
         "version": ("system", "Show the version"),
     },
@@ -91,7 +93,7 @@ FAMILIES = {
     "system": "The disk and the whole",
 }
 _SAME = (
-    *("attach", "create", "diff", "exec", "kill", "logs", "pause", "port", "ps", "rename", "restart"),
+    *("attach", "cp", "create", "diff", "exec", "kill", "logs", "pause", "port", "ps", "rename", "restart"),
     *("rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 )
 # Docker's longer names, and its second names.
