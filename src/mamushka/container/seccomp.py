@@ -42,7 +42,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mamushka.linux.libseccomp import Rule
+    from mamushka.linux.filter import Comparison, Rule
 
 CACHE = "/run/mamushka/seccomp"
 
@@ -103,49 +103,48 @@ def compile(seccomp: Seccomp, *, cache: str = CACHE) -> bytes:
 
 
 def _compile(seccomp: Seccomp) -> bytes:
-    from mamushka.linux import libseccomp
+    from mamushka.linux.filter import compile
+    from mamushka.linux.libseccomp import ARCHITECTURES, seccomp_arch_native
 
     default = _action(seccomp.default_action, seccomp.default_errno_ret)
     if seccomp.default_action == "SCMP_ACT_NOTIFY":
         raise Invalid("SCMP_ACT_NOTIFY cannot be the default action: the listener's own calls would wait for it")
     tokens = []
     for name in seccomp.architectures:
-        if name not in libseccomp.ARCHITECTURES:
+        if name not in ARCHITECTURES:
             raise Invalid(f"{name!r} is not an architecture that seccomp knows", hint="e.g. SCMP_ARCH_X86_64")
-        tokens.append(libseccomp.ARCHITECTURES[name])
-    rules = [item for rule in seccomp.syscalls for item in _rules(rule, default, libseccomp.COMPARISONS)]
+        tokens.append(ARCHITECTURES[name])
+    rules = [item for rule in seccomp.syscalls for item in _rules(rule)]
     denies = default not in (SECCOMP_RET_ALLOW, SECCOMP_RET_LOG, SECCOMP_RET_ERRNO | errno.ENOSYS)
-    program = libseccomp.compile(default, tokens, rules, newest_nosys=denies)
+    program = compile(default, tokens or [seccomp_arch_native()], rules, newest_nosys=denies)
     trace.event("seccomp.compiled", rules=len(rules), instructions=len(program) // INSTRUCTION_SIZE)
     return program
 
 
-def _rules(rule: SyscallRule, default: int, comparisons: dict[str, int]) -> Iterator[Rule]:
-    """A bundle's rule as libseccomp's: one for each name.
-
-    Comparisons hold together, save that several with one argument are alternatives: libseccomp takes an argument
-    once in a rule, and every runtime reads them so.
-    """
-    from mamushka.linux.libseccomp import Rule
+def _rules(rule: SyscallRule) -> Iterator[Rule]:
+    """A bundle's rule by call. Several comparisons with one argument are alternatives, as every runtime reads them."""
+    from mamushka.linux.filter import Rule
 
     action = _action(rule.action, rule.errno_ret)
-    if action == default:
-        return
-    tests = []
-    for arg in rule.args:
-        if arg.op not in comparisons or arg.index > 5:
-            raise Invalid(
-                f"the comparison {arg.op!r} with argument {arg.index} of {', '.join(rule.names)} is not valid"
-            )
-        masked = arg.op == "SCMP_CMP_MASKED_EQ"
-        tests.append((arg.index, comparisons[arg.op], arg.value, arg.value_two if masked else 0))
-    together = len({index for index, *_ in tests}) == len(tests)
+    tests = tuple(_comparison(arg, rule) for arg in rule.args)
+    together = len({test.argument for test in tests}) == len(tests)
     for name in rule.names:
         if together:
-            yield Rule(name, action, tuple(tests))
+            yield Rule(name, action, tests)
         else:
             for test in tests:
                 yield Rule(name, action, (test,))
+
+
+def _comparison(arg: SyscallArg, rule: SyscallRule) -> Comparison:
+    from mamushka.linux.filter import EQ, GE, GT, LE, LT, MASKED_EQ, NE, Comparison
+
+    operation = arg.op.removeprefix("SCMP_CMP_")
+    if operation not in (NE, LT, LE, EQ, GE, GT, MASKED_EQ) or operation == arg.op or arg.index > 5:
+        raise Invalid(f"the comparison {arg.op!r} with argument {arg.index} of {', '.join(rule.names)} is not valid")
+    if operation == MASKED_EQ:
+        return Comparison(arg.index, operation, arg.value_two, arg.value)
+    return Comparison(arg.index, operation, arg.value)
 
 
 def _action(name: str, number: int | None) -> int:

@@ -48,7 +48,7 @@ def unified(files: Mapping[str, str]) -> list[Setting]:
     result = []
     for file, text in files.items():
         controller, dot, _ = file.partition(".")
-        if not dot or "/" in file or (controller == "cgroup" and not file.startswith("cgroup.max.")):
+        if not controller or not dot or "/" in file or (controller == "cgroup" and not file.startswith("cgroup.max.")):
             raise Invalid(f"the unified cgroup setting {file!r} is not the file of a controller")
         result.append(Setting(controller, file, text))
     return result
