@@ -186,6 +186,10 @@ class ContainerRuntime:
             except NotFound:  # deleted meanwhile
                 continue
 
+    def config(self, id: str) -> Config:
+        """What the container was made from; its system call filter without the rules."""
+        return self._record(id).read().config
+
     def processes(self, id: str) -> tuple[int, ...]:
         """The pids inside, as this process's pid namespace counts."""
         return self._cgroup(self._record(id)).processes()
@@ -285,10 +289,13 @@ class ContainerRuntime:
         record = self._record(id)
         try:
             kept = record.read()
-        except NotFound:
-            if not os.path.isdir(record.path) and not force:
+        except (NotFound, Invalid) as error:
+            # Its creator was killed before it had written anything; or the record is damaged.
+            there = os.path.isdir(record.path)
+            if not force and not (there and isinstance(error, NotFound)):
                 raise
-            record.remove()
+            if there:
+                self._delete_unread(record)
             return
         cgroup = open_cgroup(kept.cgroup)
         pidfd = record.open_process()
@@ -298,6 +305,15 @@ class ContainerRuntime:
         cgroup.remove()
         record.remove()
         self._poststop(kept)
+
+    def _delete_unread(self, record: Record) -> None:
+        cgroup = open_cgroup(resolve("", record.id))
+        pidfd = record.open_process()
+        if pidfd >= 0:
+            self._end(record, cgroup, pidfd, force=True)
+        cgroup.kill()
+        cgroup.remove()
+        record.remove()
 
     def _end(self, record: Record, cgroup: Cgroup, pidfd: int, *, force: bool) -> None:
         try:
