@@ -1,11 +1,11 @@
 """The line between who builds a container and the process that becomes it.
 
-    child to parent   E index errno text   an operation failed; nothing follows
-                      C (a descriptor)     the terminal's master side
-                      H                    run the hooks that belong here, then go on
-                      R                    ready behind the gate
-                      end of file          the program runs
-    parent to child   G pid                go on; pid is the child's as the host counts
+    child to parent   E errno about \0 operation \0 text   it failed; nothing follows
+                      C (a descriptor)                    the terminal's master side
+                      H                                   run the hooks that belong here, then go on
+                      R                                   ready behind the gate
+                      end of file                         the program runs
+    parent to child   G pid                               go on; pid is the child's as the host counts
 
 Packets keep their bounds (SOCK_SEQPACKET). The child that reads the end of file instead of G has lost its parent
 before it was recorded, and ends: nothing nameless goes on living.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FAILED, CONSOLE, HOOKS, READY, GO = b"E", b"C", b"H", b"R", b"G"
 # An operation's own sentence, with a path of at most 4096 bytes.
 PACKET_MAX = 8192
+_DESCRIPTION_MAX = 1024  # an execve's arguments may fill megabytes
 _DESCRIPTOR = 4  # bytes of an int, which SCM_RIGHTS carries
 
 
@@ -57,19 +58,22 @@ def receive(channel: int) -> tuple[bytes, int]:
     return packet, -1
 
 
-def failure(index: int, error: BaseException) -> bytes:
+def failure(operation: Inside | None, error: BaseException) -> bytes:
     """What a failed operation sends."""
     number = error.errno if isinstance(error, OSError) and error.errno else 0
     text = error.strerror or os.strerror(number) if isinstance(error, OSError) else repr(error)
     if isinstance(error, OSError) and error.filename is not None:
         text += f": {os.fsdecode(error.filename)!r}"
-    return FAILED + f"{index} {number} {text}".encode(errors="surrogateescape")[: PACKET_MAX - 1]
+    about, description = (operation.about, operation.describe()) if operation else ("", "enter the namespaces")
+    packet = f"{number} {about}\0{description[:_DESCRIPTION_MAX]}\0{text}"
+    return FAILED + packet.encode(errors="surrogateescape")[: PACKET_MAX - 1]
 
 
-def parse_failure(packet: bytes) -> tuple[int, int, str]:
-    """(index of the operation, errno or 0, what went wrong)."""
-    index, number, text = packet[1:].decode(errors="surrogateescape").split(" ", 2)
-    return int(index), int(number), text
+def parse_failure(packet: bytes) -> tuple[int, str, str, str]:
+    """(errno or 0, what it is about, the operation, what went wrong)."""
+    number, _, rest = packet[1:].decode(errors="surrogateescape").partition(" ")
+    about, operation, text = rest.split("\0", 2)
+    return int(number), about, operation, text
 
 
 def wait(channel: int) -> int:

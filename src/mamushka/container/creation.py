@@ -145,8 +145,7 @@ class BearInit:
                 self._run_hooks()
                 self._go()
             elif packet[:1] == channel.FAILED:
-                index, number, text = channel.parse_failure(packet)
-                raise explain(self.interior.operations[index], number, text)
+                raise explain(packet, self.interior.process)
             else:  # ready behind the gate, or the end of file: the program runs
                 return
 

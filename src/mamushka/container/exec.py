@@ -20,8 +20,6 @@ from mamushka.runtime import Started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.record import Kept, Record
     from mamushka.runtime import Stdio
@@ -76,7 +74,7 @@ def further(
         pid, new = Birth(site, operations, flags=0, born=born, cgroup=directory).give()
         os.close(site.channel)
         site.channel = -1
-        return Started(pid, new, _follow(site.peer, operations))
+        return Started(pid, new, _follow(site.peer, process))
     except BaseException:
         if pid > 0:
             os.kill(pid, 9)
@@ -97,7 +95,7 @@ def _filter(record: Record) -> Filter | None:
         return None
 
 
-def _follow(peer: int, operations: Sequence[Inside]) -> int:
+def _follow(peer: int, process: Process) -> int:
     """Until the program runs; the console's descriptor, or -1."""
     console = -1
     while True:
@@ -107,7 +105,6 @@ def _follow(peer: int, operations: Sequence[Inside]) -> int:
         elif packet[:1] == channel.FAILED:
             if console >= 0:
                 os.close(console)
-            index, number, text = channel.parse_failure(packet)
-            raise explain(operations[index], number, text)
+            raise explain(packet, process)
         else:
             return console

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM
 
-from mamushka.container.program import EnterDirectory, Execute, FindProgram
+from mamushka.container.channel import parse_failure
+from mamushka.container.operation import DIRECTORY, PROGRAM
 from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
 from mamushka.runtime import CannotExecute, CommandNotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mamushka.container.operation import Inside
+    from mamushka.spec.runtime import Process
 
 _KINDS: dict[int, type[MamushkaError]] = {
     ENOENT: NotFound,
@@ -23,19 +24,18 @@ _KINDS: dict[int, type[MamushkaError]] = {
 }
 
 
-def explain(operation: Inside, number: int, text: str) -> MamushkaError:
-    """The error of an operation that failed with this errno (0: another reason) and this sentence."""
-    if isinstance(operation, FindProgram):
-        return _of_program(operation.name.decode(errors="surrogateescape"), number, text)
-    if isinstance(operation, Execute):
-        return _of_program(operation.arguments[0].decode(errors="surrogateescape"), number, text)
-    if isinstance(operation, EnterDirectory):
+def explain(packet: bytes, process: Process) -> MamushkaError:
+    """The error that a failed operation's packet tells; ``process`` is what was to be executed."""
+    number, about, operation, text = parse_failure(packet)
+    if about == PROGRAM:
+        return _of_program(process.args[0], number, text)
+    if about == DIRECTORY:
         return CannotExecute(
-            f'chdir to cwd ("{operation.cwd}") set in config.json failed: {_lower(text)}',
+            f'chdir to cwd ("{process.cwd}") set in config.json failed: {_lower(text)}',
             hint="the working directory must exist inside the container and be a directory",
         )
     kind = _KINDS.get(number, MamushkaError)
-    return kind(f"cannot {operation.describe()}: {_lower(text)}")
+    return kind(f"cannot {operation}: {_lower(text)}")
 
 
 def _of_program(name: str, number: int, text: str) -> MamushkaError:

@@ -7,6 +7,9 @@ namespaces, so there is nothing to undo.
 
 from __future__ import annotations
 
+# What an operation's failure is about, where the caller is told in other words than the operation's own.
+PROGRAM, DIRECTORY = "program", "directory"
+
 
 class Site:
     """The place where a container is being built: descriptors that one operation leaves for the next; -1 is none."""
@@ -30,6 +33,7 @@ class Inside:
     """An operation in the container's own namespaces, which end with it."""
 
     __slots__ = ()
+    about = ""
 
     def describe(self) -> str:
         """One line, as a person would type or say it."""

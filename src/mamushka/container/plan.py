@@ -182,7 +182,7 @@ class Interior:
         process, start_container = self.process, self.config.hooks.start_container
         find = FindProgram(process)
         yield ArrangeDescriptors(self.site, self.stdio, preserve)
-        yield EnterDirectory(process.cwd, process.user.uid, process.user.gid)
+        yield EnterDirectory(process)
         yield find
         yield ResetSignals()
         if not self.user_namespace:
@@ -207,7 +207,7 @@ def further_process(
         operations.append(OpenConsole(site, process, mounted=False))
     operations += [
         ArrangeDescriptors(site, stdio, preserve),
-        EnterDirectory(process.cwd, process.user.uid, process.user.gid),
+        EnterDirectory(process),
         find,
         ResetSignals(),
         Confine(privileges, confinement(process, seccomp=False)),

@@ -13,7 +13,7 @@ import os
 from errno import EACCES, EISDIR, ENOENT, ENOTDIR
 
 from mamushka.container.defaults import PATH
-from mamushka.container.operation import Inside
+from mamushka.container.operation import DIRECTORY, PROGRAM, Inside
 from mamushka.linux.abi import sizeof
 from mamushka.linux.fd import (
     AT_FDCWD,
@@ -103,9 +103,10 @@ class EnterDirectory(Inside):
     """chdir, and make sure that it led to somewhere inside."""
 
     __slots__ = ("cwd", "gid", "uid")
+    about = DIRECTORY
 
-    def __init__(self, cwd: str, uid: int, gid: int) -> None:
-        self.cwd, self.uid, self.gid = cwd, uid, gid
+    def __init__(self, process: Process) -> None:
+        self.cwd, self.uid, self.gid = process.cwd, process.user.uid, process.user.gid
 
     def describe(self) -> str:
         return f"chdir {self.cwd}"
@@ -125,7 +126,8 @@ class EnterDirectory(Inside):
 class FindProgram(Inside):
     """Look the program up as the user who will run it, so that ``create`` can tell what ``start`` would meet."""
 
-    __slots__ = ("environment", "home", "name", "path", "search", "uid")
+    __slots__ = ("environment", "name", "path", "search", "uid")
+    about = PROGRAM
 
     def __init__(self, process: Process) -> None:
         self.name = os.fsencode(process.args[0])
@@ -231,6 +233,7 @@ class Execute(Inside):
     """Become the program."""
 
     __slots__ = ("arguments", "find")
+    about = PROGRAM
 
     def __init__(self, find: FindProgram, arguments: tuple[str, ...]) -> None:
         self.find = find

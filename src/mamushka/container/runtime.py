@@ -125,19 +125,16 @@ class ContainerRuntime:
             self._poststart(record, record.process()[0])
 
     def _check_failure(self, record: Record) -> None:
-        from mamushka.container.channel import parse_failure
         from mamushka.container.failure import explain
-        from mamushka.container.program import Execute, FindProgram
 
         try:
             packet = record.content("failure")
         except NotFound:  # deleted meanwhile
             return
         if packet:
-            _, number, text = parse_failure(packet)
             process = record.read().config.process
             assert process is not None  # it was created with one
-            raise explain(Execute(FindProgram(process), process.args), number, text)
+            raise explain(packet, process)
 
     def _poststart(self, record: Record, pid: int) -> None:
         from mamushka.container import hooks

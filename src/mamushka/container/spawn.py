@@ -65,8 +65,8 @@ class Birth:
             os.close(ours)
             os.waitpid(helper, 0)
         if answer[:1] == channel.FAILED:
-            _, number, text = channel.parse_failure(answer)
-            raise OSError(number, text)
+            number, _, operation, text = channel.parse_failure(answer)
+            raise OSError(number, f"cannot {operation}: {text}")
         pid = int(answer)
         # Nobody but this process can reap it, so the number still is that process.
         return pid, os.pidfd_open(pid)
@@ -87,7 +87,7 @@ class Birth:
                 perform(self.operations, self.site)
             os.write(answer, b"%d" % pid)
         except BaseException as error:
-            os.write(answer, channel.failure(0, error))
+            os.write(answer, channel.failure(None, error))
         finally:
             os._exit(0)
 
@@ -100,14 +100,13 @@ def threads() -> int:
 def perform(operations: Sequence[Inside], site: Site) -> None:
     """In the new process: execute one operation after the other; a failure is reported and ends the process."""
     gc.disable()  # a collection would touch, and so copy, every page of the parent's heap
-    done = 0
+    operation = operations[0]
     try:
         os.close(site.peer)  # or the end of file would never come
         os.umask(0)
         for operation in operations:
             operation.execute()
-            done += 1
     except BaseException as error:
-        os.write(site.channel, channel.failure(done, error))
+        os.write(site.channel, channel.failure(operation, error))
     finally:
         os._exit(1)
