@@ -294,6 +294,7 @@ class _Archive:
         jobs = {diff_id: (layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)}
         for _ in Crew(_SIDE_BY_SIDE).work(list(jobs.values()), apply):
             pass
+        self._catalogue.layers.adopt(config.diff_ids)
 
     def _name(self, top: Descriptor, manifest: Manifest, names: list[str]) -> list[str]:
         whole = {str(references.parse(name).with_default_tag()): top for name in names}

@@ -119,6 +119,7 @@ class Pull:
             yield Progress("Pulling fs layer", layer.digest.short, total=layer.size)
         jobs.sort(key=lambda job: job[0].size, reverse=True)
         yield from self._crew.work(jobs, lambda job: self._layer(*job))
+        self._layers.adopt(config.diff_ids)
 
     def _layer(self, layer: Descriptor, diff_id: Digest) -> None:
         if self._layers.has(diff_id) and self._store.has(layer.digest, layer.size):

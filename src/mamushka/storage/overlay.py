@@ -48,6 +48,8 @@ def mount(
     ``work`` is an empty directory on the file system of ``upper``; both are given or neither. ``userxattr`` is
     for mounts inside a user namespace. Unsupported where the kernel refuses, with its own words.
     """
+    # The kernel refuses a directory twice. What a layer shows further up hides all that it shows further down.
+    lowers = tuple(dict.fromkeys(lowers))
     if not 0 < len(lowers) <= LOWERS_MAX:
         raise Invalid(f"{len(lowers)} layers in one stack: 1 to {LOWERS_MAX} are possible")
     if (upper is None) != (work is None):

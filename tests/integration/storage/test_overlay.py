@@ -72,6 +72,13 @@ def test_without_a_top_it_is_read_only(tmp_path: Path, count: int) -> None:
     os.close(mounted)
 
 
+def test_a_layer_may_stand_twice_in_an_image(tmp_path: Path) -> None:
+    lowers, upper, work = stack(tmp_path, 3)
+    mounted = overlay.mount([lowers[1], lowers[0], lowers[1], lowers[2]], upper=upper, work=work)
+    assert read(mounted, "all") == "1"
+    os.close(mounted)
+
+
 def test_paths_longer_than_an_option_may_be(tmp_path: Path) -> None:
     deep = tmp_path
     for _ in range(4):
@@ -98,7 +105,7 @@ def test_what_the_kernel_refuses_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Invalid):
         overlay.mount([])
     with pytest.raises(Invalid):
-        overlay.mount(lowers * 300)
+        overlay.mount([f"{lowers[0]}/{number}" for number in range(501)])
     with pytest.raises(Invalid):
         overlay.mount(lowers, upper=upper)
 
