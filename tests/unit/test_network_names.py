@@ -42,7 +42,9 @@ def test_hosts_names_the_workload_and_the_users_own():
     assert text.endswith("10.0.0.1\tdb\n172.17.0.1\tgw\nfd00::1\tsix\n172.17.0.2\tbox\n")
 
 
-@pytest.mark.parametrize("entry", ["db", "db:", ":10.0.0.1", "db:nowhere", "gw:host-gateway", "a:1.2.3.4\nb", "a b:1.2.3.4", "a\nb:1.2.3.4"])
+@pytest.mark.parametrize(
+    "entry", ["db", "db:", ":10.0.0.1", "db:nowhere", "gw:host-gateway", "a:1.2.3.4\nb", "a b:1.2.3.4", "a\nb:1.2.3.4"]
+)
 def test_a_broken_host_entry_is_invalid(entry):
     with pytest.raises(Invalid):
         names.hosts([], [entry])

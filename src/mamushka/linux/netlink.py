@@ -19,6 +19,7 @@ from mamushka.values import value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Self
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -138,7 +139,7 @@ class Netlink:
                 continue
         self._sequence = 0
 
-    def __enter__(self) -> Netlink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,0 +1,382 @@
+"""From rows to wires: a workload enters its networks, and leaves them.
+
+Entering: addresses in one transaction, then bridge, link, port. Whoever dies in between leaves rows that say
+what was begun, and ``leave`` takes all of it back, any number of times. Leaving has a fast half and a slow one.
+The ports go at once, by the shim, while it still holds their reservations; links and, behind the
+last workload, bridges cost the kernel tens of milliseconds, so the shim takes them down once nobody waits (tidy).
+
+The network lock is shared by those who enter and exclusive for those who remove what looks unused.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import document
+from mamushka.engine.networks import DEFAULT, EndpointRow, connection
+from mamushka.engine.paths import write_json
+from mamushka.engine.workload import Published
+from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.linux.flock import Lock
+from mamushka.linux.nftables import Nftables
+from mamushka.linux.rtnetlink import find_link, open_route, remove_link
+from mamushka.network import endpoint, portmap, reconcile
+from mamushka.network.network import PortMapping, scope_of
+from mamushka.values import replace, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mamushka.engine.networks import NetworkRow, Networks
+    from mamushka.engine.paths import Paths
+    from mamushka.engine.settings import Attachment, Port
+    from mamushka.engine.workload import Connection, Workload
+    from mamushka.linux.netlink import Netlink
+
+    Places = list[tuple[NetworkRow, EndpointRow]]
+
+
+@value
+class Wires:
+    """What a shim must know to take its workload's wires down; it never opens the database."""
+
+    root: str  # the engine's data root, which tells whose links they are
+    lock: str
+    links: tuple[str, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+
+
+@value
+class Joined:
+    """A workload's place in its networks. The reservations are the caller's, to hold while it runs."""
+
+    connections: tuple[Connection, ...] = ()
+    published: tuple[Published, ...] = ()
+    reservations: tuple[int, ...] = ()
+    wires: Wires | None = None
+    directories: tuple[str, ...] = ()  # files of names for the responder; none: it needs none
+
+
+def lock_path(paths: Paths) -> str:
+    """The lock between entering and removing."""
+    return f"{paths.run}/network.lock"
+
+
+def directory_path(paths: Paths, network: str) -> str:
+    """The file that tells the names of a network's members."""
+    return f"{paths.run}/names/{network}"
+
+
+def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespace: int) -> Joined:
+    """Enter every network that the workload shall be in, and publish its ports."""
+    leave(networks, workload.id)
+    with networks.state.transaction():
+        places = _allocate(networks, workload)
+        _tell_names(networks, places)
+    reservations: list[int] = []
+    try:
+        mappings = _plug(networks, workload, places, ports, namespace, reservations)
+    except BaseException:
+        for held in reservations:
+            os.close(held)
+        leave(networks, workload.id)
+        raise
+    for network, _ in places:
+        networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
+    return Joined(
+        connections=tuple(connection(network, row) for network, row in places),
+        published=tuple(Published(item.port, item.protocol, _shown(item), item.host_port) for item in mappings),
+        reservations=tuple(reservations),
+        wires=Wires(
+            networks.paths.data,
+            lock_path(networks.paths),
+            tuple(endpoint.outer_name(row.endpoint()) for _, row in places),
+            tuple(mappings),
+        ),
+        directories=tuple(directory_path(networks.paths, row.id) for row, _ in places if row.name != DEFAULT),
+    )
+
+
+def _shown(mapping: PortMapping) -> str:
+    return mapping.host_address or ("::" if ":" in mapping.address else "0.0.0.0")
+
+
+def _allocate(networks: Networks, workload: Workload) -> Places:
+    kept = {row.network: row for row in networks.endpoints(workload.id)}
+    wishes: Places = []
+    for attachment in workload.settings.networks:
+        network = networks.find(_name(attachment.network))
+        before = kept.pop(network.id, None)
+        if before is None or before.wanted:
+            wishes.append((network, _wish(workload, network, attachment)))
+    wishes += [(networks.find(row.network), replace(row, name=workload.name)) for row in kept.values() if row.wanted]
+    return [
+        (network, networks.place(network, replace(row, interface=f"eth{number}")))
+        for number, (network, row) in enumerate(wishes)
+    ]
+
+
+def _name(network: str) -> str:
+    return DEFAULT if network in ("", "default") else network
+
+
+def _wish(workload: Workload, network: NetworkRow, attachment: Attachment) -> EndpointRow:
+    if network.driver != "bridge":
+        raise Invalid(f"network {network.name} cannot be combined with another network")
+    if network.name == DEFAULT and (attachment.address or attachment.aliases):
+        raise Invalid(
+            "addresses and aliases can be asked for in user-made networks only",
+            hint="mamushka network create NAME, then --network NAME",
+        )
+    aliases = list(attachment.aliases) if network.name == DEFAULT else [*attachment.aliases, workload.id[:12]]
+    return EndpointRow(
+        workload=workload.id,
+        network=network.id,
+        id=os.urandom(8).hex(),
+        wanted=1,
+        requested=attachment.address,
+        requested6=attachment.address6,
+        aliases=document.dump(aliases).decode(),
+        name=workload.name,
+        mac=attachment.mac,
+    )
+
+
+def _plug(
+    networks: Networks,
+    workload: Workload,
+    places: Places,
+    ports: Sequence[Port],
+    namespace: int,
+    reservations: list[int],
+) -> list[PortMapping]:
+    scope = networks.scope
+    with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
+        outward = next((row.id for row, _ in places if not row.internal), "")
+        fresh = [_connect(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
+        mappings = []
+        for mapping in _mappings(places, ports, outward):
+            reserved, held = _reserve(workload, mapping)
+            reservations.append(held)
+            mappings.append(reserved)
+        if mappings:
+            _keep_ports(networks, workload.id, mappings)
+            portmap.publish(filter, scope, mappings)
+    if any(fresh):
+        _restore_others(networks, places)
+    return mappings
+
+
+def _connect(
+    networks: Networks,
+    route: Netlink,
+    filter: Nftables,
+    place: tuple[NetworkRow, EndpointRow],
+    namespace: int,
+    default_route: bool,
+) -> bool:
+    """Plug one link in; whether the table had to be made."""
+    network, scope = place[0].network(), networks.scope
+    index, made = reconcile.establish(route, filter, scope, network)
+    endpoint.connect(route, scope, network, index, place[1].endpoint(), namespace, default_route=default_route)
+    return made
+
+
+def _restore_others(networks: Networks, places: Places) -> None:
+    """The table was new: it had been flushed if others live, and theirs comes back."""
+    ours = {row.workload for _, row in places}
+    if any(row.workload not in ours for row in networks.running()):
+        restore(networks)
+
+
+def _mappings(places: Places, ports: Iterable[Port], outward: str) -> list[PortMapping]:
+    """Ports go to the workload's address in the network by which it goes out."""
+    chosen = next((row for network, row in places if network.id == outward), None)
+    if chosen is None:
+        return []
+    mappings = []
+    for port in ports:
+        six = ":" in port.host_address
+        if six and not chosen.address6:
+            raise Invalid(
+                f"cannot publish {port.port} at {port.host_address}: the workload has no IPv6 address",
+                hint="make its network with --ipv6 --subnet",
+            )
+        address = chosen.address6 if six else chosen.address
+        mappings.append(PortMapping(address, port.port, port.host_port, port.protocol, port.host_address))
+    return mappings
+
+
+def _reserve(workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int]:
+    try:
+        return portmap.reserve(mapping)
+    except Conflict as error:
+        where = f"driver failed programming external connectivity on endpoint {workload.name} ({workload.id})"
+        raise Conflict(f"{where}: {error}", hint=error.hint) from error
+
+
+def _keep_ports(networks: Networks, workload: str, mappings: Sequence[PortMapping]) -> None:
+    with networks.state.transaction() as state:
+        for item in mappings:
+            fields = workload, item.address, item.port, item.host_port, item.protocol, item.host_address
+            state.execute("insert into ports values (?,?,?,?,?,?)", fields)
+
+
+def _ports(networks: Networks, tail: str = "", *values: object) -> list[PortMapping]:
+    columns = "address, port, host_port, protocol, host_address"
+    return [PortMapping(*row) for row in networks.state.execute(f"select {columns} from ports {tail}", values)]
+
+
+def leave(networks: Networks, workload: str) -> None:
+    """Give a workload's addresses and ports back; harmless when it has none. It must not run any more.
+
+    Its links go with its namespace, or with the shim's tidy: to delete one costs the kernel a grace period.
+    """
+    places = [row for row in networks.endpoints(workload) if row.address]
+    if not places:
+        return
+    mappings = _ports(networks, "where workload=?", workload)
+    if mappings:
+        _withdraw(networks, mappings)
+    with networks.state.transaction() as state:
+        state.execute("delete from ports where workload=?", (workload,))
+        cleared = "address='', address6='', mac='', interface=''"
+        state.execute(f"update endpoints set {cleared} where workload=?", (workload,))
+        _tell_names(networks, [(networks.find(row.network), row) for row in places])
+
+
+def _withdraw(networks: Networks, mappings: list[PortMapping]) -> None:
+    """What the shim has done already, unless it was killed."""
+    with Nftables() as filter:
+        if portmap.stands(filter, networks.scope, mappings):
+            with Lock(lock_path(networks.paths)):
+                portmap.withdraw(filter, networks.scope, mappings)
+
+
+def forget(networks: Networks, workload: str) -> None:
+    """The workload is removed: nothing of it is kept."""
+    leave(networks, workload)
+    networks.state.execute("delete from endpoints where workload=?", (workload,))
+
+
+def connect(
+    networks: Networks, network: NetworkRow, workload: Workload, aliases: tuple[str, ...], address: str
+) -> None:
+    """See Networks.connect."""
+    from mamushka.engine.settings import Attachment
+
+    rows = networks.endpoints(workload.id)
+    if any(row.network == network.id and row.wanted for row in rows):
+        raise Conflict(f"endpoint with name {workload.name} already exists in network {network.name}")
+    wish = _wish(workload, network, Attachment(network.name, aliases, address))
+    if not workload.pid:
+        networks.keep(wish)
+        return
+    number = 1 + max((int(row.interface[3:] or -1) for row in rows if row.interface), default=-1)
+    with networks.state.transaction():
+        placed = networks.place(network, replace(wish, interface=f"eth{number}"))
+        _tell_names(networks, [(network, placed)])
+    namespace = os.open(f"/proc/{workload.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
+            _connect(networks, route, filter, (network, placed), namespace, not _has_way_out(networks, rows))
+    except BaseException:
+        _drop(networks, network, placed)
+        raise
+    finally:
+        os.close(namespace)
+    networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
+
+
+def _has_way_out(networks: Networks, rows: list[EndpointRow]) -> bool:
+    return any(not networks.find(row.network).internal for row in rows if row.address)
+
+
+def disconnect(networks: Networks, network: NetworkRow, workload: Workload, force: bool) -> None:
+    """See Networks.disconnect."""
+    row = next((row for row in networks.endpoints(workload.id) if row.network == network.id and row.wanted), None)
+    named = any(networks.find(_name(item.network)).id == network.id for item in workload.settings.networks)
+    if row is None and not named:
+        if force:
+            return
+        raise NotFound(f"container {workload.id} is not connected to network {network.name}")
+    row = row or _wish(workload, network, _attachment(network))
+    if row.address:
+        with open_route() as route:
+            endpoint.disconnect(route, row.endpoint())
+    _drop(networks, network, row, wanted=not named)
+    networks.event("disconnect", network.id, container=workload.id, name=network.name, type=network.driver)
+
+
+def _attachment(network: NetworkRow) -> Attachment:
+    from mamushka.engine.settings import Attachment
+
+    return Attachment(network.name)
+
+
+def _drop(networks: Networks, network: NetworkRow, row: EndpointRow, *, wanted: bool = True) -> None:
+    """Forget a place; or, where the settings name the network, remember that it is not wanted."""
+    with networks.state.transaction() as state:
+        if wanted:
+            state.execute("delete from endpoints where workload=? and network=?", (row.workload, row.network))
+        else:
+            networks.keep(replace(row, wanted=0, address="", address6="", mac="", interface=""))
+        _tell_names(networks, [(network, row)])
+
+
+def _tell_names(networks: Networks, places: Places) -> None:
+    """Write the files of names anew; inside a transaction, so that they follow each other in its order."""
+    for network, _ in places:
+        if network.name == DEFAULT:
+            continue
+        path = directory_path(networks.paths, network.id)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        members = [
+            {
+                "names": [row.name, *document.parse(row.aliases.encode(), "aliases")],
+                "addresses": [address for address in (row.address, row.address6) if address],
+            }
+            for row in networks.members(network.id)
+        ]
+        write_json(path, members)
+
+
+def restore(networks: Networks) -> None:
+    """Make the kernel's state what the rows say: after kills, after a flushed ruleset, after a reboot."""
+    with Lock(lock_path(networks.paths)), open_route() as route, Nftables() as filter:
+        running = networks.running()
+        used = {row.network for row in running}
+        reconcile.reconcile(
+            route,
+            filter,
+            networks.scope,
+            [networks.find(id).network() for id in sorted(used)],
+            [row.endpoint() for row in running],
+            _ports(networks),
+        )
+
+
+# in the shim
+
+
+def silence(wires: Wires) -> None:
+    """The workload has ended: the host no longer answers on its ports. The reservations are still held."""
+    if wires.ports:
+        with Nftables() as filter:
+            portmap.unpublish(filter, scope_of(wires.root), wires.ports)
+
+
+def tidy(wires: Wires) -> None:
+    """Take its links down and, when nobody else is there, bridges and table; slow, so nobody should wait."""
+    scope = scope_of(wires.root)
+    with open_route() as route, Nftables() as filter:
+        for name in wires.links:
+            link = find_link(route, name)
+            if link is not None:
+                remove_link(route, link.index)
+        try:
+            with Lock(wires.lock, wait=False):
+                reconcile.sweep(route, filter, scope)
+        except BlockingIOError:  # somebody is just coming or sweeping; the last one out sweeps
+            return
