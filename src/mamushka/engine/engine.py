@@ -82,7 +82,7 @@ class Engine:
         """Networks."""
         from mamushka.engine.networks import Networks
 
-        return self._room("networks", Networks)  # type: ignore[return-value]
+        return self._room("networks", lambda: Networks(self.state, self.paths, self.inspect))  # type: ignore[return-value]
 
     @property
     def layers(self) -> LayerStore:

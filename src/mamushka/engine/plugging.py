@@ -43,17 +43,19 @@ class Wires:
 
     root: str  # the engine's data root, which tells whose links they are
     lock: str
+    mark: str  # a file that stands as long as the ports do
     links: tuple[str, ...] = ()
     ports: tuple[PortMapping, ...] = ()
 
 
 @value
 class Joined:
-    """A workload's place in its networks. The reservations are the caller's, to hold while it runs."""
+    """A workload's place in its networks. Descriptors are the caller's: the shim holds them while it runs."""
 
     connections: tuple[Connection, ...] = ()
     published: tuple[Published, ...] = ()
-    reservations: tuple[int, ...] = ()
+    reservations: tuple[int, ...] = ()  # of ports
+    filter: int = -1  # for silence and tidy; its last close is slow, and in the shim nobody waits for it
     wires: Wires | None = None
     directories: tuple[str, ...] = ()  # files of names for the responder; none: it needs none
 
@@ -61,6 +63,11 @@ class Joined:
 def lock_path(paths: Paths) -> str:
     """The lock between entering and removing."""
     return f"{paths.run}/network.lock"
+
+
+def mark_path(paths: Paths, workload: str) -> str:
+    """The file that tells that a workload's ports stand, since to ask the kernel would cost more."""
+    return f"{paths.run}/ports-{workload}"
 
 
 def directory_path(paths: Paths, network: str) -> str:
@@ -74,10 +81,12 @@ def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespac
     with networks.state.transaction():
         places = _allocate(networks, workload)
         _tell_names(networks, places)
+    filter = Nftables()
     reservations: list[int] = []
     try:
-        mappings = _plug(networks, workload, places, ports, namespace, reservations)
+        mappings = _plug(networks, filter, workload, places, ports, namespace, reservations)
     except BaseException:
+        filter.close()
         for held in reservations:
             os.close(held)
         leave(networks, workload.id)
@@ -88,14 +97,16 @@ def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespac
         connections=tuple(connection(network, row) for network, row in places),
         published=tuple(Published(item.port, item.protocol, _shown(item), item.host_port) for item in mappings),
         reservations=tuple(reservations),
-        wires=Wires(
-            networks.paths.data,
-            lock_path(networks.paths),
-            tuple(endpoint.outer_name(row.endpoint()) for _, row in places),
-            tuple(mappings),
-        ),
+        filter=filter.detach(),
+        wires=_wires(networks, workload.id, places, mappings),
         directories=tuple(directory_path(networks.paths, row.id) for row, _ in places if row.name != DEFAULT),
     )
+
+
+def _wires(networks: Networks, workload: str, places: Places, mappings: list[PortMapping]) -> Wires:
+    links = tuple(endpoint.outer_name(row.endpoint()) for _, row in places)
+    paths = networks.paths
+    return Wires(paths.data, lock_path(paths), mark_path(paths, workload), links, tuple(mappings))
 
 
 def _shown(mapping: PortMapping) -> str:
@@ -145,6 +156,7 @@ def _wish(workload: Workload, network: NetworkRow, attachment: Attachment) -> En
 
 def _plug(
     networks: Networks,
+    filter: Nftables,
     workload: Workload,
     places: Places,
     ports: Sequence[Port],
@@ -152,7 +164,7 @@ def _plug(
     reservations: list[int],
 ) -> list[PortMapping]:
     scope = networks.scope
-    with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
+    with Lock(lock_path(networks.paths), shared=True), open_route() as route:
         outward = next((row.id for row, _ in places if not row.internal), "")
         fresh = [_connect(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
         mappings = []
@@ -161,6 +173,7 @@ def _plug(
             reservations.append(held)
             mappings.append(reserved)
         if mappings:
+            os.close(os.open(mark_path(networks.paths, workload.id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _keep_ports(networks, workload.id, mappings)
             portmap.publish(filter, scope, mappings)
     if any(fresh):
@@ -236,22 +249,16 @@ def leave(networks: Networks, workload: str) -> None:
     places = [row for row in networks.endpoints(workload) if row.address]
     if not places:
         return
-    mappings = _ports(networks, "where workload=?", workload)
-    if mappings:
-        _withdraw(networks, mappings)
+    mark = mark_path(networks.paths, workload)
+    if os.path.exists(mark):  # its shim was killed
+        with Lock(lock_path(networks.paths)), Nftables() as filter:
+            portmap.withdraw(filter, networks.scope, _ports(networks, "where workload=?", workload))
+        os.unlink(mark)
     with networks.state.transaction() as state:
         state.execute("delete from ports where workload=?", (workload,))
         cleared = "address='', address6='', mac='', interface=''"
         state.execute(f"update endpoints set {cleared} where workload=?", (workload,))
         _tell_names(networks, [(networks.find(row.network), row) for row in places])
-
-
-def _withdraw(networks: Networks, mappings: list[PortMapping]) -> None:
-    """What the shim has done already, unless it was killed."""
-    with Nftables() as filter:
-        if portmap.stands(filter, networks.scope, mappings):
-            with Lock(lock_path(networks.paths)):
-                portmap.withdraw(filter, networks.scope, mappings)
 
 
 def forget(networks: Networks, workload: str) -> None:
@@ -360,23 +367,33 @@ def restore(networks: Networks) -> None:
 # in the shim
 
 
-def silence(wires: Wires) -> None:
-    """The workload has ended: the host no longer answers on its ports. The reservations are still held."""
-    if wires.ports:
-        with Nftables() as filter:
-            portmap.unpublish(filter, scope_of(wires.root), wires.ports)
+def silence(wires: Wires, filter: int) -> None:
+    """The workload has ended: the host no longer answers on its ports, whose reservations are still held."""
+    if not wires.ports:
+        return
+    socket = Nftables(filter)
+    try:
+        portmap.unpublish(socket, scope_of(wires.root), wires.ports)
+        os.unlink(wires.mark)
+    except FileNotFoundError:  # somebody took this shim for dead, and withdrew
+        pass
+    finally:
+        socket.detach()
 
 
-def tidy(wires: Wires) -> None:
-    """Take its links down and, when nobody else is there, bridges and table; slow, so nobody should wait."""
+def tidy(wires: Wires, filter: int) -> None:
+    """Take its links down and, when nobody else is there, bridges and table. Slow: nobody should wait.
+
+    Closes the filter's descriptor.
+    """
     scope = scope_of(wires.root)
-    with open_route() as route, Nftables() as filter:
+    with open_route() as route, Nftables(filter) as socket:
         for name in wires.links:
             link = find_link(route, name)
             if link is not None:
                 remove_link(route, link.index)
         try:
             with Lock(wires.lock, wait=False):
-                reconcile.sweep(route, filter, scope)
+                reconcile.sweep(route, socket, scope)
         except BlockingIOError:  # somebody is just coming or sweeping; the last one out sweeps
             return

@@ -128,16 +128,23 @@ def as_number(payload: bytes) -> int:
 
 
 class Netlink:
-    """One socket of a netlink family, in the network namespace of the thread that opened it."""
+    """One socket of a netlink family, in the network namespace of the thread that opened it.
 
-    def __init__(self, family: int) -> None:
-        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, family)
+    ``fd`` is such a socket's descriptor, of ``detach``, to go on with; this object owns it then.
+    """
+
+    def __init__(self, family: int, fd: int = -1) -> None:
+        self._sequence = 0
+        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+        if fd >= 0:
+            self._socket = _socket.socket(_socket.AF_NETLINK, kind, family, fd)
+            return
+        self._socket = _socket.socket(_socket.AF_NETLINK, kind, family)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             try:
                 self._socket.setsockopt(SOL_NETLINK, option, 1)
             except OSError:  # a kernel before 4.20: errors without words, dumps that filter less
                 continue
-        self._sequence = 0
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +155,10 @@ class Netlink:
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on; this object can no longer be used."""
+        return self._socket.detach()
 
     def request(self, messages: Sequence[Message], *, acknowledge: int = -1) -> None:
         """Send all in one piece and wait for the answer to the one at ``acknowledge``, normally the last.

@@ -284,10 +284,14 @@ def _comment(table: dict[int, bytes]) -> str:
 
 
 class Nftables(Netlink):
-    """A socket for this module's messages, in the thread's network namespace."""
+    """A socket for this module's messages, in the thread's network namespace.
 
-    def __init__(self) -> None:
-        super().__init__(NETLINK_NETFILTER)
+    The last close of one waits until the kernel has buried whatever anybody has just deleted: some 10 ms
+    (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Hand it on, or close it when nobody waits.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        super().__init__(NETLINK_NETFILTER, fd)
 
     def commit(self, messages: Sequence[Message]) -> None:
         """All of it becomes true at once, or nothing; OSError names the first message that failed."""

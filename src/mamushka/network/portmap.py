@@ -19,7 +19,7 @@ from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mamushka.linux.nftables import Nftables
     from mamushka.network.network import PortMapping, Scope
@@ -131,25 +131,13 @@ def unpublish(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -
             firewall.discard(filter, scope, owner, Element(key))
 
 
-def stands(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -> bool:
-    """Whether any of these is in its map with this very target."""
-    return any(_standing(filter, scope, mappings))
-
-
 def withdraw(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -> None:
     """Take back what a killed holder left; what others have put there since stays."""
-    for name, keys in _standing(filter, scope, mappings):
-        filter.commit([delete_elements(scope.table, name, [Element(key) for key in keys])])
-
-
-def _standing(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -> Iterator[tuple[str, list[bytes]]]:
     for name, wanted in places(mappings).items():
-        if not wanted:
-            continue
         try:
-            present = {element.key: element.data for element in filter.elements(scope.table, name)}
+            present = filter.elements(scope.table, name) if wanted else []
         except FileNotFoundError:  # no table: nothing stands
             return
-        keys = [key for key, target in wanted.items() if present.get(key) == target]
-        if keys:
-            yield name, keys
+        stale = [element for element in present if wanted.get(element.key) == element.data]
+        if stale:
+            filter.commit([delete_elements(scope.table, name, [Element(element.key) for element in stale])])

@@ -60,21 +60,23 @@ class World:
         """As its shim does; or the shim was killed, and somebody settles."""
         joined = self.joined.pop(name)
         with Entered(self.host.fd):
-            if not killed:
-                assert joined.wires is not None
-                plugging.silence(joined.wires)
+            assert joined.wires is not None
+            if killed:
+                os.close(joined.filter)
+            else:
+                plugging.silence(joined.wires, joined.filter)
             for held in joined.reservations:
                 os.close(held)
             plugging.leave(self.networks, self.workloads[name].id)
             self.places.pop(name).close()
             if not killed:
-                plugging.tidy(joined.wires)
+                plugging.tidy(joined.wires, joined.filter)
 
     def close(self) -> None:
         for place in self.places.values():
             place.close()
         for joined in self.joined.values():
-            for held in joined.reservations:
+            for held in (*joined.reservations, joined.filter):
                 os.close(held)
         self.state.close()
 
@@ -174,6 +176,8 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
     assert len(read_json(told)) == 1
     world.end("web")
     world.networks.remove(made.id[:12])
+    assert world.networks.prune() == []  # web is stopped, and will want it again
+    plugging.forget(world.networks, world.workloads["web"].id)
     assert world.networks.prune() == ["other"]
     assert world.host.state() == world.host.before
 
@@ -227,7 +231,7 @@ def test_concurrent_starts_get_addresses_of_their_own(world: World) -> None:
             with Entered(world.host.fd):
                 joined = plugging.join(networks, workload, (Port(80),), place)
             found.append(joined.connections[0].address)
-            for held in joined.reservations:
+            for held in (*joined.reservations, joined.filter):
                 os.close(held)
             os.close(place)
         except BaseException as error:
