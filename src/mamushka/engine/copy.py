@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from mamushka.engine.engine import Engine
+    from mamushka.storage.tree import Stat
 
 
 def copy_out(engine: Engine, identifier: str, path: str, name: str | None) -> Iterator[bytes]:
@@ -56,6 +57,32 @@ def stat(engine: Engine, identifier: str, path: str) -> Mapping[str, object]:
         found = tree.stat(root, path)
     finally:
         os.close(root)
+    return _told(found)
+
+
+def entries(engine: Engine, identifier: str, path: str) -> list[Mapping[str, object]]:
+    """See Engine.list_directory."""
+    from mamushka.storage import tree
+
+    root = open_root(engine, inspect(engine, identifier))
+    try:
+        return [_told(found) for found in tree.entries(root, path)]
+    finally:
+        os.close(root)
+
+
+def remove(engine: Engine, identifier: str, path: str, *, recursive: bool) -> None:
+    """See Engine.remove_path."""
+    from mamushka.storage import tree
+
+    root = open_root(engine, inspect(engine, identifier))
+    try:
+        tree.remove(root, path, recursive=recursive)
+    finally:
+        os.close(root)
+
+
+def _told(found: Stat) -> Mapping[str, object]:
     return {
         "name": found.name,
         "size": found.size,

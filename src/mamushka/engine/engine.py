@@ -353,11 +353,15 @@ class Engine:
 
     def list_directory(self, identifier: str, path: str) -> list[Mapping[str, object]]:
         """What ``stat`` says of each entry of a directory inside; Invalid where it is not a directory."""
-        raise NotImplementedError
+        from mamushka.engine.copy import entries
+
+        return entries(self, identifier, path)
 
     def remove_path(self, identifier: str, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link or an empty directory inside; ``recursive`` a whole tree, never through a link."""
-        raise NotImplementedError
+        from mamushka.engine.copy import remove
+
+        remove(self, identifier, path, recursive=recursive)
 
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""

@@ -226,7 +226,7 @@ class _Unpacking:
 
     def _directory(self, name: bytes) -> int:
         """A new descriptor of a directory below the target, made where it is missing."""
-        whole = self._path + b"/" + name
+        whole = self._path.rstrip(b"/") + b"/" + name
         try:
             return self._open(whole)
         except NotFound:

@@ -146,7 +146,7 @@ def _stat(seen: Mapping[str, object]) -> Stat:
         size=int(str(seen["size"])),
         mode=int(str(seen["mode"])),
         modified=float(str(seen["mtime"])),
-        target=str(seen.get("target") or ""),
+        target=str(seen["link"]),
     )
 
 
