@@ -52,3 +52,13 @@ def open_runtime(name: str, root: str) -> Runtime:
     from mamushka.container.runtime import ContainerRuntime
 
     return ContainerRuntime(root)
+
+
+def preload() -> None:
+    """Import what a shim will need before it is forked: afterwards each would pay for it again, in memory of its own."""
+    import signal  # noqa: F401
+
+    import mamushka.container.creation
+    import mamushka.container.record
+    import mamushka.container.runtime
+    import mamushka.storage.remove  # noqa: F401

@@ -16,6 +16,7 @@ from mamushka.engine.mounts import Sources
 from mamushka.engine.pump import Client, Pump
 from mamushka.engine.records import encode
 from mamushka.engine.removal import release, remove_socket
+from mamushka.engine.runtimes import preload
 from mamushka.engine.workload import ACTIVE, after, load
 from mamushka.errors import Conflict, Unavailable
 from mamushka.linux import lock
@@ -99,6 +100,7 @@ def _launch(
     def serve() -> None:
         _serve(engine, post, config, root, listener, theirs, flags)
 
+    preload()
     keep = [fd for fd in (holder, root, listener, theirs, place.namespace) if fd >= 0]
     shim.fork(serve, tuple(keep))
     os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
