@@ -96,6 +96,8 @@ def _source(item: Mount) -> str:
 
 def _subpath(volume: str, subpath: str) -> str:
     """A directory inside a volume. Its links are not followed out of the volume."""
+    if not subpath:
+        return volume
     path = os.path.realpath(f"{volume}/{subpath}")
     if path != os.path.realpath(volume) and not path.startswith(os.path.realpath(volume) + "/"):
         raise Invalid(f"the volume's sub-path {subpath!r} leads out of the volume")
