@@ -92,14 +92,14 @@ class Authorizer:
             fields += [("grant_type", "refresh_token"), ("refresh_token", credentials.identity_token)]
             fields += [("client_id", _CLIENT), ("scope", " ".join(scopes))]
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-            answer = self._transport.request("POST", realm, headers, urlencode(fields).encode(), plain=self._plain)
+            answer = self._transport.request("POST", realm, headers, urlencode(fields).encode(), insecure=self._plain)
         else:
             fields += [("scope", scope) for scope in scopes]
             if credentials:
                 fields.append(("account", credentials.username))
                 headers["Authorization"] = credentials.basic
             join = "&" if "?" in realm else "?"
-            answer = self._transport.request("GET", f"{realm}{join}{urlencode(fields)}", headers, plain=self._plain)
+            answer = self._transport.request("GET", f"{realm}{join}{urlencode(fields)}", headers, insecure=self._plain)
         with answer:
             raw = answer.read(distribution.ERROR_BODY_MAX, "the token server's answer")
         if answer.status != 200:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from mamushka.image.registry import Registry
     from mamushka.spec.digest import Digest
 
-# One connection that brings less than this, counted over a second of waiting for it, gets company.
+# One connection that brings less than this a second, after so many seconds of waiting for it, gets company.
 SLOW = 48 << 20
+PATIENT_SECONDS = 1.0
 # Parallel ranges: this many at once, of this size; their product is the memory that a layer may take.
 LANES = 4
 SEGMENT = 4 << 20
@@ -65,7 +66,12 @@ class Download:
                 if offset + got > self._size:
                     raise Invalid(f"{self._registry.host} sends more than the {self._size} bytes of {self._digest}")
                 yield piece
-                if waited > 1.0 and got < SLOW * waited and ranges and self._size - offset - got > 2 * SEGMENT:
+                if (
+                    waited > PATIENT_SECONDS
+                    and got < SLOW * waited
+                    and ranges
+                    and self._size - offset - got > 2 * SEGMENT
+                ):
                     break
                 asked = time.monotonic()
         if offset + got < self._size:
@@ -91,11 +97,12 @@ class Download:
         """The rest in segments, several at once, given out in order."""
         from collections import deque
         from concurrent.futures import ThreadPoolExecutor
+        from itertools import islice
 
         trace.event("blob.parallel", digest=self._digest, offset=offset, lanes=LANES)
         starts = iter(range(offset, self._size, SEGMENT))
         with ThreadPoolExecutor(LANES, "mamushka-range") as pool:
-            under_way = deque(pool.submit(self._segment, start) for start, _ in zip(starts, range(LANES), strict=False))
+            under_way = deque(pool.submit(self._segment, start) for start in islice(starts, LANES))
             try:
                 while under_way:
                     segment = under_way.popleft().result()

@@ -13,6 +13,7 @@ from _thread import allocate_lock
 from urllib.parse import unquote, urlsplit
 
 from mamushka.errors import Denied, Invalid, Unavailable
+from mamushka.spec.distribution import plain
 from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
@@ -166,11 +167,11 @@ class Transport:
         return Trust(plain=True, verify=False) if is_loopback(host) else Trust()
 
     def request(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body = None, *, plain: bool = False
+        self, method: str, url: str, headers: Mapping[str, str], body: Body = None, *, insecure: bool = False
     ) -> Response:
         """Send one request. Unavailable when nobody answers; Denied for HTTP without TLS to a host that may not
-        speak it, unless ``plain`` says that it is nothing new."""
-        key, target = self._address(url, plain)
+        speak it, unless ``insecure`` says that it is nothing new."""
+        key, target = self._address(url, insecure)
         if key[0] == "http" and (proxy := self._proxies.choose(*key[:2])):
             target, headers = url, {**headers, **_proxy_headers(proxy)}
         while True:
@@ -186,7 +187,7 @@ class Transport:
                     continue  # the server had closed an idle connection, which says nothing about it
                 raise Unavailable(f"no answer from {key[0]}://{key[1]}:{key[2]}: {_reason(error)}") from error
 
-    def _address(self, url: str, plain: bool) -> tuple[Key, str]:
+    def _address(self, url: str, insecure: bool) -> tuple[Key, str]:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Invalid(f"{url[:200]!r} is not an HTTP address")
@@ -194,7 +195,7 @@ class Transport:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise Invalid(f"{url[:200]!r} has no valid port") from error
-        if parts.scheme == "http" and not plain and not self.trust(parts.hostname, port).plain:
+        if parts.scheme == "http" and not insecure and not self.trust(parts.hostname, port).plain:
             raise Denied(
                 f"{parts.hostname} wants plain HTTP, which anybody on the way can read and change",
                 hint="name it insecure in /etc/mamushka/registries.toml if you accept that",
@@ -308,4 +309,5 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    """What an exception says; http.client's repeat what the server sent."""
+    return plain(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)

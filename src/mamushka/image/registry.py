@@ -243,12 +243,12 @@ class Registry:
 
     def _follow(self, method: str, url: str, authorization: str, headers: Mapping[str, str], body: Body) -> Response:
         """Send, and go where a redirect points."""
-        plain = url.startswith("http:")
+        insecure = url.startswith("http:")
         sent = {"User-Agent": AGENT, **headers}
         if authorization:
             sent["Authorization"] = authorization
         for _ in range(_REDIRECTS_MAX + 1):
-            answer = self._transport.request(method, url, sent, body, plain=plain)
+            answer = self._transport.request(method, url, sent, body, insecure=insecure)
             target = answer.header("Location") if answer.status in _REDIRECTS else ""
             if not target or method not in ("GET", "HEAD"):
                 return answer
