@@ -24,6 +24,7 @@ from mamushka.linux.mount import (
     MS_PRIVATE,
     MS_REC,
     attach,
+    attach_at,
     fsconfig,
     fsmount,
     fsopen,
@@ -64,14 +65,14 @@ def host_tree(source: str, asked: Options, destination: str) -> int:
     return tree
 
 
-def _set(tree: int, asked: Options) -> None:
+def _set(tree: int, asked: Options, *, flags: int = 0) -> None:
     if asked.set or asked.clear:
-        set_attributes(tree, set=asked.set, clear=asked.clear)
+        set_attributes(tree, set=asked.set, clear=asked.clear, flags=flags)
     if asked.recursive_set or asked.recursive_clear:
         set_attributes(tree, set=asked.recursive_set, clear=asked.recursive_clear, flags=AT_RECURSIVE)
     for propagation in asked.propagation:
-        flags = AT_RECURSIVE if propagation & MS_REC else 0
-        set_attributes(tree, propagation=propagation & ~MS_REC, flags=flags)
+        deep = AT_RECURSIVE if propagation & MS_REC else 0
+        set_attributes(tree, propagation=propagation & ~MS_REC, flags=deep)
 
 
 def parse(mount: Mount) -> Options:
@@ -139,7 +140,9 @@ class MountFilesystem(Inside):
         tree = self._make()
         if self.copy_up:
             self.copy_up(target, tree)
-        _set(tree, self.asked)
+            set_attributes(tree, set=self.asked.set)
+        if self.asked.recursive_set or self.asked.propagation:
+            _set(tree, self.asked)
         attach(tree, target)
         os.close(target)
         self._keep(tree)
@@ -155,7 +158,8 @@ class MountFilesystem(Inside):
             fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
         except OSError as error:
             raise _with_reason(error, filesystem) from None
-        tree = fsmount(filesystem, FSMOUNT_CLOEXEC, 0)
+        # What is to be copied into it first cannot be copied into a read-only mount.
+        tree = fsmount(filesystem, FSMOUNT_CLOEXEC, 0 if self.copy_up else self.asked.set)
         os.close(filesystem)
         return tree
 
@@ -205,7 +209,10 @@ class MountCgroups(Inside):
     def execute(self) -> None:
         target = make_directory(self.site.root, self.destination)
         if len(self.paths) == 1 and not self.paths[0][0]:
-            self._bind(self.paths[0][1], target)
+            tree = open_tree(AT_FDCWD, self.paths[0][1], COPY)
+            _set(tree, self.asked)
+            attach(tree, target)
+            os.close(tree)
         else:
             self._bind_each(target)
         os.close(target)
@@ -219,16 +226,10 @@ class MountCgroups(Inside):
         attach(tree, target)
         for name, path in self.paths:
             os.mkdir(name, 0o755, dir_fd=tree)
-            place = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=tree)
-            self._bind(path, place)
-            os.close(place)
+            hierarchy = open_tree(AT_FDCWD, path, COPY)
+            attach_at(hierarchy, tree, name)
+            os.close(hierarchy)
         for link, name in self.links:
             os.symlink(name, link, dir_fd=tree)
-        _set(tree, self.asked)
-        os.close(tree)
-
-    def _bind(self, path: bytes, target: int) -> None:
-        tree = open_tree(AT_FDCWD, path, COPY)
-        _set(tree, self.asked)
-        attach(tree, target)
+        _set(tree, self.asked, flags=AT_RECURSIVE)
         os.close(tree)

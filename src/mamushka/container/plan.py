@@ -151,16 +151,17 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             check_device(device)
-            if not self.user_namespace:
-                yield rootfs.MakeDevice(self.site, device)
-            elif device.type != "p":
+        if not self.user_namespace:
+            yield rootfs.MakeDevices(self.site, given.values(), DEVICE_LINKS)
+            return
+        mounted = {mount.destination for mount in self.config.mounts}
+        for device in given.values():
+            if device.type != "p" and device.path not in mounted:
                 path = os.fsencode(device.path)
-                # A container that is told to have the host's devices has them bound already.
-                if not any(mount.destination == device.path for mount in self.config.mounts):
-                    tree = open_tree(AT_FDCWD, path, rootfs.COPY)
-                    self.trees.append(tree)
-                    yield rootfs.BindDevice(self.site, path, tree)
-        yield rootfs.MakeLinks(self.site, DEVICE_LINKS)
+                tree = open_tree(AT_FDCWD, path, rootfs.COPY)
+                self.trees.append(tree)
+                yield rootfs.BindDevice(self.site, path, tree)
+        yield rootfs.MakeDevices(self.site, (), DEVICE_LINKS)
 
     def _behind_the_root(self) -> Iterator[Inside]:
         linux = self.config.linux

@@ -49,7 +49,7 @@ def check_id(id: str) -> str:
 
 @value
 class Kept:
-    """What state.json holds. The config is without its seccomp part, which is kept compiled."""
+    """What state.json holds. Of the config, what later commands need."""
 
     id: str
     bundle: str

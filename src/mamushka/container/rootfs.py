@@ -40,6 +40,8 @@ from mamushka.linux.mount import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mamushka.container.operation import Site
     from mamushka.spec.runtime import Device
 
@@ -171,40 +173,60 @@ class SetRoot(Inside):
             set_attributes(self.site.root, propagation=self.propagation & ~MS_REC, flags=flags)
 
 
-class MakeDevice(Inside):
-    """A device node of our own in the container's /dev."""
+class MakeDevices(Inside):
+    """Device nodes of our own in the container's /dev, and the links that programs expect there."""
 
-    __slots__ = ("device", "gid", "kind", "mode", "number", "path", "site", "uid")
+    __slots__ = ("links", "nodes", "site")
 
-    def __init__(self, site: Site, device: Device) -> None:
-        self.site, self.device = site, device
-        self.path = os.fsencode(device.path)
-        self.kind = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}[device.type]
-        self.number = 0 if device.type == "p" else os.makedev(device.major, device.minor)
-        self.mode = 0o666 if device.file_mode is None else device.file_mode & 0o7777
-        self.uid, self.gid = device.uid or 0, device.gid or 0
+    def __init__(self, site: Site, devices: Iterable[Device], links: tuple[tuple[str, str], ...]) -> None:
+        self.site, self.links = site, links
+        # By directory, so that each is found once.
+        self.nodes: dict[bytes, list[tuple[bytes, int, int, int, int]]] = {b"dev": []}
+        for device in devices:
+            *parents, name = components(os.fsencode(device.path))
+            mode = 0o666 if device.file_mode is None else device.file_mode & 0o7777
+            number = 0 if device.type == "p" else os.makedev(device.major, device.minor)
+            node = (name, _KINDS[device.type] | mode, number, device.uid or 0, device.gid or 0)
+            self.nodes.setdefault(b"/".join(parents), []).append(node)
 
     def describe(self) -> str:
-        device = self.device
-        return f"mknod -m {self.mode:o} {device.path} {device.type} {device.major} {device.minor}"
+        made = " ".join(
+            f"/{os.fsdecode(directory)}/{os.fsdecode(node[0])}"
+            for directory, nodes in self.nodes.items()
+            for node in nodes
+        )
+        linked = " ".join(name for _, name in self.links)
+        return f"mknod {made}; in /dev, link {linked}"
 
     def execute(self) -> None:
-        *parents, name = components(self.path)
-        parent = make_directory(self.site.root, b"/".join(parents))
-        try:
-            self._make(parent, name)
-        finally:
+        for directory, nodes in self.nodes.items():
+            parent = make_directory(self.site.root, directory)
+            for node in nodes:
+                _make_node(parent, *node)
+            if directory == b"dev":
+                self._link(parent)
             os.close(parent)
 
-    def _make(self, parent: int, name: bytes) -> None:
-        try:
-            os.mknod(name, self.kind | self.mode, self.number, dir_fd=parent)
-        except FileExistsError:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if found.st_mode & 0o170000 != self.kind or found.st_rdev != self.number:
-                raise OSError(EEXIST, "is there already and is no such device", self.device.path) from None
-        if self.uid or self.gid:
-            os.chown(name, self.uid, self.gid, dir_fd=parent, follow_symlinks=False)
+    def _link(self, dev: int) -> None:
+        for target, name in self.links:
+            try:
+                os.symlink(target, name, dir_fd=dev)
+            except FileExistsError:
+                pass  # the image's own, or devpts' ptmx through a bind mount
+
+
+_KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+
+
+def _make_node(parent: int, name: bytes, mode: int, number: int, uid: int, gid: int) -> None:
+    try:
+        os.mknod(name, mode, number, dir_fd=parent)
+    except FileExistsError:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if found.st_mode & 0o170000 != mode & 0o170000 or found.st_rdev != number:
+            raise OSError(EEXIST, "is there already and is no such device", name) from None
+    if uid or gid:
+        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
 
 
 class BindDevice(Inside):
@@ -222,27 +244,6 @@ class BindDevice(Inside):
         target = make_target(self.site.root, self.path, directory=False)
         attach(self.tree, target)
         os.close(target)
-
-
-class MakeLinks(Inside):
-    """The symbolic links that programs expect in /dev."""
-
-    __slots__ = ("links", "site")
-
-    def __init__(self, site: Site, links: tuple[tuple[str, str], ...]) -> None:
-        self.site, self.links = site, links
-
-    def describe(self) -> str:
-        return "in /dev, make the links " + " ".join(name for _, name in self.links)
-
-    def execute(self) -> None:
-        parent = make_directory(self.site.root, b"dev")
-        for target, name in self.links:
-            try:
-                os.symlink(target, name, dir_fd=parent)
-            except FileExistsError:
-                pass  # the image's own, or devpts' ptmx through a bind mount
-        os.close(parent)
 
 
 class Mask(Inside):

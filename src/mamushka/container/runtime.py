@@ -15,6 +15,7 @@ from mamushka.container.record import Kept, Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.process import pidfd_send_signal
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, State
+from mamushka.spec.runtime import Linux
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -340,11 +341,9 @@ class ContainerRuntime:
 
 
 def _to_keep(config: Config) -> Config:
-    """The config for the record: the filter is kept compiled, and hundreds of names need not be written."""
-    seccomp = config.linux.seccomp
-    if seccomp is None:
-        return config
-    return replace(config, linux=replace(config.linux, seccomp=replace(seccomp, syscalls=())))
+    """The part of the config that later commands need; the filter is kept compiled."""
+    linux = Linux(namespaces=config.linux.namespaces)
+    return replace(config, mounts=(), linux=linux)
 
 
 def _filter(config: Config) -> tuple[Filter | None, bytes]:

@@ -63,8 +63,6 @@ MACHINE = os.uname().machine
 DECLARED: dict[str, tuple[str, Any]] = {}
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
 _ioctl = _libc.ioctl
 _ioctl.restype = ctypes.c_int
 
@@ -127,6 +125,17 @@ def _convert(item: Any) -> Any:
     return ctypes.byref(item)
 
 
+class _Converted:
+    """The ctypes type of a parameter that is not always an int; plain ints go faster as what they are."""
+
+    from_param = staticmethod(_convert)
+
+
+def _parameters(function: Any) -> list[Any]:
+    kinds = [kind for name, kind in function.__annotations__.items() if name != "return"]
+    return [ctypes.c_long if kind == "int" else _Converted for kind in kinds]
+
+
 def failure(call: str, arguments: tuple[Any, ...] = ()) -> OSError:
     """The OSError of the call that has just failed, naming it and the first path among its arguments."""
     number = ctypes.get_errno()
@@ -143,12 +152,15 @@ def syscall(*, x86_64: int, aarch64: int, riscv64: int) -> Callable[[Callable[P,
         name = function.__name__
         defaults = function.__defaults__ or ()
         arity = function.__code__.co_argcount
+        invoke = _libc["syscall"]  # a function object of its own, so that its types are its own
+        invoke.restype = ctypes.c_long
+        invoke.argtypes = [ctypes.c_long, *_parameters(function)]
 
         def call(*arguments: Any) -> Any:
             missing = arity - len(arguments)
             if missing:
                 arguments += defaults[len(defaults) - missing :]
-            result = _syscall(ctypes.c_long(number), *map(_convert, arguments))
+            result = invoke(number, *arguments)
             if result == -1:
                 raise failure(name, arguments)
             return result
