@@ -206,7 +206,8 @@ class Connection:
         try:
             message = os.read(self._fd, frames.MESSAGE_MAX)
         except ConnectionResetError:
-            return 0, None
+            # The shim went before it had read our last input. That is said once; what it sent is still there.
+            message = os.read(self._fd, frames.MESSAGE_MAX)
         return frames.parse(message) if message else (0, None)
 
     def _finish(self, exit: Exit | None) -> None:

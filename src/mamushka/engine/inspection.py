@@ -117,6 +117,7 @@ def disk_usage(engine: Engine) -> dict[str, object]:
 
     items = workloads(engine, True, {})
     sizes = {item.id: usage(f"{item.directory}/upper").size for item in items if os.path.isdir(item.directory)}
+    volumes = engine.volumes.volumes()
     idle = [item.id for item in items if item.status not in ACTIVE]
     used = {layer for item in items for layer in item.layers}
     layers = {layer.diff_id: layer.size for layer in engine.layers.layers()}
@@ -129,5 +130,6 @@ def disk_usage(engine: Engine) -> dict[str, object]:
         "workload_sizes": sizes,
         "workloads_size": sum(sizes.values()),
         "workloads_reclaimable": sum(sizes.get(id, 0) for id in idle),
-        "volumes": engine.volumes.volumes(),
+        "volumes": volumes,
+        "volume_sizes": {volume.name: usage(volume.path).size for volume in volumes},
     }

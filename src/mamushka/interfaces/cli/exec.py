@@ -84,14 +84,8 @@ def attach_running(identifier: str, arguments: Arguments, session: Session) -> i
 
 
 def _stay(attached: Attached, arguments: Arguments, *, stdin: bool, terminal: bool, proxy: bool) -> int:
-    with attached:
-        ended = foreground.attend(
-            attached, stdin=stdin, terminal=terminal, proxy=proxy, detach_keys=arguments.detach_keys
-        )
-    if ended is None:
-        foreground.farewell(attached.identifier)
-        return 0
-    return ended.status
+    keys = arguments.detach_keys
+    return foreground.attend(attached, stdin=stdin, terminal=terminal, proxy=proxy, detach_keys=keys)
 
 
 _SIG_PROXY = flag("--sig-proxy", "Hand signals on to the process", default=True)

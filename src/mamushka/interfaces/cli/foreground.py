@@ -13,7 +13,6 @@ import _signal  # type: ignore[import-not-found]
 import _thread
 import os
 import select
-import sys
 
 from mamushka.errors import Invalid
 from mamushka.interfaces.cli.output import talk, write_all
@@ -140,15 +139,25 @@ def attend(
     streams: tuple[int, ...] = (1, 2),
     proxy: bool = True,
     detach_keys: str = "",
-) -> Exit | None:
-    """Stay until the process ends: its exit. None when the person detached."""
-    keys = DetachKeys(detach_keys) if terminal else DetachKeys("")
+) -> int:
+    """Stay until the process ends: the shell's number for how. 0 when the person detached; closes ``attached``."""
+    keys = DetachKeys(detach_keys if terminal else "")
     numbers = (*(PROXIED if proxy else ()), *((_signal.SIGWINCH,) if terminal else ()))
-    with _Signals(numbers) as signals:
-        if terminal and stdin and os.isatty(0):
-            with RawTerminal(0):
-                return _attend(attached, signals, stdin, streams, keys)
-        return _attend(attached, signals, stdin, streams, keys)
+    way_back = f"come back with: mamushka attach {attached.identifier[:12]}"
+    try:
+        with attached, _Signals(numbers) as signals:
+            if terminal and stdin:
+                with RawTerminal(0):
+                    ended = _attend(attached, signals, stdin, streams, keys)
+            else:
+                ended = _attend(attached, signals, stdin, streams, keys)
+    except BrokenPipeError:
+        talk(f"nobody reads the output any more, and it goes on; {way_back}")
+        raise
+    if ended is None:
+        talk(f"\ndetached; {way_back}")
+        return 0
+    return ended.status
 
 
 def _attend(
@@ -202,9 +211,3 @@ def _feed(attached: Attached, wakeup: int, keys: DetachKeys) -> None:
         attached.close_stdin()
     except OSError:
         pass  # the process closed its input, or has ended; the main thread learns of it by itself
-
-
-def farewell(identifier: str) -> None:
-    """Tell a person who detached how to come back."""
-    sys.stdout.flush()
-    talk(f"\r\ndetached; come back with: mamushka attach {identifier[:12]}")

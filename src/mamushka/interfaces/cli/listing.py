@@ -10,7 +10,8 @@ from mamushka.interfaces.docker import container, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from mamushka.engine.workload import Workload
     from mamushka.interfaces.cli.options import Arguments
@@ -51,8 +52,8 @@ def _found(arguments: Arguments, session: Session) -> list[Workload]:
 
 def _sizes(session: Session) -> dict[str, int]:
     """Bytes of each writable top."""
-    usage = session.engine.disk_usage().get("workloads")
-    return {entry["id"]: int(entry["size"]) for entry in usage} if isinstance(usage, list | tuple) else {}
+    usage: Mapping[str, Any] = session.engine.disk_usage()
+    return dict(usage["workload_sizes"])
 
 
 def ports(arguments: Arguments, session: Session) -> int:

@@ -58,6 +58,14 @@ def command(argv: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
+    except Exception as error:  # a mistake of ours: the user gets a sentence, and us the rest with --debug
+        if "--debug" in argv or "-D" in argv:
+            raise
+        complain(
+            f"this is a bug: {type(error).__name__}: {error}",
+            "please report it with the output of --debug before the verb",
+        )
+        return ENGINE_FAILED
 
 
 def _dispatch(given: Arguments) -> int:

@@ -65,21 +65,17 @@ def _run_here(wanted: Settings, streams: frozenset[str], arguments: Arguments, s
     attached = _start(identifier, wanted, session, stay=True, stdin=stdin, size=size)
     assert attached is not None
     numbers = tuple(number for number, name in ((1, "stdout"), (2, "stderr")) if name in streams)
-    with attached:
-        ended = foreground.attend(
-            attached,
-            stdin=stdin,
-            terminal=wanted.terminal,
-            streams=numbers,
-            proxy=arguments.sig_proxy,
-            detach_keys=arguments.detach_keys,
-        )
+    status = foreground.attend(
+        attached,
+        stdin=stdin,
+        terminal=wanted.terminal,
+        streams=numbers,
+        proxy=arguments.sig_proxy,
+        detach_keys=arguments.detach_keys,
+    )
     if session.debug:
-        trace.event("run.ended", behind=wall, status="it goes on" if ended is None else ended.status)
-    if ended is None:
-        foreground.farewell(identifier)
-        return 0
-    return ended.status
+        trace.event("run.ended", behind=wall, status=status)
+    return status
 
 
 def _wall(identifier: str, session: Session) -> str:

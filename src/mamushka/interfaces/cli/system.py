@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mamushka.interfaces.cli.session import Session
 
 _DF = {"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}
-_TITLES = {"images": "Images", "workloads": "Containers", "volumes": "Local Volumes"}
 
 
 def version_line() -> str:
@@ -114,18 +113,38 @@ def _event_filters(arguments: Arguments) -> dict[str, tuple[str, ...]]:
 def disk(arguments: Arguments, session: Session) -> int:
     """``system df``."""
     usage: Mapping[str, Any] = session.engine.disk_usage()
-    rows = [_usage_row(title, usage.get(kind) or {}) for kind, title in _TITLES.items()]
+    workloads, images, volumes = usage["workloads"], usage["images"], usage["volumes"]
+    taken = {workload.image_id for workload in workloads}
+    running = [workload for workload in workloads if workload.status in ("running", "paused", "restarting")]
+    mounted = [volume for volume in volumes if volume.users]
+    sizes = usage["volume_sizes"]
+    rows = [
+        _usage_row(
+            "Images",
+            len(images),
+            len([image for image in images if image.id in taken]),
+            usage["layers_size"],
+            usage["layers_reclaimable"],
+        ),
+        _usage_row("Containers", len(workloads), len(running), usage["workloads_size"], usage["workloads_reclaimable"]),
+        _usage_row(
+            "Local Volumes",
+            len(volumes),
+            len(mounted),
+            sum(sizes.values()),
+            sum(sizes[volume.name] for volume in volumes if not volume.users),
+        ),
+    ]
     show(rows, _DF, arguments.format)
     return 0
 
 
-def _usage_row(title: str, usage: Mapping[str, Any]) -> dict[str, str]:
-    size, free = int(usage.get("size", 0)), int(usage.get("reclaimable", 0))
+def _usage_row(title: str, count: int, active: int, size: int, free: int) -> dict[str, str]:
     share = f" ({100 * free // size}%)" if size else ""
     return {
         "Type": title,
-        "TotalCount": str(usage.get("count", 0)),
-        "Active": str(usage.get("active", 0)),
+        "TotalCount": str(count),
+        "Active": str(active),
         "Size": units.human_size(size),
         "Reclaimable": units.human_size(free) + share,
     }
