@@ -1,9 +1,8 @@
 """From rows to wires: a workload enters its networks, and leaves them.
 
 Entering: addresses in one transaction, then bridge, link, port. Whoever dies in between leaves rows that say
-what was begun, and ``leave`` takes all of it back, any number of times. Leaving has a fast half and a slow one.
-The ports go at once, by the shim, while it still holds their reservations; links and, behind the
-last workload, bridges cost the kernel tens of milliseconds, so the shim takes them down once nobody waits (tidy).
+what was begun, and ``leave`` takes all of it back, any number of times. The shim takes down what is
+the kernel's (wires.py); what a killed one left goes here.
 
 The network lock is shared by those who enter and exclusive for those who remove what looks unused.
 """
@@ -15,13 +14,14 @@ import os
 from mamushka import document
 from mamushka.engine.networks import DEFAULT, EndpointRow, connection
 from mamushka.engine.paths import write_json
+from mamushka.engine.wires import Wires, tidy
 from mamushka.engine.workload import Published
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.flock import Lock
 from mamushka.linux.nftables import Nftables
-from mamushka.linux.rtnetlink import find_link, open_route, remove_link
+from mamushka.linux.rtnetlink import open_route
 from mamushka.network import endpoint, portmap, reconcile
-from mamushka.network.network import PortMapping, scope_of
+from mamushka.network.network import PortMapping
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -38,26 +38,12 @@ if TYPE_CHECKING:
 
 
 @value
-class Wires:
-    """What a shim must know to take its workload's wires down; it never opens the database."""
-
-    root: str  # the engine's data root, which tells whose links they are
-    lock: str
-    mark: str  # a file that stands as long as the ports do
-    links: tuple[str, ...] = ()
-    ports: tuple[PortMapping, ...] = ()
-
-
-@value
 class Joined:
-    """A workload's place in its networks. Descriptors are the caller's: the shim holds them while it runs."""
+    """A workload's place in its networks. The wires' descriptors are the caller's, to pass on to the shim."""
 
+    wires: Wires
     connections: tuple[Connection, ...] = ()
     published: tuple[Published, ...] = ()
-    reservations: tuple[int, ...] = ()  # of ports
-    filter: int = -1  # for silence and tidy; its last close is slow, and in the shim nobody waits for it
-    wires: Wires | None = None
-    directories: tuple[str, ...] = ()  # files of names for the responder; none: it needs none
 
 
 def lock_path(paths: Paths) -> str:
@@ -81,32 +67,37 @@ def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespac
     with networks.state.transaction():
         places = _allocate(networks, workload)
         _tell_names(networks, places)
+    paths = networks.paths
     filter = Nftables()
     reservations: list[int] = []
+    wires = Wires(
+        root=paths.data,
+        lock=lock_path(paths),
+        mark=mark_path(paths, workload.id),
+        links=tuple(endpoint.outer_name(row.endpoint()) for _, row in places),
+        directories=tuple(directory_path(paths, network.id) for network, _ in places if network.name != DEFAULT),
+    )
     try:
         mappings = _plug(networks, filter, workload, places, ports, namespace, reservations)
     except BaseException:
-        filter.close()
-        for held in reservations:
-            os.close(held)
-        leave(networks, workload.id)
+        abandon(networks, workload.id, replace(wires, reservations=tuple(reservations), filter=filter.detach()))
         raise
+    wires = replace(wires, ports=tuple(mappings), reservations=tuple(reservations), filter=filter.detach())
     for network, _ in places:
         networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
     return Joined(
+        wires,
         connections=tuple(connection(network, row) for network, row in places),
         published=tuple(Published(item.port, item.protocol, _shown(item), item.host_port) for item in mappings),
-        reservations=tuple(reservations),
-        filter=filter.detach(),
-        wires=_wires(networks, workload.id, places, mappings),
-        directories=tuple(directory_path(networks.paths, row.id) for row, _ in places if row.name != DEFAULT),
     )
 
 
-def _wires(networks: Networks, workload: str, places: Places, mappings: list[PortMapping]) -> Wires:
-    links = tuple(endpoint.outer_name(row.endpoint()) for _, row in places)
-    paths = networks.paths
-    return Wires(paths.data, lock_path(paths), mark_path(paths, workload), links, tuple(mappings))
+def abandon(networks: Networks, workload: str, wires: Wires) -> None:
+    """The start failed: everything back at once, the wires' descriptors too."""
+    for held in wires.reservations:
+        os.close(held)
+    leave(networks, workload)
+    tidy(wires)
 
 
 def _shown(mapping: PortMapping) -> str:
@@ -173,8 +164,8 @@ def _plug(
             reservations.append(held)
             mappings.append(reserved)
         if mappings:
-            os.close(os.open(mark_path(networks.paths, workload.id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _keep_ports(networks, workload.id, mappings)
+            os.close(os.open(mark_path(networks.paths, workload.id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             portmap.publish(filter, scope, mappings)
     if any(fresh):
         _restore_others(networks, places)
@@ -230,10 +221,22 @@ def _reserve(workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int
 
 
 def _keep_ports(networks: Networks, workload: str, mappings: Sequence[PortMapping]) -> None:
+    """Write the ports down. Conflict with a workload that runs on without its shim and so without reservations."""
     with networks.state.transaction() as state:
         for item in mappings:
+            _check_port(networks, item)
             fields = workload, item.address, item.port, item.host_port, item.protocol, item.host_address
             state.execute("insert into ports values (?,?,?,?,?,?)", fields)
+
+
+def _check_port(networks: Networks, mapping: PortMapping) -> None:
+    for other in _ports(networks, "where host_port=? and protocol=?", mapping.host_port, mapping.protocol):
+        hosts = {_shown(mapping), _shown(other)}
+        if len(hosts) == 1 or (hosts & {"0.0.0.0", "::"} and (":" in mapping.address) == (":" in other.address)):
+            raise Conflict(
+                f"Bind for {_shown(mapping)}:{mapping.host_port} failed: port is already allocated",
+                hint="the workload that has it runs without its shim; `mamushka ps` shows it",
+            )
 
 
 def _ports(networks: Networks, tail: str = "", *values: object) -> list[PortMapping]:
@@ -274,6 +277,10 @@ def connect(
     from mamushka.engine.settings import Attachment
 
     rows = networks.endpoints(workload.id)
+    if any(item.network in ("none", "host") or ":" in item.network for item in workload.settings.networks):
+        raise Conflict(
+            f"container {workload.name} has no network of its own, so it cannot be connected to {network.name}"
+        )
     if any(row.network == network.id and row.wanted for row in rows):
         raise Conflict(f"endpoint with name {workload.name} already exists in network {network.name}")
     wish = _wish(workload, network, Attachment(network.name, aliases, address))
@@ -362,38 +369,3 @@ def restore(networks: Networks) -> None:
             [row.endpoint() for row in running],
             _ports(networks),
         )
-
-
-# in the shim
-
-
-def silence(wires: Wires, filter: int) -> None:
-    """The workload has ended: the host no longer answers on its ports, whose reservations are still held."""
-    if not wires.ports:
-        return
-    socket = Nftables(filter)
-    try:
-        portmap.unpublish(socket, scope_of(wires.root), wires.ports)
-        os.unlink(wires.mark)
-    except FileNotFoundError:  # somebody took this shim for dead, and withdrew
-        pass
-    finally:
-        socket.detach()
-
-
-def tidy(wires: Wires, filter: int) -> None:
-    """Take its links down and, when nobody else is there, bridges and table. Slow: nobody should wait.
-
-    Closes the filter's descriptor.
-    """
-    scope = scope_of(wires.root)
-    with open_route() as route, Nftables(filter) as socket:
-        for name in wires.links:
-            link = find_link(route, name)
-            if link is not None:
-                remove_link(route, link.index)
-        try:
-            with Lock(wires.lock, wait=False):
-                reconcile.sweep(route, socket, scope)
-        except BlockingIOError:  # somebody is just coming or sweeping; the last one out sweeps
-            return

@@ -52,6 +52,9 @@ def remove_socket(engine: Engine, id: str) -> None:
 
 def forget(engine: Engine, workload: Workload, time: float) -> None:
     """The row and its last event, in one transaction."""
+    from mamushka.engine import wiring
+
+    wiring.forget(engine, workload)
     with engine.state.transaction() as state:
         if state.delete(workload.id):
             attributes = {"name": workload.name, "image": workload.image_name}

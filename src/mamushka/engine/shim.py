@@ -23,6 +23,7 @@ from mamushka.engine.paths import read_json, write_json
 from mamushka.engine.pump import Client, Pump
 from mamushka.engine.records import decode, encode
 from mamushka.engine.settings import Restart
+from mamushka.engine.wires import GRACE, Wires, silence, tidy
 from mamushka.errors import MamushkaError
 from mamushka.runtime import CannotExecute, CommandNotFound, Exit
 from mamushka.values import EMPTY, replace, value
@@ -56,11 +57,17 @@ class Post:
     attributes: Mapping[str, str] = EMPTY  # of its events: name, image
     lock: int = -1
     network: int = -1  # the network namespace, kept while it serves
+    wires: Wires | None = None
     restart: Restart = Restart()
     restarts: int = 0
     started: float = 0.0
     pause: float = 0.0  # before the last restart
     naps: int = 0
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that stays open while it serves."""
+        return (self.lock, self.network, *(self.wires.descriptors if self.wires else ()))
 
 
 class Shim:
@@ -99,8 +106,11 @@ class Shim:
     def abandon(self, error: BaseException) -> None:
         """The first start failed: say so and leave nothing."""
         self._clean()
+        if self._post.wires:
+            silence(self._post.wires)
         self._pump.tell(frames.failed(error))
         self._pump.close()
+        self._tidy()
 
     def _ended(self) -> Exit:
         exit = self._pump.exit
@@ -148,6 +158,8 @@ class Shim:
 
     def _finish(self, exit: Exit) -> None:
         post = self._post
+        if post.wires:
+            silence(post.wires)
         if post.remove:
             from mamushka.storage.snapshot import SnapshotStore
 
@@ -158,6 +170,15 @@ class Shim:
         self._pump.tell(frames.exit(exit))
         self._pump.linger()
         self._pump.close()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Nobody waits any more."""
+        from time import sleep
+
+        if self._post.wires:
+            sleep(GRACE)
+            tidy(self._post.wires)
 
     def _note(self, action: str, **attributes: str) -> None:
         from time import time
@@ -214,7 +235,7 @@ class Shim:
         path = f"{post.directory}/sleep.json"
         write_json(path, note)
         wake = [*pump.outputs, pump.listener, pump.pidfd, *(client.fd for client in pump.clients)]
-        for fd in (*wake, pump.stdin, pump.console, post.lock, post.network):
+        for fd in (*wake, pump.stdin, pump.console, *post.descriptors):
             if fd >= 0:
                 os.set_inheritable(fd, True)
         try:
@@ -248,7 +269,7 @@ def wake(path: str) -> NoReturn:
     pump.quiet = note["quiet"]
     pump.policy = note["policy"] and tuple(note["policy"])
     pump.clients = [Client(fd, flags) for fd, flags in note["clients"]]
-    for fd in (*pump.outputs, pump.listener, pump.pidfd, pump.stdin, pump.console, post.lock, post.network):
+    for fd in (*pump.outputs, pump.listener, pump.pidfd, pump.stdin, pump.console, *post.descriptors):
         if fd >= 0:
             os.set_inheritable(fd, False)
     with open(f"{post.launch.bundle}/config.json", "rb") as file:

@@ -88,8 +88,7 @@ def _launch(
     root = mount(launch)
     open_fds.append(root)
     place = wiring.join(engine, workload)
-    if place.namespace >= 0:
-        open_fds.append(place.namespace)
+    open_fds += place.descriptors
     trace.event("workload.prepare", id=workload.id, layers=len(launch.lowers))
     config = _config(engine, workload, root, place, size)
     post = _post(engine, workload, launch, holder, place)
@@ -101,8 +100,7 @@ def _launch(
         _serve(engine, post, config, root, listener, theirs, flags)
 
     preload()
-    keep = [fd for fd in (holder, root, listener, theirs, place.namespace) if fd >= 0]
-    shim.fork(serve, tuple(keep))
+    shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
     os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
     connection = Connection(workload.id, ours, at_end=engine.at_end(workload.id))
     try:
@@ -212,6 +210,7 @@ def _post(engine: Engine, workload: Workload, launch: Launch, holder: int, place
         attributes={"name": workload.name, "image": workload.image_name},
         lock=holder,
         network=place.namespace,
+        wires=place.wires,
         restart=settings.restart,
     )
 

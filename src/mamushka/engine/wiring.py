@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mamushka.engine.settings import Port
 from mamushka.engine.workload import ACTIVE, load
 from mamushka.errors import Conflict, Invalid
 from mamushka.values import EMPTY, value
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from mamushka.engine.engine import Engine
     from mamushka.engine.settings import Settings
+    from mamushka.engine.wires import Wires
     from mamushka.engine.workload import Connection, Published, Workload
 
 
@@ -26,6 +28,13 @@ class Place:
     connections: tuple[Connection, ...] = ()
     published: tuple[Published, ...] = ()
     files: Mapping[str, str] = EMPTY  # path inside: file on the host
+    wires: Wires | None = None  # what the shim takes down, with descriptors that it holds
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What must stay open while the workload runs; ours to close."""
+        held = self.wires.descriptors if self.wires else ()
+        return held if self.namespace < 0 else (self.namespace, *held)
 
 
 def mode(settings: Settings) -> str:
@@ -48,12 +57,100 @@ def join(engine: Engine, workload: Workload) -> Place:
     from mamushka.network.namespace import new_namespace
 
     namespace = new_namespace()
-    path = f"/proc/self/fd/{namespace}"
-    return Place(namespace=namespace, path=path, files=_write(workload, _hosts(workload.hostname), ""))
+    try:
+        return _plugged(engine, workload, namespace) if kind == "bridge" else _alone(workload, namespace)
+    except BaseException:
+        os.close(namespace)
+        raise
+
+
+def _alone(workload: Workload, namespace: int) -> Place:
+    """A namespace with nothing but its loopback."""
+    files = _write(workload, _hosts(workload.hostname), "")
+    return Place(namespace=namespace, path=f"/proc/self/fd/{namespace}", files=files)
+
+
+def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
+    from mamushka.engine import plugging
+
+    joined = plugging.join(engine.networks, workload, _ports(workload.settings), namespace)
+    try:
+        files = _named(workload, joined.connections)
+    except BaseException:
+        plugging.abandon(engine.networks, workload.id, joined.wires)
+        raise
+    return Place(
+        namespace=namespace,
+        path=f"/proc/self/fd/{namespace}",
+        connections=joined.connections,
+        published=joined.published,
+        files=files,
+        wires=joined.wires,
+    )
+
+
+def _named(workload: Workload, connections: tuple[Connection, ...]) -> dict[str, str]:
+    """The files of names for a workload with these addresses."""
+    from mamushka.network import names
+
+    settings, first = workload.settings, connections[0]
+    own = f"{workload.hostname}.{settings.domainname} {workload.hostname}" if settings.domainname else workload.hostname
+    hosts = names.hosts(
+        [(address, own) for item in connections for address in (item.address, item.address6) if address],
+        settings.extra_hosts,
+        gateway=first.gateway,
+        gateway6=first.gateway6,
+    )
+    resolv = names.resolv_conf(
+        _resolvers(),
+        servers=settings.dns,
+        search=settings.dns_search,
+        options=settings.dns_options,
+        ipv6=any(item.address6 for item in connections),
+    )
+    return _write(workload, hosts, resolv)
+
+
+def _ports(settings: Settings) -> list[Port]:
+    """Those that are named, and with publish_all those that are exposed."""
+    ports = list(settings.ports)
+    for exposed in settings.expose if settings.publish_all else ():
+        number, _, protocol = exposed.partition("/")
+        first, _, last = number.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise Invalid(f"invalid exposed port: {exposed!r}", hint="as in 80/tcp")
+        ports += (Port(port, protocol or "tcp") for port in range(int(first), int(last or first) + 1))
+    return ports
+
+
+def _resolvers() -> str:
+    """The host's resolv.conf; where that names systemd-resolved's stub, the one with the real servers."""
+    from mamushka.network import names
+
+    text = _host_file("resolv.conf")
+    if names.nameservers(text) == ["127.0.0.53"]:
+        try:
+            with open("/run/systemd/resolve/resolv.conf", encoding="utf-8", errors="surrogateescape") as file:
+                return file.read(1 << 20)
+        except OSError:
+            return text
+    return text
 
 
 def leave(engine: Engine, workload: Workload) -> None:
     """Give addresses and ports back; harmless when it was in no network."""
+    if mode(workload.settings) == "bridge":
+        from mamushka.engine import plugging
+
+        plugging.leave(engine.networks, workload.id)
+
+
+def forget(engine: Engine, workload: Workload) -> None:
+    """The workload is removed, and with it which networks it wished to be in."""
+    if mode(workload.settings) == "bridge":
+        from mamushka.engine import plugging
+
+        plugging.forget(engine.networks, workload.id)
 
 
 def running(engine: Engine, identifier: str) -> Workload:

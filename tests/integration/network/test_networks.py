@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mamushka.engine import plugging
+from mamushka.engine import plugging, wires
 from mamushka.engine.networks import Networks
 from mamushka.engine.paths import Paths, read_json
 from mamushka.engine.settings import Attachment, Port, Settings
@@ -60,23 +60,21 @@ class World:
         """As its shim does; or the shim was killed, and somebody settles."""
         joined = self.joined.pop(name)
         with Entered(self.host.fd):
-            assert joined.wires is not None
             if killed:
-                os.close(joined.filter)
+                for held in joined.wires.descriptors:
+                    os.close(held)
             else:
-                plugging.silence(joined.wires, joined.filter)
-            for held in joined.reservations:
-                os.close(held)
+                wires.silence(joined.wires)
             plugging.leave(self.networks, self.workloads[name].id)
             self.places.pop(name).close()
             if not killed:
-                plugging.tidy(joined.wires, joined.filter)
+                wires.tidy(joined.wires)
 
     def close(self) -> None:
         for place in self.places.values():
             place.close()
         for joined in self.joined.values():
-            for held in (*joined.reservations, joined.filter):
+            for held in joined.wires.descriptors:
                 os.close(held)
         self.state.close()
 
@@ -138,6 +136,17 @@ def test_a_killed_shims_ports_are_withdrawn_when_it_is_settled(world: World) -> 
     assert world.host.state() == world.host.before
 
 
+def test_a_port_of_a_workload_that_outlives_its_shim_stays_its_own(world: World) -> None:
+    joined = world.start("web", ports=(Port(80, host_port=8080),))
+    for held in joined.wires.reservations:
+        os.close(held)
+    world.joined["web"] = replace(joined, wires=replace(joined.wires, reservations=()))
+    with pytest.raises(Conflict, match="port is already allocated"):
+        world.start("thief", ports=(Port(80, host_port=8080, host_address="127.0.0.1"),))
+    listener = world.places["web"].listen("0.0.0.0", 80)
+    assert world.host.outside.reaches(listener, HOST, 8080)
+
+
 def test_a_taken_port_gives_everything_back(world: World) -> None:
     world.start("web", ports=(Port(80, host_port=8080),))
     with pytest.raises(Conflict, match=r"endpoint late .*port is already allocated"):
@@ -165,7 +174,7 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
     far = world.start("web", "other", "app")
     assert [item.network for item in far.connections] == ["other", "app"]
     assert far.connections[1].address == "10.77.0.128"
-    (told,) = joined.directories
+    (told,) = joined.wires.directories
     members = {tuple(item["names"]): item["addresses"] for item in read_json(told)}
     assert members[("db", "store", world.workloads["db"].id[:12])] == ["10.77.0.200"]
     listener = world.places["db"].listen("0.0.0.0", 80)
@@ -185,7 +194,7 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
 def test_connect_and_disconnect_while_it_runs(world: World) -> None:
     with Entered(world.host.fd):
         world.networks.create("late")
-    joined = world.start("box")
+    world.start("box")
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:  # the workload's first process: it lives until the pipe ends
@@ -210,7 +219,6 @@ def test_connect_and_disconnect_while_it_runs(world: World) -> None:
             with pytest.raises(NotFound, match="is not connected"):
                 world.networks.disconnect("late", "box")
         assert "eth" not in world.places["box"].run("ip", "-brief", "link")
-        assert joined.wires is not None
     finally:
         os.close(write)
         os.close(read)
@@ -231,7 +239,7 @@ def test_concurrent_starts_get_addresses_of_their_own(world: World) -> None:
             with Entered(world.host.fd):
                 joined = plugging.join(networks, workload, (Port(80),), place)
             found.append(joined.connections[0].address)
-            for held in (*joined.reservations, joined.filter):
+            for held in joined.wires.descriptors:
                 os.close(held)
             os.close(place)
         except BaseException as error:

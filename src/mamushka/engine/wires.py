@@ -1,0 +1,73 @@
+"""What a shim holds of its workload's networks, and how it takes that down without the database.
+
+The ports go first, while their reservations are held, so nobody is ever sent to a workload that has ended and no
+port is free before it is silent. Links and, behind the last workload, bridges and table cost the kernel
+grace periods of tens of milliseconds: that comes last, when everybody has been told of the end.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.network.network import PortMapping, scope_of
+from mamushka.values import value
+
+# Long enough for the next workload of a series to find the bridge still there.
+GRACE = 0.5
+
+
+@value
+class Wires:
+    """One workload's. The descriptors belong to the shim."""
+
+    root: str  # the engine's data root, which tells whose links they are
+    lock: str
+    mark: str  # a file that stands as long as the ports do
+    links: tuple[str, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    reservations: tuple[int, ...] = ()  # descriptors that keep the ports ours
+    filter: int = -1  # an nftables socket: its last close may be slow, and in the shim nobody waits for it
+    directories: tuple[str, ...] = ()  # files of the names that a responder answers
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that must stay open while the workload runs."""
+        return (*self.reservations, self.filter)
+
+
+def silence(wires: Wires) -> None:
+    """The workload has ended: the host no longer answers on its ports, and they are free. Not to be repeated."""
+    if not wires.ports:
+        return
+    from mamushka.linux.nftables import Nftables
+    from mamushka.network import portmap
+
+    filter = Nftables(wires.filter)
+    try:
+        portmap.unpublish(filter, scope_of(wires.root), wires.ports)
+        os.unlink(wires.mark)
+    except FileNotFoundError:  # somebody took this shim for dead, and withdrew
+        pass
+    finally:
+        filter.detach()
+        for held in wires.reservations:
+            os.close(held)
+
+
+def tidy(wires: Wires) -> None:
+    """Take the links down and, when nobody else is there, bridges and table. Slow: nobody should wait."""
+    from mamushka.linux.flock import Lock
+    from mamushka.linux.nftables import Nftables
+    from mamushka.linux.rtnetlink import find_link, open_route, remove_link
+    from mamushka.network import reconcile
+
+    with open_route() as route, Nftables(wires.filter) as filter:
+        for name in wires.links:
+            link = find_link(route, name)
+            if link is not None:
+                remove_link(route, link.index)
+        try:
+            with Lock(wires.lock, wait=False):
+                reconcile.sweep(route, filter, scope_of(wires.root))
+        except BlockingIOError:  # somebody is just coming or sweeping; the last one out sweeps
+            return
