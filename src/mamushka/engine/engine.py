@@ -400,7 +400,6 @@ class Engine:
 
     def reconcile(self) -> None:
         """Repair what killed processes left: states, shims, mounts, networks, cgroups, staging directories."""
-        from mamushka.engine.gc import orphans, sweep
+        from mamushka.engine.gc import reconcile
 
-        sweep(self)
-        orphans(self)
+        reconcile(self)

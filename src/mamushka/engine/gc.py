@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from mamushka import document, trace
+from mamushka.engine import wiring
 from mamushka.engine.paths import read_json
-from mamushka.engine.removal import forget, release, remove, remove_socket
+from mamushka.engine.removal import forget, give_up, release, remove, remove_socket
 from mamushka.engine.workload import ACTIVE, load
 from mamushka.errors import NotFound
 
@@ -57,11 +58,11 @@ def _take_over(engine: Engine, id: str, number: str, news: dict[str, Any]) -> No
             gone = load(row)
         status = "removing" if news["removed"] else news["status"]
         _change(state, id, status, {**known, **news, "number": number})
-    ended = news["status"] == "exited"
-    if ended:
-        release(engine, gone or load(row), volumes=gone is not None)
     if gone is not None:
+        give_up(engine, gone, volumes=True)
         forget(engine, gone, news["finished"])
+    elif news["status"] == "exited":
+        release(engine, load(row))
 
 
 def _change(state: State, id: str, status: str, news: dict[str, Any]) -> None:
@@ -87,9 +88,18 @@ def sweep(engine: Engine, rows: list[Row] | None = None) -> bool:
     settle(engine)
     repaired = False
     for row in rows if rows is not None else engine.state.rows(*ACTIVE, "removing"):
-        if not held(engine, row.id):
-            repaired |= _repair(engine, row.id)
+        if not held(engine, row.id) and _repair(engine, row.id):
+            repaired = True
+            _restore_wires(engine, load(row))
     return repaired
+
+
+def _restore_wires(engine: Engine, workload: Workload) -> None:
+    """A killed shim took nothing down: links and bridges that nobody needs any more go now."""
+    if wiring.mode(workload.settings) == "bridge":
+        from mamushka.engine.plugging import restore
+
+        restore(engine.networks)
 
 
 def _repair(engine: Engine, id: str) -> bool:
@@ -126,7 +136,7 @@ def _finish(engine: Engine, row: Row) -> bool:
         remove(engine, row, volumes=False)
         return True
     engine.runtime(workload.runtime).delete(row.id, force=True)
-    release(engine, workload, volumes=False)
+    release(engine, workload)
     remove_socket(engine, row.id)
     _record_loss(engine, row)
     return True
@@ -160,19 +170,29 @@ def orphans(engine: Engine) -> None:
     """Remove what belongs to workloads that were never finished being created, or whose end was cut short."""
     from mamushka.linux import lock
 
-    known = {row.id for row in engine.state.rows()}
-    if set(os.listdir(engine.paths.workloads)) <= known:
+    if set(os.listdir(engine.paths.workloads)) <= engine.state.ids():
         return
     gate = os.open(engine.paths.gate, os.O_RDWR | os.O_CLOEXEC)
     try:
         lock.take(gate, wait=True)  # nobody is creating one now
-        known = {row.id for row in engine.state.rows()}
+        known = engine.state.ids()
         for id in set(engine.snapshots.ids()) - known:
             engine.runtime("container").delete(id, force=True)
             remove_socket(engine, id)
         engine.snapshots.clean(known)
     finally:
         os.close(gate)
+
+
+def reconcile(engine: Engine) -> None:
+    """See Engine.reconcile."""
+    from mamushka.engine.plugging import restore
+
+    sweep(engine)
+    orphans(engine)
+    restore(engine.networks)
+    engine.layers.clean()
+    engine.volumes.clean()
 
 
 def rebuild(engine: Engine, state: State) -> None:

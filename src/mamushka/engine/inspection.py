@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 
-from mamushka.engine import gc
+from mamushka.engine import gc, wiring
 from mamushka.engine.workload import ACTIVE, Workload, load
 from mamushka.errors import Invalid, NotFound
+from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Connection
 
 STATES = ("created", "running", "paused", "restarting", "exited", "dead", "removing")
 _FILTERS = ("ancestor", "before", "exited", "id", "label", "name", "network", "since", "status", "volume")
@@ -24,7 +26,18 @@ def inspect(engine: Engine, identifier: str) -> Workload:
     row = engine.state.find(identifier)
     if row.status in ACTIVE and gc.sweep(engine, [row]):
         row = engine.state.find(row.id)
-    return engine.alive(load(row))
+    workload = engine.alive(load(row))
+    if workload.status in ACTIVE and wiring.mode(workload.settings) == "bridge":
+        return replace(workload, connections=_connections(engine, workload.id))
+    return workload
+
+
+def _connections(engine: Engine, id: str) -> tuple[Connection, ...]:
+    """Its places in networks now: it may have been connected and disconnected since it began."""
+    from mamushka.engine.networks import connection
+
+    networks = engine.networks
+    return tuple(connection(networks.find(row.network), row) for row in networks.endpoints(id) if row.address)
 
 
 def workloads(engine: Engine, every: bool, filters: Mapping[str, Sequence[str]]) -> list[Workload]:
@@ -36,6 +49,7 @@ def workloads(engine: Engine, every: bool, filters: Mapping[str, Sequence[str]])
         if status not in STATES:
             raise Invalid(f"invalid filter 'status={status}'", hint=f"one of {', '.join(STATES)}")
     gc.sweep(engine)
+    gc.orphans(engine)
     rows = engine.state.rows() if every or "status" in filters or "exited" in filters else engine.state.rows(*ACTIVE)
     tests = [_test(engine, name, texts) for name, texts in filters.items()]
     found = (engine.alive(load(row)) for row in rows)

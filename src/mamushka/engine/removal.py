@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     from mamushka.engine.workload import Workload
 
 
-def release(engine: Engine, workload: Workload, *, volumes: bool) -> None:
-    """Give back what it holds in other rooms: its places in networks, and with ``volumes`` its anonymous volumes."""
+def release(engine: Engine, workload: Workload) -> None:
+    """It has ended: give back its addresses and ports."""
     from mamushka.engine import wiring
 
     wiring.leave(engine, workload)
-    if volumes:
-        named = {item.source for item in workload.settings.mounts if item.kind == "volume"}
-        for _, name in workload.volumes:
-            if name not in named:
-                try:
-                    engine.volumes.remove(name, force=True)
-                except Conflict:
-                    pass  # another workload was given it by name
+
+
+def give_up(engine: Engine, workload: Workload, *, volumes: bool) -> None:
+    """It is removed: give back all that it has in other rooms, with ``volumes`` also its anonymous volumes."""
+    from mamushka.engine import wiring
+
+    wiring.forget(engine, workload)
+    named = {item.source for item in workload.settings.mounts if item.kind == "volume"}
+    for name in [name for _, name in workload.volumes if volumes and name not in named]:
+        try:
+            engine.volumes.remove(name, force=True)
+        except Conflict:
+            pass  # another workload was given it by name
 
 
 def remove(engine: Engine, row: Row, *, volumes: bool) -> None:
@@ -36,7 +41,7 @@ def remove(engine: Engine, row: Row, *, volumes: bool) -> None:
     workload = load(row)
     engine.state.change(row.id, status="removing")
     engine.runtime(workload.runtime).delete(row.id, force=True)
-    release(engine, workload, volumes=volumes or workload.settings.remove)
+    give_up(engine, workload, volumes=volumes or workload.settings.remove)
     remove_socket(engine, row.id)
     engine.snapshots.remove(row.id)
     forget(engine, workload, time())
@@ -52,9 +57,6 @@ def remove_socket(engine: Engine, id: str) -> None:
 
 def forget(engine: Engine, workload: Workload, time: float) -> None:
     """The row and its last event, in one transaction."""
-    from mamushka.engine import wiring
-
-    wiring.forget(engine, workload)
     with engine.state.transaction() as state:
         if state.delete(workload.id):
             attributes = {"name": workload.name, "image": workload.image_name}

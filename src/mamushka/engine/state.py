@@ -207,6 +207,10 @@ class State:
         where = f"where status in ({','.join('?' * len(statuses))})" if statuses else ""
         return self._rows(f"{where} order by created desc", statuses)
 
+    def ids(self) -> set[str]:
+        """All workloads' ids."""
+        return {id for (id,) in self.execute("select id from workloads")}
+
     def _rows(self, tail: str, values: Sequence[object]) -> list[Row]:
         cursor = self.execute(f"select id, name, status, created, record, news from workloads {tail}", values)
         return [Row(*row) for row in cursor]

@@ -73,7 +73,7 @@ def _alone(workload: Workload, namespace: int) -> Place:
 def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
     from mamushka.engine import plugging
 
-    joined = plugging.join(engine.networks, workload, _ports(workload.settings), namespace)
+    joined = plugging.join(engine.networks, workload, _ports(workload), namespace)
     try:
         files = _named(workload, joined.connections)
     except BaseException:
@@ -111,15 +111,17 @@ def _named(workload: Workload, connections: tuple[Connection, ...]) -> dict[str,
     return _write(workload, hosts, resolv)
 
 
-def _ports(settings: Settings) -> list[Port]:
-    """Those that are named, and with publish_all those that are exposed."""
-    ports = list(settings.ports)
-    for exposed in settings.expose if settings.publish_all else ():
+def _ports(workload: Workload) -> list[Port]:
+    """Those that are named, and with publish_all those that the image or the settings expose."""
+    ports = list(workload.settings.ports)
+    for exposed in workload.exposed if workload.settings.publish_all else ():
         number, _, protocol = exposed.partition("/")
         first, _, last = number.partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()):
             raise Invalid(f"invalid exposed port: {exposed!r}", hint="as in 80/tcp")
-        ports += (Port(port, protocol or "tcp") for port in range(int(first), int(last or first) + 1))
+        named = {(port.port, port.protocol) for port in workload.settings.ports}
+        wishes = (Port(port, protocol or "tcp") for port in range(int(first), int(last or first) + 1))
+        ports += (port for port in wishes if (port.port, port.protocol) not in named)
     return ports
 
 
