@@ -262,7 +262,7 @@ def _record(engine: Engine, workload: Workload, place: Place, pid: int) -> None:
 def _fail(engine: Engine, workload: Workload, error: BaseException) -> None:
     """The start failed: give everything back and keep the reason."""
     engine.runtime(workload.runtime).delete(workload.id, force=True)
-    release(engine, workload, volumes=False)
+    release(engine, workload)
     remove_socket(engine, workload.id)
     if isinstance(error, Unavailable):
         trace.event("workload.shim_lost", id=workload.id)
