@@ -9,6 +9,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m mamushka.startup
 	touch $@
 
 .venv/.tested: .venv/.installed

@@ -6,7 +6,6 @@ not exist, 128 + n a signal ended it, otherwise what the workload itself said.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from mamushka.errors import Invalid, MamushkaError
@@ -35,15 +34,14 @@ GLOBAL = (
 )
 
 
-def main() -> None:
-    """The ``mamushka`` program."""
+def main() -> int:
+    """The ``mamushka`` program; its exit code."""
     status = command(sys.argv[1:])
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         status = status or BROKEN_PIPE
-    # What Python would tear down, the kernel frees at once: 3 ms less behind every container.
-    os._exit(status)
+    return status
 
 
 def command(argv: Sequence[str]) -> int:

@@ -1,0 +1,193 @@
+"""Modules from one file: half of what importing a hundred small ones costs.
+
+The import system lists directories, stats and opens each module; for the ninety modules behind
+``mamushka run`` that is as much work as executing them. So the programs keep their compiled modules side by
+side in one file in this package's ``__pycache__``: an index, then the code objects, each read when it is
+wanted and only if its source still has the size and time that the index names. Anything else (a module that
+is missing, changed, or an unreadable bundle) goes the usual way, and ``finish`` adds it for the next time.
+See docs/decisions/0021-startup-bundle.md.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+
+    # source path, its st_mtime_ns and st_size, whether it is a package, where its code lies
+    Entry = tuple[str, int, int, bool, int, int]
+    Compiled = tuple[tuple[str, int, int, bool], CodeType]
+else:
+    ModuleSpec = type(sys.__spec__)
+
+_PACKAGE = "mamushka"
+_MAGIC = b"mamushka bundle 1 %s\n" % sys.version.encode()
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_HEAD = len(_MAGIC) + 8
+
+
+def _path() -> str:
+    return os.path.join(_HERE, "__pycache__", f"bundle.{sys.implementation.cache_tag}")
+
+
+class Bundle:
+    """A finder and loader of the import system over one file. See importlib's MetaPathFinder and Loader."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.index: dict[str, Entry] = {}
+        self.fd = -1
+        self.served: set[str] = set()
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            head = os.pread(self.fd, _HEAD, 0)
+            if head[:-8] == _MAGIC:
+                self.index = marshal.loads(os.pread(self.fd, int.from_bytes(head[-8:], "little"), _HEAD))
+        except (OSError, EOFError, ValueError, TypeError):
+            self.index = {}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """The module's place in the bundle, or None where its source has changed since."""
+        entry = self.index.get(name)
+        if entry is None:
+            return None
+        source, mtime, size, package, _, _ = entry
+        try:
+            now = os.stat(source)
+        except OSError:
+            return None
+        if now.st_mtime_ns != mtime or now.st_size != size:
+            return None
+        self.served.add(name)
+        spec = ModuleSpec(name, self, origin=source, is_package=package)  # type: ignore[arg-type]
+        spec.has_location = True
+        if package:
+            spec.submodule_search_locations = [os.path.dirname(source)]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The import system's own kind of module will do."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's code in it."""
+        exec(self.code(module.__name__), module.__dict__)
+
+    def code(self, name: str) -> CodeType:
+        """The compiled module."""
+        *_, offset, length = self.index[name]
+        result: CodeType = marshal.loads(os.pread(self.fd, length, offset))
+        return result
+
+    def rewrite(self, compiled: dict[str, Compiled]) -> None:
+        """Add modules, keep what is still valid, replace the file at once."""
+        known = {name: (self.index[name][:4], self.code(name)) for name in self.index if self.find_spec(name)}
+        known.update(compiled)
+        entries = {name: entry for name, (entry, _) in known.items()}
+        blobs = {name: marshal.dumps(code) for name, (_, code) in known.items()}
+        _replace(self.path, _layout(entries, blobs))
+
+
+def _cached(module: ModuleType) -> Compiled | None:
+    """What the usual way has left of a module: the code of its ``.pyc``, if that belongs to the source."""
+    source, cached = module.__file__, getattr(module, "__cached__", None)
+    if source is None or cached is None:
+        return None
+    try:
+        now = os.stat(source)
+        with open(cached, "rb") as stream:
+            raw = stream.read()
+    except OSError:
+        return None
+    # PEP 552: magic, flags 0, mtime and size as 32 bits
+    want = bytes(4) + (int(now.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + now.st_size.to_bytes(4, "little")
+    if raw[4:16] != want:
+        return None
+    return (source, now.st_mtime_ns, now.st_size, hasattr(module, "__path__")), marshal.loads(raw[16:])
+
+
+def _layout(entries: dict[str, tuple[str, int, int, bool]], blobs: dict[str, bytes]) -> bytes:
+    """Index before code; the offsets in the index depend on its length, and marshal's ints have a fixed one."""
+
+    def index(start: int) -> bytes:
+        result = {}
+        for name, entry in entries.items():
+            result[name] = (*entry, start, len(blobs[name]))
+            start += len(blobs[name])
+        return marshal.dumps(result, 2)  # version 2 has no references, so equal numbers cost the same
+
+    length = len(index(0))
+    body = index(_HEAD + length)
+    return b"".join([_MAGIC, length.to_bytes(8, "little"), body, *blobs.values()])
+
+
+def _replace(path: str, content: bytes) -> None:
+    staged = f"{path}.{os.getpid()}"
+    with open(staged, "wb") as stream:
+        stream.write(content)
+    os.replace(staged, path)
+
+
+_bundle: Bundle | None = None
+
+
+def use() -> None:
+    """Serve this package's modules from the bundle, where there is one."""
+    global _bundle
+    _bundle = Bundle(_path())
+    sys.meta_path.insert(0, _bundle)
+
+
+def finish(status: int | None) -> None:
+    """End the program at once: flush, teach the bundle what it did not know, skip the interpreter's teardown."""
+    code = status or 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
+    if _bundle is not None and not sys.dont_write_bytecode:
+        try:
+            _learn(_bundle)
+        except (OSError, ValueError):
+            pass  # the next program tries again; without a bundle everything works, only slower
+    os._exit(code)
+
+
+def _learn(bundle: Bundle) -> None:
+    usual = [name for name in sys.modules if name.startswith(f"{_PACKAGE}.") and name not in bundle.served]
+    usual.remove(__name__)
+    if usual and os.access(os.path.dirname(bundle.path), os.W_OK):
+        found = {name: _cached(sys.modules[name]) for name in usual}
+        bundle.rewrite({name: compiled for name, compiled in found.items() if compiled is not None})
+
+
+def build() -> None:
+    """Compile every module of this package into its bundle."""
+    everything: dict[str, Compiled] = {}
+    for folder, _, files in os.walk(_HERE):
+        for file in files:
+            if file.endswith(".py"):
+                source = os.path.join(folder, file)
+                parts = os.path.relpath(source, os.path.dirname(_HERE))[:-3].split(os.sep)
+                package = parts[-1] == "__init__"
+                now = os.stat(source)
+                with open(source, "rb") as stream:
+                    code = compile(stream.read(), source, "exec", dont_inherit=True)
+                entry = source, now.st_mtime_ns, now.st_size, package
+                everything[".".join(parts[:-1] if package else parts)] = entry, code
+    os.makedirs(os.path.dirname(_path()), exist_ok=True)
+    Bundle(_path()).rewrite(everything)
+
+    import py_compile
+
+    for name in ("__init__.py", "startup.py"):  # what runs before there is a bundle
+        py_compile.compile(os.path.join(_HERE, name), doraise=True)
+
+
+if __name__ == "__main__":
+    build()
