@@ -32,24 +32,31 @@ _MUTABLE = (list, dict, set, bytearray)
 def _init(self: Any, *args: Any, **kwargs: Any) -> None:
     cls = type(self)
     names = cls.__match_args__
-    if len(args) > len(names):
-        raise TypeError(f"{cls.__name__} takes {len(names)} fields, {len(args)} were given")
+    fields = {**cls._defaults, **kwargs}
+    if args:
+        _place(cls, fields, args, kwargs)
     put = object.__setattr__
-    for name, item in zip(names, args, strict=False):
-        put(self, name, item)
-    defaults = cls._defaults
-    for name in names[len(args) :]:
-        if name in kwargs:
-            put(self, name, kwargs.pop(name))
-        elif name in defaults:
-            put(self, name, defaults[name])
-        else:
-            raise TypeError(f"{cls.__name__} misses the field {name!r}")
-    if kwargs:
-        raise TypeError(f"{cls.__name__} has no field {next(iter(kwargs))!r}, or it was given twice")
+    try:
+        for name in names:
+            put(self, name, fields[name])
+    except KeyError as missing:
+        raise TypeError(f"{cls.__name__} misses the field {missing}") from None
+    if len(fields) != len(names):
+        unknown = next(name for name in fields if name not in names)
+        raise TypeError(f"{cls.__name__} has no field {unknown!r}")
     check = getattr(self, "__post_init__", None)
     if check is not None:
         check()
+
+
+def _place(cls: Any, fields: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = cls.__match_args__
+    if len(args) > len(names):
+        raise TypeError(f"{cls.__name__} takes {len(names)} fields, {len(args)} were given")
+    for name, item in zip(names, args, strict=False):
+        if name in kwargs:
+            raise TypeError(f"{cls.__name__}: the field {name!r} was given twice")
+        fields[name] = item
 
 
 def _repr(self: Any) -> str:

@@ -36,11 +36,13 @@ _REQUIRED = object()
 class Codec:
     """Reads and writes the values of one module.
 
-    ``scope`` is the module's namespace; ``names`` are the JSON names that are not the plain camelCase of ours.
+    ``scope`` is the module's namespace; ``names`` are the JSON names that are not the plain camelCase of ours;
+    ``always`` are fields that are written even where they equal their default, because others require them.
     """
 
-    def __init__(self, scope: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    def __init__(self, scope: Mapping[str, Any], names: Mapping[str, str], always: tuple[str, ...] = ()) -> None:
         self._scope = scope
+        self._always = always
         self._names = names
         self._converters: dict[str, Callable[[Any], Any]] = {}
 
@@ -67,7 +69,7 @@ class Codec:
             return {
                 self._json_name(name): self.plain(entry)
                 for name in item.__match_args__
-                if (entry := getattr(item, name)) != defaults.get(name, _REQUIRED)
+                if (entry := getattr(item, name)) != defaults.get(name, _REQUIRED) or name in self._always
             }
         if isinstance(item, tuple):
             return [self.plain(entry) for entry in item]

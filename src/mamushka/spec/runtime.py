@@ -439,6 +439,7 @@ _codec = Codec(
         "throttle_write_iops_device": "throttleWriteIOPSDevice",
         "exec_cpu_affinity": "execCPUAffinity",
     },
+    always=("cwd",),
 )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 
 from mamushka import trace
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from mamushka.runtime import Stats
 
+_SIGKILL = 9
 # How long to wait for the kernel to finish what it was told: freezing, or letting go of dead processes.
 # Generous, because a process in an uninterruptible disk wait delays both.
 PATIENCE = 10.0
@@ -328,7 +328,7 @@ class Cgroup:
                 return
             for pid in pids:
                 try:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, _SIGKILL)
                 except ProcessLookupError:
                     continue
             if os.path.isdir(self._v1.get("freezer", "")):
