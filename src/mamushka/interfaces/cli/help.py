@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mamushka.interfaces.cli.options import Command, Option
 
 _WIDTH = 100
+_VERB = 13  # every verb, and a gap
 
 
 def overview() -> str:
@@ -23,8 +24,9 @@ def overview() -> str:
     lines = ["Usage: mamushka [OPTIONS] VERB …", "", "Run any OCI image behind the wall you choose.", ""]
     for group, entries in verbs.GROUPS.items():
         if group not in verbs.FAMILIES:
-            lines += [f"{group}:", *_columns((verb, summary) for verb, (_, summary) in entries.items()), ""]
-    lines += ["Families of verbs:", *_columns(verbs.FAMILIES.items()), ""]
+            rows = [(verb, summary) for verb, (_, summary) in entries.items()]
+            lines += [f"{group}:", *_columns(rows, _VERB), ""]
+    lines += ["Families of verbs:", *_columns(verbs.FAMILIES.items(), _VERB), ""]
     lines += ["Options:", *options(GLOBAL), ""]
     lines.append("mamushka VERB --help tells more of a verb. First steps: mamushka run --rm host uname -a")
     return "\n".join(lines)
@@ -77,9 +79,10 @@ def described(option: Option) -> str:
     return f"{option.help} (default {str(default).lower() if default is True else default})"
 
 
-def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+def _columns(rows: Iterable[tuple[str, str]], width: int = 0) -> list[str]:
+    """Two columns; without a width the left one is as wide as its entries, within reason."""
     rows = list(rows)
-    width = min(32, max(len(left) for left, _ in rows)) + 3
+    width = width or min(32, max(len(left) for left, _ in rows)) + 3
     lines = []
     for left, right in rows:
         wrapped = textwrap.wrap(right, _WIDTH - width - 2) or [""]

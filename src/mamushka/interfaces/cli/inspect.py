@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mamushka.errors import Invalid, NotFound
-from mamushka.interfaces.cli.options import Command, one
+from mamushka.interfaces.cli.options import Command, flag, one
 from mamushka.interfaces.cli.output import complain, out
 from mamushka.interfaces.docker.template import Template
 from mamushka.interfaces.docker.template_functions import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from mamushka.interfaces.cli.options import Arguments
@@ -23,6 +23,14 @@ def _container(session: Session, name: str) -> dict[str, Any]:
     from mamushka.interfaces.docker import container
 
     return container.inspect(session.engine.inspect(name))
+
+
+def _sized(session: Session, document: dict[str, Any]) -> dict[str, Any]:
+    """With --size, how much a workload's writable top holds."""
+    if "State" not in document:
+        return document
+    usage: Mapping[str, Any] = session.engine.disk_usage()
+    return {**document, "SizeRw": usage["workload_sizes"].get(document["Id"], 0)}
 
 
 def _image(session: Session, name: str) -> dict[str, Any]:
@@ -65,7 +73,8 @@ def _show(arguments: Arguments, session: Session, kinds: tuple[str, ...]) -> int
     found, failed = [], 0
     for name in arguments.operands:
         try:
-            found.append(_look(session, name, kinds))
+            document = _look(session, name, kinds)
+            found.append(_sized(session, document) if arguments.__dict__.get("size") else document)
         except NotFound as error:
             complain(str(error), error.hint)
             failed = 1
@@ -91,12 +100,13 @@ def _look(session: Session, name: str, kinds: tuple[str, ...]) -> dict[str, Any]
     raise NotFound(f"there is nothing called {name!r}", hint="mamushka ps -a and mamushka images list what there is")
 
 
+_SIZE = flag("-s, --size", "Also show how much a workload's top holds")
 _FORMAT = one("-f, --format", "json, or a Go template", "format", complete="json")
 COMMANDS = {
     "inspect": Command(
         inspect,
         "NAME|ID [NAME|ID...]",
-        (_FORMAT, one("--type", "Only this kind of thing", "kind", complete="|".join(_KINDS))),
+        (_FORMAT, _SIZE, one("--type", "Only this kind of thing", "kind", complete="|".join(_KINDS))),
         minimum=1,
         complete="container",
     ),
@@ -104,6 +114,6 @@ COMMANDS = {
     "volume inspect": Command(_only("volume"), "VOLUME [VOLUME...]", (_FORMAT,), minimum=1, complete="volume"),
     "image inspect": Command(_only("image"), "IMAGE [IMAGE...]", (_FORMAT,), minimum=1, complete="image"),
     "container inspect": Command(
-        _only("container"), "WORKLOAD [WORKLOAD...]", (_FORMAT,), minimum=1, complete="container"
+        _only("container"), "WORKLOAD [WORKLOAD...]", (_FORMAT, _SIZE), minimum=1, complete="container"
     ),
 }
