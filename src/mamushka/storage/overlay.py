@@ -22,6 +22,7 @@ import os
 
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import mount as kernel
+from mamushka.linux.fd import AT_EMPTY_PATH, AT_FDCWD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +43,15 @@ def mount(
     read_only: bool = False,
     volatile: bool = False,
     userxattr: bool = False,
+    id_map: int = -1,
 ) -> int:
     """A detached mount of ``lowers``, uppermost first, below the writable ``upper``; the descriptor is the caller's.
 
     ``work`` is an empty directory on the file system of ``upper``; both are given or neither. ``userxattr`` is
-    for mounts inside a user namespace. Unsupported where the kernel refuses, with its own words.
+    for mounts inside a user namespace. ``id_map`` is a descriptor of a user namespace, whose ids the owners in
+    the layers are then; so workloads with different maps share layers. The top has the mapped owners on disk:
+    overlayfs writes it as whoever mounts, whom the map does not have. Unsupported where the kernel refuses,
+    with its own words.
     """
     # The kernel refuses a directory twice. What a layer shows further up hides all that it shows further down.
     lowers = tuple(dict.fromkeys(lowers))
@@ -55,11 +60,15 @@ def mount(
     if (upper is None) != (work is None):
         raise Invalid("an upper directory needs a work directory, and the other way round")
     if upper is None and len(lowers) == 1:
-        return _single(lowers[0])
+        tree = _clone(lowers[0], id_map)
+        kernel.set_attributes(tree, set=kernel.MOUNT_ATTR_RDONLY)
+        return tree
     if work is not None:
         _forget_volatile(work)
-    options = _options(upper, work, volatile=volatile, userxattr=userxattr)
     attributes = kernel.MOUNT_ATTR_RDONLY if read_only or upper is None else 0
+    if id_map >= 0:
+        return _with_mapped_ids(lowers, upper, work, id_map, volatile=volatile, attributes=attributes)
+    options = _options(upper, work, volatile=volatile, userxattr=userxattr)
     try:
         return _by_descriptors(lowers, options, attributes)
     except _NoAppend:
@@ -72,11 +81,41 @@ class _NoAppend(Exception):
     """This kernel's overlayfs has no lowerdir+ (before Linux 6.5)."""
 
 
-def _single(lower: str) -> int:
-    """A read-only view of one directory; overlayfs itself wants two."""
-    tree = kernel.open_tree(-100, os.fsencode(lower), kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
-    kernel.set_attributes(tree, set=kernel.MOUNT_ATTR_RDONLY)
+def _clone(directory: str, id_map: int = -1) -> int:
+    """A detached mount of one directory (overlayfs itself wants two), with mapped ids if a map is given."""
+    tree = kernel.open_tree(AT_FDCWD, os.fsencode(directory), kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+    if id_map >= 0:
+        attr = kernel.mount_attr(attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=id_map)
+        try:
+            kernel.mount_setattr(tree, b"", AT_EMPTY_PATH, attr, kernel.MOUNT_ATTR_SIZE)
+        except OSError as error:
+            os.close(tree)
+            raise Unsupported(
+                f"cannot map the owners in {directory}: {error.strerror}",
+                hint="mapped ids need Linux 5.12 and a data root on ext4, xfs, btrfs or, from Linux 6.3, tmpfs",
+            ) from error
     return tree
+
+
+def _with_mapped_ids(
+    lowers: Sequence[str], upper: str | None, work: str | None, id_map: int, *, volatile: bool, attributes: int
+) -> int:
+    """Stack mapped clones of the layers; overlayfs takes each with the map that its mount has. Linux 6.15."""
+    held: list[int] = []
+
+    try:
+        for lower in lowers:
+            held.append(_clone(lower, id_map))
+        if upper is not None:  # its root is the root that is seen
+            root = os.fstat(held[0])
+            os.chown(upper, root.st_uid, root.st_gid)
+        options = _options(upper, work, volatile=volatile, userxattr=False)
+        return _by_descriptors([f"/proc/self/fd/{fd}" for fd in held], options, attributes)
+    except _NoAppend as error:
+        raise Unsupported("layers with mapped ids need Linux 6.15", hint="run without a user namespace") from error
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 def _options(upper: str | None, work: str | None, *, volatile: bool, userxattr: bool) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import os
 
 from mamushka.errors import Unsupported
 from mamushka.linux import mount as kernel
+from mamushka.linux.fd import AT_FDCWD
 from mamushka.linux.process import CLONE_NEWNS, unshare
 
 TYPE_CHECKING = False
@@ -60,4 +61,4 @@ def _mount_privately(lowers: Sequence[str], options: Sequence[tuple[str, str]]) 
             setting = key
         words.append(f"{key}={setting}" if setting else key)
     kernel.mount(b"overlay", b"merged", b"overlay", 0, ",".join(words).encode())
-    return kernel.open_tree(-100, b"merged", kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+    return kernel.open_tree(AT_FDCWD, b"merged", kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)

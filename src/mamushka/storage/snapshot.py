@@ -30,12 +30,12 @@ class Snapshot:
     work: str
     lowers: tuple[str, ...]
 
-    def mount(self, *, read_only: bool = False, volatile: bool = False) -> int:
-        """All of it as a detached mount; see overlay.mount, also for what ``volatile`` costs and gives."""
+    def mount(self, *, read_only: bool = False, volatile: bool = False, id_map: int = -1) -> int:
+        """All of it as a detached mount; see overlay.mount for ``volatile`` and ``id_map``."""
         from mamushka.storage import overlay
 
         return overlay.mount(
-            self.lowers, upper=self.upper, work=self.work, read_only=read_only, volatile=volatile and not read_only
+            self.lowers, upper=self.upper, work=self.work, read_only=read_only, volatile=volatile, id_map=id_map
         )
 
     def changes(self) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.errors import Invalid, Unsupported
+from mamushka.linux.process import CLONE_NEWUSER, unshare
 from mamushka.storage import overlay, overlay_page
 from tests import peers
 
@@ -77,6 +78,45 @@ def test_a_layer_may_stand_twice_in_an_image(tmp_path: Path) -> None:
     mounted = overlay.mount([lowers[1], lowers[0], lowers[1], lowers[2]], upper=upper, work=work)
     assert read(mounted, "all") == "1"
     os.close(mounted)
+
+
+@pytest.fixture
+def id_map():  # type: ignore[no-untyped-def]
+    """A user namespace in which 0 is 100000 outside."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        unshare(CLONE_NEWUSER)
+        os.write(writing, b"x")
+        signal.pause()
+    assert os.read(reading, 1) == b"x"
+    for kind in ("uid", "gid"):
+        Path(f"/proc/{pid}/{kind}_map").write_text("0 100000 65536")
+    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    yield fd
+    for end in (fd, reading, writing):
+        os.close(end)
+
+
+def test_owners_can_be_mapped_and_layers_keep_their_own(tmp_path: Path, id_map: int) -> None:
+    lowers, upper, work = stack(tmp_path, 3)
+    os.chown(f"{lowers[2]}/only-2", 7, 7)
+    try:
+        mounted = overlay.mount(lowers, upper=upper, work=work, id_map=id_map)
+    except Unsupported as error:
+        pytest.skip(str(error))
+    fd = os.open(".", os.O_RDONLY, dir_fd=mounted)
+    assert os.stat("only-2", dir_fd=fd).st_uid == 100007
+    os.chmod("all", 0o600, dir_fd=fd)
+    assert os.stat("all", dir_fd=fd).st_uid == os.stat(".", dir_fd=fd).st_uid == 100000
+    os.close(fd)
+    os.close(mounted)
+    assert os.stat(f"{upper}/all").st_uid == 100000 and os.stat(f"{lowers[0]}/all").st_uid == 0
+    single = overlay.mount(lowers[2:], id_map=id_map)
+    assert os.stat("only-2", dir_fd=single).st_uid == 100007
+    os.close(single)
 
 
 def test_paths_longer_than_an_option_may_be(tmp_path: Path) -> None:
