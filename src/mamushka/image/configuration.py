@@ -52,9 +52,9 @@ def load(files: Sequence[str]) -> Configuration:
             continue
         for registry, table in _tables(raw, path).items():
             mirrors[registry] = _mirrors(table, registry, path)
-            trust[registry] = Trust(
-                plain=table.get("insecure", False), verify=not table.get("insecure", False), ca=table.get("ca", "")
-            )
+            if "insecure" in table or "ca" in table:  # otherwise loopback keeps its own rule
+                insecure = table.get("insecure", False)
+                trust[registry] = Trust(plain=insecure, verify=not insecure, ca=table.get("ca", ""))
             for mirror in mirrors[registry]:
                 if mirror.startswith("http://"):
                     trust.setdefault(mirror.removeprefix("http://"), Trust(plain=True))
