@@ -45,6 +45,12 @@ def test_a_module_comes_from_the_bundle(bundle: startup.Bundle) -> None:
     assert bundle.served == {"bundled_example"}
 
 
+def test_it_serves_on_after_every_descriptor_has_been_closed(bundle: startup.Bundle) -> None:
+    names = sorted(os.listdir("/proc/self/fd"))
+    assert not [name for name in names if str(bundle.path) in os.path.realpath(f"/proc/self/fd/{name}")]
+    assert load(bundle) == 41
+
+
 def test_a_changed_source_is_never_served(bundle: startup.Bundle, source: Path) -> None:
     source.write_text("ANSWER = 42 \n")
     assert bundle.find_spec("bundled_example") is None
