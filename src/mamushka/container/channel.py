@@ -46,10 +46,12 @@ def send_descriptor(channel: int, kind: bytes, descriptor: int) -> None:
 def receive(channel: int) -> tuple[bytes, int]:
     """The next packet and its descriptor, -1 without one."""
     end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
+    room = _socket.CMSG_SPACE(_DESCRIPTOR)
     try:
-        packet, control, _, _ = end.recvmsg(PACKET_MAX, _socket.CMSG_SPACE(_DESCRIPTOR), _socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:  # the child died with something unread
-        return b"", -1
+        packet, control, _, _ = end.recvmsg(PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # The child ended without reading our last packet. That is told once, ahead of what it had sent itself.
+        packet, control, _, _ = end.recvmsg(PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC)
     finally:
         end.detach()
     for level, kind, content in control:

@@ -14,7 +14,7 @@ from mamushka.container.operation import Inside
 from mamushka.container.rootfs import COPY, make_target
 from mamushka.linux.fd import AT_EMPTY_PATH, open_in_root
 from mamushka.linux.mount import attach, open_tree
-from mamushka.linux.terminal import open_pair, set_size
+from mamushka.linux.terminal import TIOCSCTTY, open_pair, set_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class OpenConsole(Inside):
             os.close(tree)
         send_descriptor(self.site.channel, CONSOLE, master)
         os.close(master)
-        self.site.console = slave
+        self.site.console, self.site.control = slave, TIOCSCTTY
 
     def _open_ptmx(self) -> int:
         flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC

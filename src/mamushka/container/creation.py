@@ -10,7 +10,6 @@ import os
 
 from mamushka import trace
 from mamushka.container import channel
-from mamushka.container.failure import explain
 from mamushka.container.namespaces import map_ids
 from mamushka.container.plan import Interior
 from mamushka.container.spawn import Birth
@@ -145,6 +144,8 @@ class BearInit:
                 self._run_hooks()
                 self._go()
             elif packet[:1] == channel.FAILED:
+                from mamushka.container.failure import explain
+
                 raise explain(packet, self.interior.process)
             else:  # ready behind the gate, or the end of file: the program runs
                 return

@@ -7,14 +7,22 @@ namespaces, so there is nothing to undo.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
 PROGRAM, DIRECTORY = "program", "directory"
+
+
+def _no_terminal(_fd: int, _steal: int) -> None:
+    raise AssertionError("there is a terminal that no operation has made")
 
 
 class Site:
     """The place where a container is being built: descriptors that one operation leaves for the next; -1 is none."""
 
-    __slots__ = ("channel", "console", "devpts", "empty", "gate", "peer", "pid", "proc", "root", "status")
+    __slots__ = ("channel", "console", "control", "devpts", "empty", "gate", "peer", "pid", "proc", "root", "status")
 
     def __init__(self) -> None:
         self.root = -1  # the container's root directory
@@ -22,6 +30,7 @@ class Site:
         self.devpts = -1
         self.empty = -1  # a read-only empty directory, for masks
         self.console = -1  # the terminal's slave side
+        self.control: Callable[[int, int], None] = _no_terminal  # TIOCSCTTY, where there is one
         self.channel = -1  # to the process that builds the container
         self.peer = -1  # the other end, which only the builder may hold
         self.gate = -1  # a fifo: a byte from it starts the program

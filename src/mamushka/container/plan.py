@@ -14,7 +14,6 @@ import os
 
 from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
-from mamushka.container.console import OpenConsole
 from mamushka.container.defaults import DEVICE_LINKS, DEVICES
 from mamushka.container.namespaces import BecomeRoot, HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
 from mamushka.container.operation import Inside, Site
@@ -87,6 +86,8 @@ class Interior:
         self.operations += self._filesystems(cgroup)
         self.operations += self._devices()
         if self.process.terminal:
+            from mamushka.container.console import OpenConsole
+
             put(OpenConsole(self.site, self.process, mounted=True))
         if self.config.hostname or self.config.domainname:
             put(SetNames(self.config.hostname, self.config.domainname))
@@ -205,6 +206,8 @@ def further_process(
     find = FindProgram(process)
     operations = list(enter)
     if process.terminal:
+        from mamushka.container.console import OpenConsole
+
         operations.append(OpenConsole(site, process, mounted=False))
     operations += [
         ArrangeDescriptors(site, stdio, preserve),

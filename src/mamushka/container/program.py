@@ -26,7 +26,6 @@ from mamushka.linux.fd import (
     openat2,
 )
 from mamushka.linux.process import PR_SET_DUMPABLE, prctl
-from mamushka.linux.terminal import TIOCSCTTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class ArrangeDescriptors(Inside):
         site.root = site.proc = site.devpts = site.empty = site.console = -1
         os.setsid()
         if console >= 0:
-            TIOCSCTTY(0, 0)
+            site.control(0, 0)
 
 
 class EnterDirectory(Inside):

@@ -21,11 +21,11 @@ from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.fd import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED
 from mamushka.spec import runtime as spec
-from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from mamushka.spec.runtime import Config
 
@@ -47,15 +47,43 @@ def check_id(id: str) -> str:
     return id
 
 
-@value
 class Kept:
-    """What state.json holds. Of the config, what later commands need."""
+    """What state.json holds. Of the config, what later commands need; it is parsed when one does."""
 
-    id: str
-    bundle: str
-    created: float
-    cgroup: str
-    config: Config
+    __slots__ = ("_config", "_document", "bundle", "cgroup", "created", "id")
+
+    def __init__(self, id: str, bundle: str, created: float, cgroup: str, config: Config | None = None) -> None:
+        self.id, self.bundle, self.created, self.cgroup = id, bundle, created, cgroup
+        self._config = config
+        self._document: dict[str, Any] = {}
+
+    @staticmethod
+    def parse(id: str, raw: bytes, what: str) -> Kept:
+        """The inverse of ``dump``. Raises Invalid, never anything else."""
+        found = document.parse(raw, what)
+        try:
+            kept = Kept(id, str(found["bundle"]), float(found["created"]), str(found["cgroup"]))
+            kept._document = found["config"]
+        except (TypeError, KeyError, ValueError) as error:
+            raise Invalid(f"{what} is damaged: {error!r}", hint="delete --force removes what is left") from None
+        return kept
+
+    def dump(self) -> bytes:
+        """As JSON."""
+        head = {"id": self.id, "bundle": self.bundle, "created": self.created, "cgroup": self.cgroup}
+        return document.dump(head)[:-1] + b',"config":' + spec.dump(self.config) + b"}"
+
+    @property
+    def config(self) -> Config:
+        """What the container was made from."""
+        if self._config is None:
+            self._config = spec.config_of(self._document, f"the record of {self.id}")
+        return self._config
+
+    @property
+    def hooked(self) -> bool:
+        """Whether there are hooks at all."""
+        return bool(self._config.hooks != spec.Hooks() if self._config else self._document.get("hooks"))
 
 
 class Record:
@@ -93,11 +121,9 @@ class Record:
 
     def keep(self, kept: Kept, seccomp: bytes) -> None:
         """Write state.json, and the filter."""
-        head = {"id": kept.id, "bundle": kept.bundle, "created": kept.created, "cgroup": kept.cgroup}
-        raw = document.dump(head)[:-1] + b',"config":' + spec.dump(kept.config) + b"}"
         if seccomp:
             self._write("seccomp", seccomp)
-        self._write("state.json", raw)
+        self._write("state.json", kept.dump())
 
     def keep_process(self, pid: int) -> None:
         """Write which process the container's first is."""
@@ -133,11 +159,8 @@ class Record:
     # Reading: anybody
 
     def read(self) -> Kept:
-        """What was kept. NotFound for an unknown id; Invalid for one whose creator was killed at once."""
-        raw = self.content("state.json")
-        found = document.parse(raw, f"{self.path}/state.json", size_max=_STATE_MAX)
-        config = spec.config_of(found["config"], f"{self.path}/state.json")
-        return Kept(self.id, found["bundle"], found["created"], found["cgroup"], config)
+        """What was kept. NotFound for an unknown id, or one whose creator was killed at once."""
+        return Kept.parse(self.id, self.content("state.json"), f"{self.path}/state.json")
 
     def content(self, name: str) -> bytes:
         """One of the files. NotFound where the container, or the file, is not there."""

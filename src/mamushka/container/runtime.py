@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Process, Resources
+    from mamushka.spec.runtime import Config, Process, Resources, Seccomp
 
 _SIGKILL = 9
 # How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.
@@ -121,8 +121,7 @@ class ContainerRuntime:
         finally:
             os.close(gate)
         self._check_failure(record)
-        kept = record.read()
-        if kept.config.hooks.poststart:
+        if record.read().hooked:
             self._poststart(record, record.process()[0])
 
     def _check_failure(self, record: Record) -> None:
@@ -329,7 +328,7 @@ class ContainerRuntime:
             os.close(pidfd)
 
     def _poststop(self, kept: Kept) -> None:
-        if not kept.config.hooks.poststop:
+        if not kept.hooked:
             return
         from mamushka.container import hooks
 
@@ -352,8 +351,15 @@ def _filter(config: Config) -> tuple[Filter | None, bytes]:
         return None, b""
     from mamushka.container import seccomp
 
-    made = seccomp.filter(config.linux.seccomp)
-    return made, made.dump()
+    global _latest
+    # Whoever starts many containers gives the same profile again and again; its digest is worth remembering.
+    if _latest is None or _latest[0] is not config.linux.seccomp:
+        made = seccomp.filter(config.linux.seccomp)
+        _latest = (config.linux.seccomp, made, made.dump())
+    return _latest[1], _latest[2]
+
+
+_latest: tuple[Seccomp, Filter, bytes] | None = None
 
 
 def _frozen(cgroup: Cgroup) -> bool:

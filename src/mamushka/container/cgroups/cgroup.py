@@ -17,11 +17,11 @@ import os
 import time
 
 from mamushka import trace
-from mamushka.container.cgroups import devices, stats, v1, v2
+from mamushka.container.cgroups import devices, v1
 from mamushka.container.cgroups.files import children, processes, read, refused, table, write
 from mamushka.container.cgroups.layout import UNIFIED, Layout
 from mamushka.container.cgroups.layout import layout as host_layout
-from mamushka.container.cgroups.settings import Setting, missing
+from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
 from mamushka.errors import Conflict, Unsupported
 from mamushka.spec.runtime import Resources
 from mamushka.values import EMPTY
@@ -114,14 +114,20 @@ class Cgroup:
     def _settings(self, resources: Resources) -> tuple[list[Setting], list[Setting]]:
         """The writes for the v1 hierarchies, and those for the cgroup2 tree. Unsupported without the controller."""
         if self._layout.kind == UNIFIED:
+            from mamushka.container.cgroups import v2
+
             old, new = [], v2.settings(resources)
         else:
             old = v1.settings(resources)
             # A controller that v1 does not have mounted may be on offer in the tree of a hybrid host.
             elsewhere = {item.controller for item in old} - self._v1.keys()
             old = [item for item in old if item.controller not in elsewhere]
-            new = v2.settings(_only(resources, elsewhere)) if elsewhere else []
-            new += v2.unified(resources.unified)
+            new = []
+            if elsewhere or resources.unified:
+                from mamushka.container.cgroups import v2
+
+                new = v2.settings(_only(resources, elsewhere)) if elsewhere else []
+                new += v2.unified(resources.unified)
         for item in new:
             if item.controller not in (*self._layout.controllers, "cgroup"):
                 raise missing(item.controller, f"it is not among {self._layout.unified or 'cgroup2'}'s controllers")
@@ -150,7 +156,7 @@ class Cgroup:
         A setting's controller must come; those for accounting only are taken where they are to be had.
         """
         needed = {item.controller for item in settings if item.controller != "cgroup"}
-        optional = set(v2.ACCOUNTED) & {*self._layout.controllers} if self._layout.kind == UNIFIED else set[str]()
+        optional = set(ACCOUNTED) & {*self._layout.controllers} if self._layout.kind == UNIFIED else set[str]()
         parent = os.path.dirname(self._tree)
         if not (needed | optional) - {*read(parent + "/cgroup.subtree_control").split()}:
             return
@@ -270,6 +276,8 @@ class Cgroup:
 
     def stats(self) -> Stats:
         """Resource use now."""
+        from mamushka.container.cgroups import stats
+
         return stats.v2(self._tree) if self._layout.kind == UNIFIED else stats.v1(self._v1)
 
     def oom_kills(self) -> int:

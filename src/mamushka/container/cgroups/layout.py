@@ -70,7 +70,7 @@ def _detect() -> Layout:
 def _hierarchies() -> list[str]:
     """The v1 hierarchies' controller lists, as /proc/self/cgroup has them."""
     try:
-        with open("/proc/self/cgroup", encoding="ascii", errors="surrogateescape") as lines:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
             return [group for line in lines if (group := line.split(":", 2)[1])]
     except FileNotFoundError:  # a kernel without cgroups
         return []
@@ -79,7 +79,7 @@ def _hierarchies() -> list[str]:
 def _controllers(tree: str) -> tuple[str, ...] | None:
     """The controllers that a cgroup2 tree's root offers; None when no such tree is there."""
     try:
-        with open(tree + "/cgroup.controllers", encoding="ascii") as names:
+        with open(tree + "/cgroup.controllers", encoding="utf-8") as names:
             return tuple(names.read().split())
     except OSError:
         return None

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from mamushka.spec.runtime import Memory, ThrottleDevice
 
 
+# Controllers of cgroup v2 that every container gets where they are on offer, for its statistics.
+ACCOUNTED = ("cpu", "io", "memory", "pids")
+
+
 @value
 class Setting:
     """``text`` into ``file``; where the kernel was built without that file, ``otherwise`` (file, text)."""

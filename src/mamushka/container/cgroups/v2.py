@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from mamushka.spec.runtime import CPU, BlockIO, Memory, Resources
 
-# Controllers that every container gets where they are on offer, for its statistics.
-ACCOUNTED = ("cpu", "io", "memory", "pids")
-
 
 def settings(resources: Resources) -> list[Setting]:
     """Every write; the device rules are a program, not a file. ``unified`` comes last and wins."""

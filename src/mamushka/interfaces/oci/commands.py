@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from mamushka.interfaces.oci import arguments
 from mamushka.interfaces.oci.arguments import UsageError
 
@@ -40,7 +38,9 @@ class Command:
 
     def execute(self, options: Arguments, given: Arguments, positional: list[str]) -> int:
         """Do it; the exit status."""
-        function = getattr(import_module(f"mamushka.interfaces.oci.{self.module}"), self.function)
+        # importlib's own import_module is a module more to load.
+        module = __import__(f"mamushka.interfaces.oci.{self.module}", fromlist=(self.function,))
+        function = getattr(module, self.function)
         return int(function(options, given, *positional) or 0)
 
 
