@@ -366,9 +366,10 @@ class Engine:
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""
         from mamushka.engine.inspection import inspect
-        from mamushka.engine.rootfs import snapshot
+        from mamushka.engine.rootfs import mount_points, snapshot
 
-        return snapshot(self, inspect(self, identifier)).changes()
+        workload = inspect(self, identifier)
+        return snapshot(self, workload).changes(mount_points(workload))
 
     # the host
 

@@ -31,6 +31,18 @@ def snapshot(engine: Engine, workload: Workload) -> Snapshot:
     return engine.snapshots.get(workload.id, lowers(engine, workload.image_id, workload.layers))
 
 
+def mount_points(workload: Workload) -> tuple[str, ...]:
+    """Where something is mounted while it runs; what the runtime makes there is not the workload's doing."""
+    from mamushka.container.defaults import MOUNTS
+
+    programs = host.mounts() if workload.image_id == host.ID else ()
+    return (
+        *(item.destination for item in (*MOUNTS, *programs, *workload.settings.mounts)),
+        *(destination for destination, _ in workload.volumes),
+        *(f"/etc/{name}" for name in ("hostname", "hosts", "resolv.conf")),
+    )
+
+
 def open_root(engine: Engine, workload: Workload) -> int:
     """The root as the workload sees it where it runs, else its layers mounted for the occasion; yours to close."""
     from mamushka.engine.workload import ACTIVE

@@ -23,7 +23,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
@@ -39,8 +39,11 @@ class Change:
     implied: bool = False
 
 
-def changes(upper: str, lowers: Sequence[str]) -> list[Change]:
-    """All differences in path order; a directory counts as changed when something below it is."""
+def changes(upper: str, lowers: Sequence[str], mount_points: Iterable[str] = ()) -> list[Change]:
+    """All differences in path order; a directory counts as changed when something below it is.
+
+    ``mount_points`` are where something was mounted: what was made there only to mount on is no change.
+    """
     below: dict[bytes, list[bytes]] = {b"": [os.fsencode(lower) for lower in lowers]}
     found: dict[bytes, Change] = {}
     root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -64,18 +67,19 @@ def changes(upper: str, lowers: Sequence[str]) -> list[Change]:
                 found[path] = Change(path, kind or CHANGED, opaque)
     finally:
         os.close(root)
+    _drop_mount_points(found, mount_points)
     _mark_parents(found)
     return [found[path] for path in sorted(found)]
 
 
-def pack_changes(upper: str, lowers: Sequence[str]) -> Iterator[bytes]:
+def pack_changes(upper: str, lowers: Sequence[str], mount_points: Iterable[str] = ()) -> Iterator[bytes]:
     """The tar stream of a layer that turns what ``lowers`` show into what the top shows."""
     packer = Packer()
     root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _differs(os.fstat(root), os.stat(lowers[0])):
             yield from packer.add(b".", root, b".")
-        for change in changes(upper, lowers):
+        for change in changes(upper, lowers, mount_points):
             parent, _, name = change.path.rpartition(b"/")
             prefix = parent + b"/" if parent else b""
             if change.kind == DELETED:
@@ -191,6 +195,21 @@ def _xattrs_below(layers: Sequence[bytes], path: bytes) -> dict[str, bytes]:
                 for key in os.listxattr(whole, follow_symlinks=False)
             }
     return {}
+
+
+def _drop_mount_points(found: dict[bytes, Change], mount_points: Iterable[str]) -> None:
+    made: set[bytes] = set()
+    for point in mount_points:
+        path = os.fsencode(point).strip(b"/")
+        while path and path not in made:
+            made.add(path)
+            path = path.rpartition(b"/")[0]
+    with_changes: set[bytes] = set()
+    for path in sorted(found, reverse=True):
+        if path in made and path not in with_changes and found[path].kind == ADDED:
+            del found[path]
+        else:
+            with_changes.add(path.rpartition(b"/")[0])
 
 
 def _mark_parents(found: dict[bytes, Change]) -> None:

@@ -16,7 +16,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
 _GONE = ".gone."
 
@@ -38,17 +38,22 @@ class Snapshot:
             self.lowers, upper=self.upper, work=self.work, read_only=read_only, volatile=volatile, id_map=id_map
         )
 
-    def changes(self) -> list[tuple[str, str]]:
-        """What differs from the layers, in path order: (A | C | D, absolute path)."""
+    def changes(self, mount_points: Iterable[str] = ()) -> list[tuple[str, str]]:
+        """What differs from the layers, in path order: (A | C | D, absolute path).
+
+        What a runtime made at ``mount_points`` only to mount on is no change.
+        """
         from mamushka.storage.changes import changes
 
-        return [(change.kind, "/" + os.fsdecode(change.path)) for change in changes(self.upper, self.lowers)]
+        return [
+            (change.kind, "/" + os.fsdecode(change.path)) for change in changes(self.upper, self.lowers, mount_points)
+        ]
 
-    def pack(self) -> Iterator[bytes]:
+    def pack(self, mount_points: Iterable[str] = ()) -> Iterator[bytes]:
         """The changes as a layer: a tar stream with the image-spec's whiteouts."""
         from mamushka.storage.changes import pack_changes
 
-        return pack_changes(self.upper, self.lowers)
+        return pack_changes(self.upper, self.lowers, mount_points)
 
     def size(self) -> int:
         """Bytes of the files in the writable top, each inode once."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.errors import Invalid
+from mamushka.spec.tar import Reader
 from mamushka.storage import overlay
 from mamushka.storage.layers import LayerStore
 from mamushka.storage.snapshot import SnapshotStore
@@ -87,6 +88,22 @@ def test_what_gnu_tar_writes_equals_what_it_unpacks(tmp_path: Path, options: lis
     assert ours == trees.look(theirs)
     if "--sparse" in options:
         assert Path(store.path(diff_id), "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_what_was_made_to_mount_on_is_no_change(tmp_path: Path) -> None:
+    (tmp_path / "lower/etc").mkdir(parents=True)
+    top = SnapshotStore(str(tmp_path / "tops")).create("one", [str(tmp_path / "lower")])
+    mounted = top.mount()
+    made = f"/proc/self/fd/{mounted}"
+    for name in ("etc/hosts", "data/sub/file", "own/file"):
+        os.makedirs(os.path.dirname(f"{made}/{name}"), exist_ok=True)
+        Path(made, name).touch()
+    Path(made, "data/written").touch()
+    os.close(mounted)
+    points = ("/etc/hosts", "/data/sub/file", "/proc", "/own")
+    assert top.changes(points) == [("A", "/data"), ("A", "/data/written"), ("A", "/own"), ("A", "/own/file")]
+    raw = b"".join(top.pack(points))
+    assert [member.name for member in Reader([raw])] == [b"data", b"data/written", b"own", b"own/file"]
 
 
 @pytest.mark.peer
