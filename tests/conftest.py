@@ -64,6 +64,16 @@ def host_before(request: pytest.FixtureRequest) -> host.Host:
     return request.config.stash[_before]
 
 
+@pytest.fixture
+def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The host, afterwards, is as it was before. What others may do meanwhile is left out with --shared-host."""
+    before = host.look()
+    yield
+    others = host.SHARED if request.config.getoption("--shared-host") else ()
+    left = host.settled(before, ignore=others)
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``host:port`` of a real registry on loopback, shared by the session; use names of your own."""

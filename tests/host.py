@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 CGROUPS = "/sys/fs/cgroup"
@@ -22,6 +23,10 @@ SYSCTLS = (
     "kernel/hostname",
     "kernel/panic",
 )
+
+
+# What is the whole machine's, not the session's namespaces': others who work here change it.
+SHARED = ("cgroups", "files", "processes")
 
 
 class Host(NamedTuple):
@@ -41,20 +46,22 @@ def look() -> Host:
     return Host(_mounts(), _links(), _packet_filter(), _cgroups(), _files(), _processes(), _sysctls())
 
 
-def difference(before: Host, after: Host) -> list[str]:
-    """What came (+) and what went (-), one line each."""
+def difference(before: Host, after: Host, *, ignore: Collection[str] = ()) -> list[str]:
+    """What came (+) and what went (-), one line each, but for the fields to ignore."""
     lines = []
     for field, old, new in zip(Host._fields, before, after, strict=True):
+        if field in ignore:
+            continue
         lines += [f"+ {field}: {line}" for line in sorted(new - old)]
         if field != "processes":
             lines += [f"- {field}: {line}" for line in sorted(old - new)]
     return lines
 
 
-def settled(before: Host, *, patience: float = 5.0) -> list[str]:
+def settled(before: Host, *, patience: float = 5.0, ignore: Collection[str] = ()) -> list[str]:
     """The difference once it no longer shrinks: shims that are just ending get ``patience`` seconds."""
     deadline = time.monotonic() + patience
-    while (left := difference(before, look())) and time.monotonic() < deadline:
+    while (left := difference(before, look(), ignore=ignore)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
 

@@ -11,7 +11,6 @@ See docs/decisions/0021-startup-bundle.md.
 from __future__ import annotations
 
 import marshal
-import mmap
 import os
 import sys
 
@@ -42,16 +41,13 @@ class Bundle:
     def __init__(self, path: str) -> None:
         self.path = path
         self.index: dict[str, Entry] = {}
-        self.content = memoryview(b"")
+        self.fd = -1
         self.served: set[str] = set()
         try:
-            # Mapped, not kept open: a shim closes every descriptor that it does not know, and imports afterwards.
-            with open(path, "rb") as stream:
-                self.content = memoryview(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))
-            head = self.content[:_HEAD]
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            head = os.pread(self.fd, _HEAD, 0)
             if head[:-8] == _MAGIC:
-                length = int.from_bytes(head[-8:], "little")
-                self.index = marshal.loads(self.content[_HEAD : _HEAD + length])
+                self.index = marshal.loads(os.pread(self.fd, int.from_bytes(head[-8:], "little"), _HEAD))
         except (OSError, EOFError, ValueError, TypeError):
             self.index = {}
 
@@ -84,7 +80,7 @@ class Bundle:
     def code(self, name: str) -> CodeType:
         """The compiled module."""
         *_, offset, length = self.index[name]
-        result: CodeType = marshal.loads(self.content[offset : offset + length])
+        result: CodeType = marshal.loads(os.pread(self.fd, length, offset))
         return result
 
     def rewrite(self, compiled: dict[str, Compiled]) -> None:

@@ -10,7 +10,7 @@ from mamushka.engine import frames, gc
 from mamushka.engine.attach import Connection
 from mamushka.engine.attach import connect as connect_shim
 from mamushka.engine.workload import ACTIVE, Workload, load
-from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
 from mamushka.runtime import Exit
 
 TYPE_CHECKING = False
@@ -111,7 +111,10 @@ def wait_end(engine: Engine, id: str, timeout: float | None) -> Exit:
     connection = connect(engine, id)
     if connection is not None:
         with connection:
-            return connection.wait(timeout)
+            try:
+                return connection.wait(timeout)
+            except Unavailable:  # its shim was killed just now; the workload itself may go on
+                pass
     try:
         row = engine.state.find(id)
     except NotFound:
@@ -129,6 +132,8 @@ def _wait_alone(engine: Engine, workload: Workload, timeout: float | None) -> No
     """Wait for the first process of a workload whose shim is gone."""
     try:
         pid = engine.runtime(workload.runtime).state(workload.id).pid
+        if not pid:  # it has ended, and only its record is left
+            return
         fd = os.pidfd_open(pid)
     except (NotFound, ProcessLookupError):
         return

@@ -24,6 +24,8 @@ def run(mamushka: Command, busybox_reference: str) -> Iterator[Command]:
         )
         return mamushka("run", "--rm", "--network", "none", *options, busybox_reference, *command, **settings)
 
+    pulled = mamushka("pull", "-q", busybox_reference)
+    assert pulled.returncode == 0, pulled.stderr.decode()
     yield call
     left = mamushka("ps", "-aq")
     assert (left.returncode, left.stdout) == (0, b""), "a container outlived --rm"
@@ -34,8 +36,8 @@ def run(mamushka: Command, busybox_reference: str) -> Iterator[Command]:
     [
         (("true",), 0),
         (("sh", "-c", "exit 7"), 7),
-        (("sh", "-c", "kill -TERM $$"), 143),
-        (("sh", "-c", "kill -KILL $$"), 137),
+        (("sh", "-c", "sh -c 'kill -TERM $$'; exit $?"), 143),
+        (("sh", "-c", "sh -c 'kill -KILL $$'; exit $?"), 137),
         (("/no/such/program",), 127),
         (("no-such-program",), 127),
         (("/etc/passwd",), 126),

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests import host
-
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
 CALLERS, EACH = 4, 25
@@ -23,9 +21,7 @@ def program(roots: tuple[str, str], *words: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_a_hundred_containers_by_four_callers(roots: tuple[str, str], busybox_reference: str) -> None:
-    before = host.look()
-
+def test_a_hundred_containers_by_four_callers(roots: tuple[str, str], busybox_reference: str, untouched: None) -> None:
     def caller(number: int) -> list[str]:
         said = []
         for turn in range(EACH):
@@ -38,7 +34,6 @@ def test_a_hundred_containers_by_four_callers(roots: tuple[str, str], busybox_re
     with ThreadPoolExecutor(CALLERS) as pool:
         assert sum(len(said) for said in pool.map(caller, range(CALLERS))) == CALLERS * EACH
     assert program(roots, "ps", "-aq").stdout == b""
-    assert host.settled(before) == []
 
 
 def test_one_image_is_pulled_by_several_at_once(roots: tuple[str, str], layered_reference: str) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,21 @@ Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.peer]
 
 
-def podman(tmp_path: Path, *words: str) -> bytes:
-    """podman with a store of its own; runc, since Debian's crun refuses hosts with both kinds of cgroups."""
-    places = ["--root", str(tmp_path / "p"), "--runroot", str(tmp_path / "r"), "--tmpdir", str(tmp_path / "t")]
-    return peers.run("podman", *places, "--cgroup-manager", "cgroupfs", "--events-backend", "file", *words)
+Podman = Callable[..., bytes]
+
+
+@pytest.fixture
+def podman() -> Iterator[Podman]:
+    """podman with a store of its own, in a place whose name is short enough for it (50 characters)."""
+    peers.need("podman", "runc")
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp", ignore_cleanup_errors=True) as base:
+        places = ["--root", f"{base}/s", "--runroot", f"{base}/r", "--tmpdir", f"{base}/t"]
+        choices = ["--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+        yield lambda *words: peers.run("podman", *places, *choices, *words)
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in reversed(mounted):  # podman keeps its store mounted
+            if place.startswith(base):
+                peers.run("umount", place)
 
 
 def test_skopeo_reads_our_store_as_it_lies(mamushka: Command, roots: tuple[str, str], layered_reference: str) -> None:
@@ -42,18 +54,32 @@ def test_what_we_save_skopeo_reads(mamushka: Command, layered_reference: str, tm
     assert len(seen["Layers"]) == 5
 
 
-def test_what_we_save_podman_loads_and_runs(mamushka: Command, busybox_reference: str, tmp_path: Path) -> None:
-    peers.need("podman", "runc")
+def test_what_we_save_podman_loads_and_runs(
+    mamushka: Command, podman: Podman, busybox_reference: str, tmp_path: Path
+) -> None:
     assert mamushka("pull", "-q", busybox_reference).returncode == 0
     assert mamushka("save", "-o", str(tmp_path / "saved.tar"), busybox_reference).returncode == 0
-    podman(tmp_path, "load", "-q", "-i", str(tmp_path / "saved.tar"))
-    options = ["--runtime", peers.find("runc"), "run", "--rm", "--network", "none"]
-    assert podman(tmp_path, *options, busybox_reference, "echo", "loaded") == b"loaded\n"
+    podman("load", "-q", "-i", str(tmp_path / "saved.tar"))
+    options = [
+        "--runtime",
+        peers.find("runc"),
+        "run",
+        "--rm",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=4096:4096",
+        "--network",
+        "none",
+    ]
+    assert podman(*options, busybox_reference, "echo", "loaded") == b"loaded\n"
 
 
-def test_what_podman_saves_we_load_and_run(mamushka: Command, busybox_reference: str, tmp_path: Path) -> None:
-    podman(tmp_path, "pull", "-q", "--tls-verify=false", busybox_reference)
-    podman(tmp_path, "save", "-q", "-o", str(tmp_path / "saved.tar"), busybox_reference)
+def test_what_podman_saves_we_load_and_run(
+    mamushka: Command, podman: Podman, busybox_reference: str, tmp_path: Path
+) -> None:
+    podman("pull", "-q", "--tls-verify=false", busybox_reference)
+    podman("save", "-q", "-o", str(tmp_path / "saved.tar"), busybox_reference)
     loaded = mamushka("load", "-i", str(tmp_path / "saved.tar"))
     assert busybox_reference in loaded.stdout.decode(), loaded.stderr.decode()
     done = mamushka("run", "--rm", "--network", "none", busybox_reference, "echo", "from podman")
@@ -61,22 +87,33 @@ def test_what_podman_saves_we_load_and_run(mamushka: Command, busybox_reference:
 
 
 def test_what_we_push_podman_pulls(
-    mamushka: Command, busybox_reference: str, registry: str, unique: str, tmp_path: Path
+    mamushka: Command, busybox_reference: str, registry: str, unique: str, podman: Podman
 ) -> None:
     target = f"{registry}/{unique}:pushed"
     assert mamushka("pull", "-q", busybox_reference).returncode == 0
     assert mamushka("tag", busybox_reference, target).returncode == 0
     assert mamushka("push", "-q", target).returncode == 0
-    podman(tmp_path, "pull", "-q", "--tls-verify=false", target)
-    assert target in podman(tmp_path, "images", "--format", "{{.Repository}}:{{.Tag}}").decode()
+    podman("pull", "-q", "--tls-verify=false", target)
+    assert target in podman("images", "--format", "{{.Repository}}:{{.Tag}}").decode()
 
 
-def test_podman_drives_our_runtime(busybox_reference: str, tmp_path: Path) -> None:
+def test_podman_drives_our_runtime(podman: Podman, busybox_reference: str) -> None:
     runtime = os.path.join(os.path.dirname(sys.executable), "mamushka-oci")
-    podman(tmp_path, "pull", "-q", "--tls-verify=false", busybox_reference)
-    run = ["--runtime", runtime, "run", "--rm", "--network", "none"]
-    assert podman(tmp_path, *run, busybox_reference, "echo", "behind our wall") == b"behind our wall\n"
+    podman("pull", "-q", "--tls-verify=false", busybox_reference)
+    run = [
+        "--runtime",
+        runtime,
+        "run",
+        "--rm",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=4096:4096",
+        "--network",
+        "none",
+    ]
+    assert podman(*run, busybox_reference, "echo", "behind our wall") == b"behind our wall\n"
     with pytest.raises(AssertionError, match="exit 9"):
-        podman(tmp_path, *run, busybox_reference, "sh", "-c", "exit 9")
+        podman(*run, busybox_reference, "sh", "-c", "exit 9")
     with pytest.raises(AssertionError, match="exit 127"):
-        podman(tmp_path, *run, busybox_reference, "/no/such/program")
+        podman(*run, busybox_reference, "/no/such/program")

@@ -90,8 +90,7 @@ class Cgroup:
                 self._enable(new)
                 _make(self._tree, made)
             self._apply(old, new)
-            if policy.rules or not policy.allow:
-                self._restrict(policy)
+            self._restrict(policy)
         except BaseException:
             for directory in reversed(made):
                 _discard(directory)
@@ -145,8 +144,6 @@ class Cgroup:
     def _join_late(self, directory: str) -> None:
         """Make a directory in a hierarchy that the running processes have not joined, and move them there."""
         _make(directory, [])
-        if directory == self._v1.get("cpuset"):
-            _fill_cpuset(directory, self._layout.v1["cpuset"])
         for pid in self.processes():
             _move(directory, pid)
 
@@ -194,14 +191,14 @@ class Cgroup:
     def _restrict(self, policy: devices.Policy) -> None:
         """Put the device rules in force. Unsupported where rules cannot be: a wall never thins silently."""
         if self._layout.kind == UNIFIED:
-            self._attach(devices.v2_program(policy))
+            self._attach(devices.v2_program(policy)) if policy.rules or not policy.allow else None
         elif "devices" in self._v1:
             for file, text in devices.v1_writes(policy):
                 try:
                     write(f"{self._v1['devices']}/{file}", text)
                 except OSError as error:
                     raise refused(f"{self._v1['devices']}/{file}", text, error) from error
-        elif not _in_user_namespace():
+        elif (policy.rules or not policy.allow) and not _in_user_namespace():
             raise missing("devices", "the controller is mounted nowhere")
 
     def _attach(self, program: bytes) -> None:
