@@ -53,7 +53,7 @@ def test_exit_codes(mamushka: Command, command: list[str], code: int, said: byte
     ("arguments", "reason"),
     [
         (("run", "--memory", "lots", "host"), b"not a size"),
-        (("run", "--network", "nowhere", "host", "true"), b"nowhere"),
+        (("run", "--rm", "--network", "nowhere", "host", "true"), b"nowhere"),
         (("run", "--runtime", "vm", "host", "true"), b"vm"),
         (("run", "--pull", "never", "no/such", "true"), b"no/such"),
         (("run", "--frobnicate", "host"), b"unknown option"),

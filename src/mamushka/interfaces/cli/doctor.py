@@ -108,6 +108,9 @@ def _answer(probe: Probe, data_root: str) -> bytes:
         answer = {"works": True, "reason": probe.attempt(data_root)}
     except MamushkaError as error:
         answer = {"works": False, "reason": str(error), "hint": error.hint}
+    except PermissionError as error:
+        hint = "" if os.geteuid() == 0 else "this needs root: sudo mamushka doctor"
+        answer = {"works": False, "reason": str(error), "hint": hint}
     except (OSError, ImportError) as error:
         answer = {"works": False, "reason": str(error)}
     return document.dump(answer)[:_ANSWER_MAX]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from mamushka.errors import Denied
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
@@ -23,8 +25,13 @@ class Session:
 
     @property
     def engine(self) -> Engine:
-        """This host's engine."""
+        """This host's engine. Denied for who may not change the host."""
         if self._engine is None:
+            if os.geteuid() != 0:
+                raise Denied(
+                    f"this version needs root, and uid {os.geteuid()} is not",
+                    hint="sudo mamushka …; mamushka doctor shows what is missing otherwise",
+                )
             from mamushka.engine.engine import Engine
 
             self._engine = Engine(self.data_root, self.run_root).__enter__()
