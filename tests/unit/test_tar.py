@@ -182,6 +182,10 @@ def broken(raw: bytes, at: int, new: bytes) -> bytes:
 PLAIN = archive((Member(b"f", size=3), b"abc"))
 HOSTILE = {
     "wrong checksum": PLAIN[:100] + b"9" + PLAIN[101:],
+    "global records that all pay for": header(Member(b"g", b"g", size=6000))
+    + (b"6000 comment=" + b"x" * 5986 + b"\n")
+    + padding(6000)
+    + PLAIN,
     "cut in a header": PLAIN[:300],
     "cut in data": PLAIN[:514],
     "one zero block": header(Member(b"a")) + bytes(512) + header(Member(b"b")),

@@ -32,6 +32,8 @@ NAME_MAX = 4095
 # What tells about a member (pax records, long names, sparse maps) stays small; Go's reader, which most of
 # the world's layers have passed, has the same bound.
 EXTENSION_MAX = 1 << 20
+# Every member pays for them again; what writes them (git, pax -o) writes a comment or an owner.
+_GLOBALS_MAX = 4096
 # The largest file that ext4 can hold; a sparse map may claim anything.
 FILE_MAX = 16 << 40
 # Seconds, 35,000 years either way. File systems clamp what they cannot keep; what tar's octal can say fits.
@@ -101,8 +103,8 @@ class Reader:
                 long_link = body.partition(b"\0")[0]
             elif kind == b"g":
                 self._globals.update(_pax(body, []))
-                if len(self._globals) > 1024:
-                    raise Invalid("more than 1024 global records")
+                if sum(map(len, (*self._globals, *self._globals.values()))) > _GLOBALS_MAX:
+                    raise Invalid(f"global records of more than {_GLOBALS_MAX} bytes")
             else:
                 sparse.clear()
                 records = _pax(body, sparse)

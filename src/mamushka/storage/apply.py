@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 WHITEOUT, OPAQUE_MARK = b".wh.", b".wh..wh..opq"
 _HOPS = 40  # as many links as the kernel follows in one path
 _OPEN_DIRECTORIES = 64  # of the 1024 descriptors that a process has by default, with layers side by side
+# Parts of names that are looked up one by one because a link or an odd spelling is in the way, and directories
+# that are replaced by something else: honest layers have few of both, and each costs time without costing bytes.
+_STEPS = 16_000_000
+_REPLACED = 1000
+_RAISE = "raise the limit only for an image that you trust"
 _IMPLICIT = Member(b"", DIRECTORY, 0o755)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -40,9 +45,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Limits:
     """What one layer may take. The largest layers in use hold a machine-learning model or a whole distribution."""
 
-    size: int = 256 << 30  # bytes of file content
-    entries: int = 8_000_000
-    names: int = 1 << 30  # bytes of all names and link targets
+    size: int = 256 << 30  # bytes of the uncompressed archive
+    entries: int = 2_000_000  # a directory takes some hundred bytes of memory while the layer is made
+    names: int = 512 << 20  # bytes of all names and link targets
 
 
 @value
@@ -59,11 +64,21 @@ def apply(root: int, chunks: Iterable[bytes], *, limits: Limits | None = None, u
 
     ``user_xattr`` writes user.overlay.opaque, for mounts made inside a user namespace.
     """
-    layer = _Layer(root, limits or Limits(), "user.overlay.opaque" if user_xattr else "trusted.overlay.opaque")
+    limits = limits or Limits()
+    layer = _Layer(root, limits, "user.overlay.opaque" if user_xattr else "trusted.overlay.opaque")
     try:
-        return layer.unpack(Reader(chunks))
+        return layer.unpack(Reader(_bounded(chunks, limits.size)))
     finally:
         layer.close()
+
+
+def _bounded(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    rest = size
+    for chunk in chunks:
+        rest -= len(chunk)
+        if rest < 0:
+            raise Invalid(f"the layer has more than {size} bytes", hint=_RAISE)
+        yield chunk
 
 
 class _Layer:
@@ -77,6 +92,8 @@ class _Layer:
         self._opaque: set[bytes] = set()
         self._open: dict[bytes, int] = {b"": root}
         self._maker = Maker()
+        self._steps = _STEPS
+        self._replaced = _REPLACED
 
     def close(self) -> None:
         for path, fd in self._open.items():
@@ -90,11 +107,9 @@ class _Layer:
             size += member.stored
             entries += 1
             names += len(member.name) + len(member.link)
-            if size > self._limits.size or entries > self._limits.entries or names > self._limits.names:
-                raise Invalid(
-                    f"the layer is larger than {self._limits.size} bytes in {self._limits.entries} entries",
-                    hint="raise the limit only for an image that you trust",
-                )
+            if entries > self._limits.entries or names > self._limits.names:
+                limit = f"{self._limits.entries} entries or {self._limits.names} bytes of names"
+                raise Invalid(f"the layer has more than {limit}", hint=_RAISE)
             parent, base = self._place(member.name)
             if base.startswith(WHITEOUT):
                 self._whiteout(parent, base)
@@ -116,6 +131,7 @@ class _Layer:
 
     def _place(self, name: bytes) -> tuple[bytes, bytes]:
         """A member's parent directory, made where it is missing, and its last name; ("", "") is the root."""
+        name = name.removeprefix(b"./")
         head, _, base = name.rpartition(b"/")
         if head in self._directories and base not in (b"", b".", b".."):
             return head, base
@@ -131,6 +147,9 @@ class _Layer:
         here, pending, hops = b"", parts[::-1], 0
         while pending:
             part = pending.pop()
+            self._steps -= 1
+            if self._steps < 0:
+                raise Invalid(f"the layer's links take more than {_STEPS} steps to follow")
             if part == b"..":
                 here = here.rpartition(b"/")[0]
             elif part not in (b"", b"."):
@@ -252,6 +271,9 @@ class _Layer:
         return was_whiteout
 
     def _forget(self, path: bytes) -> None:
+        self._replaced -= 1
+        if self._replaced < 0:
+            raise Invalid(f"the layer replaces more than {_REPLACED} directories of its own")
         below = path + b"/"
         for gone in [other for other in self._directories if other == path or other.startswith(below)]:
             del self._directories[gone]

@@ -80,16 +80,11 @@ class LayerStore:
         Invalid when the archive is, or has another digest; then nothing is left.
         """
         identifier = digest.parse(diff_id, "diff_id")
-        os.makedirs(self._staging, 0o700, exist_ok=True)
         os.makedirs(f"{self.root}/{identifier.algorithm}", 0o700, exist_ok=True)
-        lock_path = f"{self._staging}/{identifier.encoded}.lock"
-        with _settled_lock(lock_path):
-            try:
-                if not self.has(identifier):
-                    self._make(identifier, chunks, limits)
-            finally:
-                os.unlink(lock_path)
-        return self.get(identifier)
+        with self._locked(identifier):
+            if not self.has(identifier):
+                self._make(identifier, chunks, limits)
+            return self.get(identifier)
 
     def adopt(self, diff_ids: Sequence[str]) -> None:
         """Call with an image's layers, lowest first, once all are here: implicit directories get their attributes.
@@ -98,14 +93,15 @@ class LayerStore:
         such a directory takes them from the nearest layer below that says them. The first image decides.
         """
         for number, diff_id in enumerate(diff_ids):
-            applied = self.get(diff_id)
-            if not applied.implicit or not number:
+            if not number or not self.get(diff_id).implicit:
                 continue
             lowers = [self.path(lower) for lower in reversed(diff_ids[:number])]
-            upper = self.path(diff_id)
-            for path in applied.implicit:
-                _take_attributes(f"{upper}/{path}", lowers, path)
-            self._record(self._home(digest.parse(diff_id)), replace(applied, implicit=()))
+            identifier = digest.parse(diff_id)
+            with self._locked(identifier):
+                applied = self.get(diff_id)
+                for path in applied.implicit:
+                    _take_attributes(f"{self.path(diff_id)}/{path}", lowers, path)
+                self._record(self._home(identifier), replace(applied, implicit=()))
 
     def remove(self, diff_id: str) -> None:
         """Delete a layer that no image and no snapshot needs any more; harmless when it is gone."""
@@ -140,6 +136,10 @@ class LayerStore:
             except BlockingIOError:  # somebody is at work
                 continue
 
+    def _locked(self, identifier: Digest) -> _Locked:
+        os.makedirs(self._staging, 0o700, exist_ok=True)
+        return _Locked(f"{self._staging}/{identifier.encoded}.lock")
+
     def _home(self, identifier: Digest) -> str:
         return f"{self.root}/{identifier.algorithm}/{identifier.encoded}"
 
@@ -170,8 +170,8 @@ class LayerStore:
 
     @staticmethod
     def _record(home: str, applied: Applied) -> None:
-        staged = f"{home}/layer.json.{os.urandom(4).hex()}"
-        with open(staged, "xb") as file:
+        staged = f"{home}/layer.json.new"
+        with open(staged, "wb") as file:
             file.write(document.dump(asdict(applied)))
         os.rename(staged, f"{home}/layer.json")
 
@@ -194,13 +194,25 @@ def _take_attributes(target: str, lowers: Sequence[str], path: str) -> None:
         return
 
 
-def _settled_lock(path: str) -> Lock:
-    """The lock on the file that ``path`` names now; an earlier holder may have removed the one it was on."""
-    while True:
-        lock = Lock(path)
-        if lock.current(path):
-            return lock
-        lock.close()
+class _Locked:
+    """The lock on one layer, whose file is there only while somebody has it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> None:
+        while self._lock is None:
+            lock = Lock(self._path)
+            if lock.current(self._path):
+                self._lock = lock
+            else:  # whoever had it before has removed the file
+                lock.close()
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.unlink(self._path)
+            self._lock.close()
 
 
 def _hashed(chunks: Iterable[bytes], hasher: _Hash) -> Iterator[bytes]:
