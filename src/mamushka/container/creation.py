@@ -134,7 +134,9 @@ class BearInit:
             map_ids(self.pid, linux.uid_mappings, linux.gid_mappings)
 
     def _follow(self) -> None:
+        trace.event("container.born", pid=self.pid)
         self.record.keep_process(self.pid)
+        trace.event("container.recorded", pid=self.pid)
         self._go()
         while True:
             packet, descriptor = channel.receive(self.channel)

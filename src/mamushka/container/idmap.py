@@ -37,22 +37,25 @@ def apply(
 
 def user_namespace(uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]) -> int:
     """A user namespace with these mappings and nobody in it."""
-    reading, writing = os.pipe()
+    ready, made = os.pipe()
+    waiting, done = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            os.close(done)
             unshare(CLONE_NEWUSER)
-            os.write(writing, b"\n")
-            os.read(reading, 1)  # until it is killed: this side of the pipe is held open by itself
+            os.write(made, b"\n")
+            os.read(waiting, 1)  # the end of file: the parent has what it wants
         finally:
-            os._exit(1)
-    os.close(writing)
+            os._exit(0)
+    os.close(made)
+    os.close(waiting)
     try:
-        if not os.read(reading, 1):
+        if not os.read(ready, 1):
             raise Unsupported("cannot make a user namespace", hint="see /proc/sys/user/max_user_namespaces")
         map_ids(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(reading)
-        os.kill(pid, 9)
+        os.close(ready)
+        os.close(done)
         os.waitpid(pid, 0)

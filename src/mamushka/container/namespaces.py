@@ -218,6 +218,8 @@ def _sysctl_path(name: str) -> bytes:
 def check_sysctls(settings: Mapping[str, str], namespaces: Namespaces) -> None:
     """Refuse what would change the host: only sysctls of the container's own namespaces may be set."""
     for name in settings:
+        if not {b"", b".", b".."}.isdisjoint(_sysctl_path(name).split(b"/")):
+            raise Invalid(f"{name!r} is not the name of a sysctl")
         dotted = os.fsdecode(_sysctl_path(name)).replace("/", ".")
         tree = next((tree for tree in _SYSCTL_TREES if dotted.startswith(tree)), "")
         kind = _SYSCTL_TREES[tree] if tree else _SYSCTLS.get(dotted, "")

@@ -1,0 +1,117 @@
+"""Every namespace, new or joined; what is set in it, and what must not be."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mamushka.container import defaults
+from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.spec.runtime import IDMapping, Namespace, TimeOffset
+from mamushka.values import replace
+
+from .conftest import Ground
+
+pytestmark = pytest.mark.root
+
+FILES = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt", "cgroup": "cgroup", "user": "user"}
+IDS = (IDMapping(0, 100000, 65536),)
+USER = {"namespaces": (*defaults.NAMESPACES, Namespace("user")), "uid_mappings": IDS, "gid_mappings": IDS}
+
+
+def own(file: str) -> str:
+    return os.readlink(f"/proc/self/ns/{file}")
+
+
+def test_the_default_namespaces_are_new(ground: Ground) -> None:
+    seen = ground.output(
+        ground.config("for n in pid net ipc uts mnt cgroup user; do readlink /proc/self/ns/$n; done")
+    ).split()
+    for kind, link in zip(("pid", "net", "ipc", "uts", "mnt", "cgroup"), seen, strict=False):
+        assert link != own(kind), kind
+    assert seen[6] == own("user")
+
+
+def test_what_is_not_asked_for_is_shared(ground: Ground) -> None:
+    few = tuple(entry for entry in defaults.NAMESPACES if entry.type in ("pid", "mount"))
+    config = ground.config("for n in net ipc uts cgroup; do readlink /proc/self/ns/$n; done", linux={"namespaces": few})
+    config = replace(config, hostname="", mounts=tuple(m for m in config.mounts if m.type not in ("sysfs", "mqueue")))
+    assert ground.output(config).split() == [own(kind) for kind in ("net", "ipc", "uts", "cgroup")]
+
+
+@pytest.mark.parametrize("kind", ["network", "ipc", "uts", "pid", "cgroup"])
+def test_a_namespace_is_joined_by_path(ground: Ground, kind: str) -> None:
+    """The path may be a descriptor's, so that a namespace without any process or mount can be handed over."""
+    ground.start(ground.config("sleep 60"))
+    pid = ground.runtime.state(ground.name).pid
+    other = Ground(ground.state, ground.rootfs, f"{ground.name}-2")
+    descriptor = os.open(f"/proc/{pid}/ns/{FILES[kind]}", os.O_RDONLY)
+    kept = (
+        *(entry for entry in defaults.NAMESPACES if entry.type != kind),
+        Namespace(kind, f"/proc/self/fd/{descriptor}"),
+    )
+    try:
+        config = other.config(f"readlink /proc/self/ns/{FILES[kind]}", linux={"namespaces": kept})
+        if kind == "uts":
+            config = replace(config, hostname="")
+        assert other.output(config).strip() == os.readlink(f"/proc/{pid}/ns/{FILES[kind]}")
+    finally:
+        os.close(descriptor)
+
+
+def test_a_user_namespace_makes_root_nobody(ground: Ground) -> None:
+    os.chmod(os.path.dirname(ground.rootfs), 0o755)
+    script = "id -u; cat /proc/self/uid_map; touch /dev/shm/x; stat -c %u /dev/shm/x; echo x > /dev/null; echo done"
+    uid, *mapping, made, done = ground.output(ground.config(script, linux=USER)).split()
+    assert (uid, mapping, made, done) == ("0", ["0", "100000", "65536"], "0", "done")
+
+
+def test_clocks_are_moved(ground: Ground) -> None:
+    linux = {
+        "namespaces": (*defaults.NAMESPACES, Namespace("time")),
+        "time_offsets": {"boottime": TimeOffset(1_000_000), "monotonic": TimeOffset(5)},
+    }
+    inside = float(ground.output(ground.config("cat /proc/uptime", linux=linux)).split()[0])
+    with open("/proc/uptime") as file:
+        assert inside - float(file.read().split()[0]) > 999_000
+
+
+def test_names_and_sysctls(ground: Ground) -> None:
+    sysctls = {"net.ipv4.ip_forward": "1", "kernel/shmmni": "77", "fs.mqueue.msg_max": "9"}
+    config = ground.config(
+        "hostname; cat /proc/sys/kernel/domainname /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni "
+        "/proc/sys/fs/mqueue/msg_max",
+        linux={"sysctl": sysctls},
+    )
+    assert ground.output(replace(config, domainname="dom")).split() == ["box", "dom", "1", "77", "9"]
+
+
+@pytest.mark.parametrize("name", ["kernel.panic", "vm.swappiness", "net/../kernel/panic", "kernel.core_pattern"])
+def test_a_sysctl_of_the_host_is_refused(ground: Ground, name: str) -> None:
+    with pytest.raises(Invalid, match="sysctl"):
+        ground.run(ground.config("true", linux={"sysctl": {name: "1"}}))
+    assert not os.path.exists(ground.state)
+
+
+def test_a_sysctl_of_a_shared_namespace_is_refused(ground: Ground) -> None:
+    shared = tuple(entry for entry in defaults.NAMESPACES if entry.type != "network")
+    with pytest.raises(Invalid, match="no network namespace of its own"):
+        ground.run(ground.config("true", linux={"namespaces": shared, "sysctl": {"net.ipv4.ip_forward": "1"}}))
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "kind", "message"),
+    [
+        ((Namespace("pid"),), Unsupported, "needs a mount namespace"),
+        ((Namespace("mount"), Namespace("moon")), Invalid, "no namespace of the type 'moon'"),
+        ((Namespace("mount"), Namespace("mount")), Invalid, "asked for twice"),
+        ((Namespace("mount"), Namespace("network", "/nowhere")), NotFound, "/nowhere"),
+        ((Namespace("mount"), Namespace("user")), Invalid, "uidMappings"),
+    ],
+)
+def test_wrong_namespaces_are_named(
+    ground: Ground, namespaces: tuple[Namespace, ...], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        ground.run(ground.config("true", linux={"namespaces": namespaces}))
