@@ -11,6 +11,7 @@ See docs/decisions/0021-startup-bundle.md.
 from __future__ import annotations
 
 import marshal
+import mmap
 import os
 import sys
 
@@ -41,13 +42,16 @@ class Bundle:
     def __init__(self, path: str) -> None:
         self.path = path
         self.index: dict[str, Entry] = {}
-        self.fd = -1
+        self.content = memoryview(b"")
         self.served: set[str] = set()
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            head = os.pread(self.fd, _HEAD, 0)
+            # Mapped, not kept open: a shim closes every descriptor that it does not know, and imports afterwards.
+            with open(path, "rb") as stream:
+                self.content = memoryview(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))
+            head = self.content[:_HEAD]
             if head[:-8] == _MAGIC:
-                self.index = marshal.loads(os.pread(self.fd, int.from_bytes(head[-8:], "little"), _HEAD))
+                length = int.from_bytes(head[-8:], "little")
+                self.index = marshal.loads(self.content[_HEAD : _HEAD + length])
         except (OSError, EOFError, ValueError, TypeError):
             self.index = {}
 
@@ -80,7 +84,7 @@ class Bundle:
     def code(self, name: str) -> CodeType:
         """The compiled module."""
         *_, offset, length = self.index[name]
-        result: CodeType = marshal.loads(os.pread(self.fd, length, offset))
+        result: CodeType = marshal.loads(self.content[offset : offset + length])
         return result
 
     def rewrite(self, compiled: dict[str, Compiled]) -> None:

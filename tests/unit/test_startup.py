@@ -45,6 +45,14 @@ def test_a_module_comes_from_the_bundle(bundle: startup.Bundle) -> None:
     assert bundle.served == {"bundled_example"}
 
 
+def test_it_serves_on_after_every_descriptor_has_been_closed(bundle: startup.Bundle) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os.closerange(3, 1024)
+        os._exit(load(bundle) == 41)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
 def test_a_changed_source_is_never_served(bundle: startup.Bundle, source: Path) -> None:
     source.write_text("ANSWER = 42 \n")
     assert bundle.find_spec("bundled_example") is None

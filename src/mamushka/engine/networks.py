@@ -7,6 +7,8 @@ derived from these rows again whenever it has been lost.
 
 from __future__ import annotations
 
+import os
+
 from mamushka import document
 from mamushka.engine.ids import is_hex, new_id
 from mamushka.engine.workload import Connection
@@ -221,6 +223,7 @@ class Networks:
                 )
             self.state.execute("delete from endpoints where network=?", (row.id,))
             self.state.execute("delete from networks where id=?", (row.id,))
+            self._forget_names(row.id)
             self.event("destroy", row.id, name=row.name, type=row.driver)
 
     def connect(self, network: str, workload: str, *, aliases: Sequence[str] = (), address: str = "") -> None:
@@ -375,6 +378,14 @@ class Networks:
                         address = unpack(int.from_bytes(entry.destination, "big"), len(entry.destination) * 8)
                         used.append(parse_subnet(f"{address}/{entry.prefix}", strict=False))
         return used
+
+    def _forget_names(self, id: str) -> None:
+        from mamushka.engine.plugging import directory_path
+
+        try:
+            os.unlink(directory_path(self.paths, id))
+        except FileNotFoundError:  # nobody was ever in it
+            pass
 
     def _pools(self) -> tuple[tuple[str, int], ...]:
         """Engines with other roots begin elsewhere, so that two on one host seldom meet."""

@@ -56,17 +56,27 @@ def mark_path(paths: Paths, workload: str) -> str:
     return f"{paths.run}/ports-{workload}"
 
 
+def index_path(paths: Paths, workload: str) -> str:
+    """The file that lists the files of names of a workload's networks."""
+    return f"{paths.run}/names/{workload}"
+
+
 def directory_path(paths: Paths, network: str) -> str:
     """The file that tells the names of a network's members."""
     return f"{paths.run}/names/{network}"
 
 
-def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespace: int) -> Joined:
-    """Enter every network that the workload shall be in, and publish its ports."""
+def join(
+    networks: Networks, workload: Workload, ports: Sequence[Port], namespace: int, *, servers: Sequence[str] = ()
+) -> Joined:
+    """Enter every network that the workload shall be in, and publish its ports.
+
+    ``servers`` answer for names that a user-made network does not know.
+    """
     leave(networks, workload.id)
     with networks.state.transaction():
         places = _allocate(networks, workload)
-        _tell_names(networks, places)
+        _tell_names(networks, workload.id, places)
     paths = networks.paths
     filter = Nftables()
     reservations: list[int] = []
@@ -75,9 +85,14 @@ def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespac
         lock=lock_path(paths),
         mark=mark_path(paths, workload.id),
         links=tuple(endpoint.outer_name(row.endpoint()) for _, row in places),
-        directories=tuple(directory_path(paths, network.id) for network, _ in places if network.name != DEFAULT),
+        index=index_path(paths, workload.id),
+        servers=tuple(servers) if any(not network.internal for network, _ in places) else (),
     )
     try:
+        if any(network.name != DEFAULT for network, _ in places):
+            from mamushka.network.responder import listen
+
+            wires = replace(wires, resolver=listen(namespace))
         mappings = _plug(networks, filter, workload, places, ports, namespace, reservations)
     except BaseException:
         abandon(networks, workload.id, replace(wires, reservations=tuple(reservations), filter=filter.detach()))
@@ -94,7 +109,7 @@ def join(networks: Networks, workload: Workload, ports: Sequence[Port], namespac
 
 def abandon(networks: Networks, workload: str, wires: Wires) -> None:
     """The start failed: everything back at once, the wires' descriptors too."""
-    for held in wires.reservations:
+    for held in (*wires.reservations, *wires.resolver):
         os.close(held)
     leave(networks, workload)
     tidy(wires)
@@ -261,13 +276,17 @@ def leave(networks: Networks, workload: str) -> None:
         state.execute("delete from ports where workload=?", (workload,))
         cleared = "address='', address6='', mac='', interface=''"
         state.execute(f"update endpoints set {cleared} where workload=?", (workload,))
-        _tell_names(networks, [(networks.find(row.network), row) for row in places])
+        _tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
 
 
 def forget(networks: Networks, workload: str) -> None:
     """The workload is removed: nothing of it is kept."""
     leave(networks, workload)
     networks.state.execute("delete from endpoints where workload=?", (workload,))
+    try:
+        os.unlink(index_path(networks.paths, workload))
+    except FileNotFoundError:  # it was in no network with names
+        pass
 
 
 def connect(
@@ -290,7 +309,7 @@ def connect(
     number = 1 + max((int(row.interface[3:] or -1) for row in rows if row.interface), default=-1)
     with networks.state.transaction():
         placed = networks.place(network, replace(wish, interface=f"eth{number}"))
-        _tell_names(networks, [(network, placed)])
+        _tell_names(networks, workload.id, [(network, placed)])
     namespace = os.open(f"/proc/{workload.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
@@ -336,16 +355,20 @@ def _drop(networks: Networks, network: NetworkRow, row: EndpointRow, *, wanted: 
             state.execute("delete from endpoints where workload=? and network=?", (row.workload, row.network))
         else:
             networks.keep(replace(row, wanted=0, address="", address6="", mac="", interface=""))
-        _tell_names(networks, [(network, row)])
+        _tell_names(networks, row.workload, [(network, row)])
 
 
-def _tell_names(networks: Networks, places: Places) -> None:
+def _tell_names(networks: Networks, workload: str, places: Places) -> None:
     """Write the files of names anew; inside a transaction, so that they follow each other in its order."""
+    if all(network.name == DEFAULT for network, _ in places):
+        return
+    os.makedirs(f"{networks.paths.run}/names", mode=0o700, exist_ok=True)
+    entered = [networks.find(row.network) for row in networks.endpoints(workload) if row.address]
+    told = [directory_path(networks.paths, network.id) for network in entered if network.name != DEFAULT]
+    write_json(index_path(networks.paths, workload), told)
     for network, _ in places:
         if network.name == DEFAULT:
             continue
-        path = directory_path(networks.paths, network.id)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         members = [
             {
                 "names": [row.name, *document.parse(row.aliases.encode(), "aliases")],
@@ -353,7 +376,7 @@ def _tell_names(networks: Networks, places: Places) -> None:
             }
             for row in networks.members(network.id)
         ]
-        write_json(path, members)
+        write_json(directory_path(networks.paths, network.id), members)
 
 
 def restore(networks: Networks) -> None:

@@ -23,7 +23,7 @@ from mamushka.engine.paths import read_json, write_json
 from mamushka.engine.pump import Client, Pump
 from mamushka.engine.records import decode, encode
 from mamushka.engine.settings import Restart
-from mamushka.engine.wires import GRACE, Wires, silence, tidy
+from mamushka.engine.wires import GRACE, Wires, responder, silence, tidy
 from mamushka.errors import MamushkaError
 from mamushka.runtime import CannotExecute, CommandNotFound, Exit
 from mamushka.values import EMPTY, replace, value
@@ -80,6 +80,9 @@ class Shim:
         self._pump = pump
         self._events: list[tuple[float, str, dict[str, str]]] = []
         self._sleepless = False
+        self._responder = responder(post.wires) if post.wires else None
+        if self._responder is not None:
+            pump.further[self._responder.fileno()] = self._responder.ready
 
     def start(self, root: int = -1) -> None:
         """Run the workload's program, on ``root`` where it is mounted already; raises what the runtime raises."""
@@ -207,7 +210,7 @@ class Shim:
     # sleeping
 
     def _patience(self) -> float | None:
-        if self._sleepless or self._pump.further:
+        if self._sleepless:
             return None
         return float(min(IDLE_MIN * 2**self._post.naps, IDLE_MAX))
 
@@ -216,6 +219,8 @@ class Shim:
         from mamushka.linux import sleeper
         from mamushka.spec.runtime import dump
 
+        if self._responder is not None and not self._responder.idle:
+            return
         self._sleepless = True
         pump, post = self._pump, self._post
         with open(f"{post.launch.bundle}/config.json", "wb") as file:
@@ -234,7 +239,8 @@ class Shim:
         }
         path = f"{post.directory}/sleep.json"
         write_json(path, note)
-        wake = [*pump.outputs, pump.listener, pump.pidfd, *(client.fd for client in pump.clients)]
+        resolver = post.wires.resolver if post.wires else ()
+        wake = [*pump.outputs, pump.listener, pump.pidfd, *(client.fd for client in pump.clients), *resolver]
         for fd in (*wake, pump.stdin, pump.console, *post.descriptors):
             if fd >= 0:
                 os.set_inheritable(fd, True)

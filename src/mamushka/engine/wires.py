@@ -12,6 +12,10 @@ import os
 from mamushka.network.network import PortMapping, scope_of
 from mamushka.values import value
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.network.responder import Responder
+
 # Long enough for the next workload of a series to find the bridge still there.
 GRACE = 0.5
 
@@ -27,12 +31,24 @@ class Wires:
     ports: tuple[PortMapping, ...] = ()
     reservations: tuple[int, ...] = ()  # descriptors that keep the ports ours
     filter: int = -1  # an nftables socket: its last close may be slow, and in the shim nobody waits for it
-    directories: tuple[str, ...] = ()  # files of the names that a responder answers
+    resolver: tuple[int, ...] = ()  # descriptors of its responder's sockets, where a network has names
+    index: str = ""  # the file that says where the names are
+    servers: tuple[str, ...] = ()  # which other names are asked
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that must stay open while the workload runs."""
-        return (*self.reservations, self.filter)
+        return (*self.reservations, self.filter, *self.resolver)
+
+
+def responder(wires: Wires) -> Responder | None:
+    """Who answers for names inside; None where no network has any."""
+    if not wires.resolver:
+        return None
+    from mamushka.network.responder import Responder
+
+    datagrams, streams = wires.resolver
+    return Responder(datagrams, streams, wires.index, wires.servers)
 
 
 def silence(wires: Wires) -> None:

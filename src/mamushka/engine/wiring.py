@@ -72,10 +72,13 @@ def _alone(workload: Workload, namespace: int) -> Place:
 
 def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
     from mamushka.engine import plugging
+    from mamushka.network import names
 
-    joined = plugging.join(engine.networks, workload, _ports(workload), namespace)
+    host, settings = _resolvers(), workload.settings
+    servers = settings.dns or names.nameservers(host)
+    joined = plugging.join(engine.networks, workload, _ports(workload), namespace, servers=servers)
     try:
-        files = _named(workload, joined.connections)
+        files = _named(workload, joined.connections, host, responder=bool(joined.wires.resolver))
     except BaseException:
         plugging.abandon(engine.networks, workload.id, joined.wires)
         raise
@@ -89,7 +92,7 @@ def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
     )
 
 
-def _named(workload: Workload, connections: tuple[Connection, ...]) -> dict[str, str]:
+def _named(workload: Workload, connections: tuple[Connection, ...], host: str, *, responder: bool) -> dict[str, str]:
     """The files of names for a workload with these addresses."""
     from mamushka.network import names
 
@@ -102,7 +105,8 @@ def _named(workload: Workload, connections: tuple[Connection, ...]) -> dict[str,
         gateway6=first.gateway6,
     )
     resolv = names.resolv_conf(
-        _resolvers(),
+        host,
+        responder=responder,
         servers=settings.dns,
         search=settings.dns_search,
         options=settings.dns_options,

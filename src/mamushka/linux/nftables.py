@@ -180,6 +180,11 @@ def verdict(code: int, chain: str = "") -> bytes:
     return _expression("immediate", _number(1, NFT_REG_VERDICT), nest(2, nest(NFTA_DATA_VERDICT, *parts)))
 
 
+def immediate(register: int, operand: bytes) -> bytes:
+    """Load a constant."""
+    return _expression("immediate", _number(1, register), nest(2, attribute(NFTA_DATA_VALUE, operand)))
+
+
 def reject() -> bytes:
     """Answer that it is prohibited, so that nobody waits for a timeout."""
     return _expression("reject", _number(1, NFT_REJECT_ICMPX_UNREACH), _number(2, NFT_REJECT_ICMPX_ADMIN_PROHIBITED, 1))

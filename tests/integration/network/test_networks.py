@@ -174,7 +174,7 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
     far = world.start("web", "other", "app")
     assert [item.network for item in far.connections] == ["other", "app"]
     assert far.connections[1].address == "10.77.0.128"
-    (told,) = joined.wires.directories
+    (told,) = read_json(joined.wires.index)
     members = {tuple(item["names"]): item["addresses"] for item in read_json(told)}
     assert members[("db", "store", world.workloads["db"].id[:12])] == ["10.77.0.200"]
     listener = world.places["db"].listen("0.0.0.0", 80)

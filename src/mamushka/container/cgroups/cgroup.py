@@ -90,7 +90,8 @@ class Cgroup:
                 self._enable(new)
                 _make(self._tree, made)
             self._apply(old, new)
-            self._restrict(policy)
+            if policy.rules or not policy.allow:
+                self._restrict(policy)
         except BaseException:
             for directory in reversed(made):
                 _discard(directory)
@@ -144,6 +145,8 @@ class Cgroup:
     def _join_late(self, directory: str) -> None:
         """Make a directory in a hierarchy that the running processes have not joined, and move them there."""
         _make(directory, [])
+        if directory == self._v1.get("cpuset"):
+            _fill_cpuset(directory, self._layout.v1["cpuset"])
         for pid in self.processes():
             _move(directory, pid)
 
@@ -191,14 +194,14 @@ class Cgroup:
     def _restrict(self, policy: devices.Policy) -> None:
         """Put the device rules in force. Unsupported where rules cannot be: a wall never thins silently."""
         if self._layout.kind == UNIFIED:
-            self._attach(devices.v2_program(policy)) if policy.rules or not policy.allow else None
+            self._attach(devices.v2_program(policy))
         elif "devices" in self._v1:
             for file, text in devices.v1_writes(policy):
                 try:
                     write(f"{self._v1['devices']}/{file}", text)
                 except OSError as error:
                     raise refused(f"{self._v1['devices']}/{file}", text, error) from error
-        elif (policy.rules or not policy.allow) and not _in_user_namespace():
+        elif not _in_user_namespace():
             raise missing("devices", "the controller is mounted nowhere")
 
     def _attach(self, program: bytes) -> None:
