@@ -16,9 +16,10 @@ that computes what everything else declares.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
+
+from mamushka.linux import foreign
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,15 +39,15 @@ if TYPE_CHECKING:
     s64: TypeAlias = int
     from typing import Annotated
 else:
-    u8, u16, u32, u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
-    s8, s16, s32, s64 = ctypes.c_int8, ctypes.c_int16, ctypes.c_int32, ctypes.c_int64
+    u8, u16, u32, u64 = foreign.c_uint8, foreign.c_uint16, foreign.c_uint32, foreign.c_uint64
+    s8, s16, s32, s64 = foreign.c_int8, foreign.c_int16, foreign.c_int32, foreign.c_int64
 
     class Annotated:
         """``Annotated[bytes, 16]`` is ``char[16]``; ``Annotated[bytearray, 16]`` is ``unsigned char[16]``."""
 
         def __class_getitem__(cls, item):
             kind, length = item
-            return (ctypes.c_char if kind is bytes else ctypes.c_ubyte) * length
+            return (foreign.c_char if kind is bytes else foreign.c_ubyte) * length
 
     def dataclass_transform(**_):
         return lambda decorator: decorator
@@ -62,9 +63,8 @@ MACHINE = os.uname().machine
 # Every declaration by name: ("struct", class) | ("syscall", number) | ("ioctl", number)
 DECLARED: dict[str, tuple[str, Any]] = {}
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_ioctl = _libc.ioctl
-_ioctl.restype = ctypes.c_int
+_libc = foreign.Library(None)
+_ioctl = _libc.function("ioctl")
 
 
 def _evaluate(annotation: str, module: str) -> Any:
@@ -80,7 +80,7 @@ def struct(cls: type[T]) -> type[T]:
     defaults = {name: cls.__dict__[name] for name in annotations if name in cls.__dict__}
 
     def __init__(self: Any, **given: Any) -> None:
-        ctypes.Structure.__init__(self, **{**defaults, **given})
+        foreign.Structure.__init__(self, **{**defaults, **given})
 
     body = {
         "__doc__": cls.__doc__,
@@ -88,14 +88,14 @@ def struct(cls: type[T]) -> type[T]:
         "__init__": __init__,
         "_fields_": fields,
     }
-    declared: Any = type(cls.__name__, (ctypes.Structure,), body)
+    declared: Any = type(cls.__name__, (foreign.Structure,), body)
     DECLARED[cls.__name__] = ("struct", declared)
     return declared  # type: ignore[no-any-return]
 
 
 def sizeof(item: object) -> int:
     """Bytes that a struct takes."""
-    return ctypes.sizeof(item)  # type: ignore[arg-type]
+    return foreign.sizeof(item)  # type: ignore[arg-type]
 
 
 def pack(item: object) -> bytes:
@@ -111,34 +111,34 @@ def unpack(kind: type[T], data: bytes | memoryview, offset: int = 0) -> T:
 def address_of(item: object) -> int:
     """Where a struct or a writable buffer lies; valid while its owner lives."""
     if isinstance(item, bytearray | memoryview):
-        return ctypes.addressof(ctypes.c_char.from_buffer(item))
-    return ctypes.addressof(item)  # type: ignore[arg-type]
+        return foreign.addressof(foreign.c_char.from_buffer(item))
+    return foreign.addressof(item)  # type: ignore[arg-type]
 
 
 def _convert(item: Any) -> Any:
     if isinstance(item, int):
-        return ctypes.c_long(item)
+        return foreign.c_long(item)
     if item is None or isinstance(item, bytes):
         return item
     if isinstance(item, bytearray | memoryview):
-        return ctypes.byref(ctypes.c_char.from_buffer(item))
-    return ctypes.byref(item)
+        return foreign.byref(foreign.c_char.from_buffer(item))
+    return foreign.byref(item)
 
 
 class _Converted:
-    """The ctypes type of a parameter that is not always an int; plain ints go faster as what they are."""
+    """The C type of a parameter that is not always an int; plain ints go faster as what they are."""
 
     from_param = staticmethod(_convert)
 
 
 def _parameters(function: Any) -> list[Any]:
     kinds = [kind for name, kind in function.__annotations__.items() if name != "return"]
-    return [ctypes.c_long if kind == "int" else _Converted for kind in kinds]
+    return [foreign.c_long if kind == "int" else _Converted for kind in kinds]
 
 
 def failure(call: str, arguments: tuple[Any, ...] = ()) -> OSError:
     """The OSError of the call that has just failed, naming it and the first path among its arguments."""
-    number = ctypes.get_errno()
+    number = foreign.get_errno()
     path = next((item for item in arguments if isinstance(item, bytes) and item), None)
     text = f"{call}: {os.strerror(number)}"
     return OSError(number, text) if path is None else OSError(number, text, os.fsdecode(path))
@@ -152,9 +152,7 @@ def syscall(*, x86_64: int, aarch64: int, riscv64: int) -> Callable[[Callable[P,
         name = function.__name__
         defaults = function.__defaults__ or ()
         arity = function.__code__.co_argcount
-        invoke = _libc["syscall"]  # a function object of its own, so that its types are its own
-        invoke.restype = ctypes.c_long
-        invoke.argtypes = [ctypes.c_long, *_parameters(function)]
+        invoke = _libc.function("syscall", foreign.c_long, [foreign.c_long, *_parameters(function)])
 
         def call(*arguments: Any) -> Any:
             missing = arity - len(arguments)
@@ -188,7 +186,7 @@ def ioctl(request: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         name = function.__name__
 
         def call(fd: int, *arguments: Any) -> Any:
-            result = _ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), *map(_convert, arguments))
+            result = _ioctl(foreign.c_int(fd), foreign.c_ulong(request), *map(_convert, arguments))
             if result == -1:
                 raise failure(name, arguments)
             return result

@@ -10,10 +10,10 @@ Arguments convert by their annotations: u32, s32, u64 …, ``bytes`` is ``char *
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from mamushka.errors import Unsupported
+from mamushka.linux import foreign
 from mamushka.linux.abi import MACHINE, s32, s64, u32, u64
 
 TYPE_CHECKING = False
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     R = TypeVar("R")
     pointer: TypeAlias = int
 else:
-    pointer = ctypes.c_void_p
+    pointer = foreign.c_void_p
 
-_KINDS = {"u32": u32, "s32": s32, "u64": u64, "s64": s64, "bytes": ctypes.c_char_p, "pointer": ctypes.c_void_p}
+_KINDS = {"u32": u32, "s32": s32, "u64": u64, "s64": s64, "bytes": foreign.c_char_p, "pointer": foreign.c_void_p}
 # Where the common distributions put libraries; only asked to see whether and which one is there.
 _PLACES = (f"/usr/lib/{MACHINE}-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64", "/lib")
 
@@ -44,7 +44,7 @@ class Library:
         """The library. Unsupported when this host does not have it."""
         if self._loaded is None:
             try:
-                self._loaded = ctypes.CDLL(self.name, use_errno=True)
+                self._loaded = foreign.Library(self.name)
             except OSError as error:
                 raise Unsupported(
                     f"cannot load {self.name}: {error}", hint=f"install the package {self._package}"
@@ -71,9 +71,7 @@ class Library:
         def call(*arguments: Any) -> Any:
             nonlocal bound
             if bound is None:
-                bound = getattr(self.load(), name)
-                bound.argtypes = kinds
-                bound.restype = result
+                bound = self.load().function(name, result, kinds)
             return bound(*arguments)
 
         call.__name__ = call.__qualname__ = name

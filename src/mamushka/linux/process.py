@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from mamushka.linux import foreign
 from mamushka.linux.abi import DECLARED, address_of, failure, s32, sizeof, struct, syscall, u64
 
 CLONE_NEWTIME = 0x00000080
@@ -95,9 +95,11 @@ DECLARED["clone3"] = ("syscall", _CLONE3)
 
 # The GIL stays held across the call: a child that came back without it could wait for a thread that it
 # does not have. PyOS_*Fork do for a raw clone what os.fork does: locks, GIL, thread state.
-_held = ctypes.PyDLL(None, use_errno=True)
-_raw_syscall = _held.syscall
-_raw_syscall.restype = ctypes.c_long
+_interpreter = foreign.Library(None, hold=True)
+_before_fork = _interpreter.function("PyOS_BeforeFork", None, [])
+_after_fork_child = _interpreter.function("PyOS_AfterFork_Child", None, [])
+_after_fork_parent = _interpreter.function("PyOS_AfterFork_Parent", None, [])
+_clone3 = _interpreter.function("syscall", foreign.c_long, [foreign.c_long, foreign.c_void_p, foreign.c_size_t])
 
 
 @struct
@@ -121,13 +123,13 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int,
         arguments.cgroup = cgroup
     if flags & CLONE_PARENT:  # the new sibling inherits the signal; clone3 refuses another
         arguments.exit_signal = 0
-    _held.PyOS_BeforeFork()
-    pid = _raw_syscall(ctypes.c_long(_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(sizeof(arguments)))  # type: ignore[arg-type]
+    _before_fork()
+    pid = _clone3(_CLONE3, address_of(arguments), sizeof(arguments))
     if pid == 0:
-        _held.PyOS_AfterFork_Child()
+        _after_fork_child()
         return 0, -1
     error = failure("clone3") if pid == -1 else None
-    _held.PyOS_AfterFork_Parent()
+    _after_fork_parent()
     if error is not None:
         raise error
     return pid, out.fd

@@ -6,7 +6,7 @@ instructions, eight each.
 
 from __future__ import annotations
 
-import ctypes
+import sys
 
 from mamushka.linux.abi import address_of, struct, syscall, u16, u64
 
@@ -87,7 +87,7 @@ def install(program: bytes, flags: int = 0) -> int:
 def action_available(action: int) -> bool:
     """Whether this kernel knows a SECCOMP_RET_… action; False without seccomp at all."""
     try:
-        seccomp(SECCOMP_GET_ACTION_AVAIL, 0, bytearray(ctypes.c_uint32(action)))
+        seccomp(SECCOMP_GET_ACTION_AVAIL, 0, bytearray(action.to_bytes(4, sys.byteorder)))
     except OSError:
         return False
     return True

@@ -37,6 +37,9 @@ _SIGKILL = 9
 # Generous, because a process in an uninterruptible disk wait delays both.
 PATIENCE = 10.0
 
+# Controllers of cgroup v2 that every container gets where they are on offer, for its statistics.
+ACCOUNTED_V2 = frozenset(("cpu", "io", "memory", "pids"))
+
 
 class Entrance:
     """Open doors into a v1 cgroup, for a child to walk through. Empty on cgroup v2.
@@ -375,7 +378,7 @@ def prune(prefix: str, layout: Layout | None = None) -> None:
 
 
 def _only(resources: Resources, controllers: set[str]) -> Resources:
-    """The part of the resources that is for these controllers of cgroup v1."""
+    """The part of the resources that is for these controllers of cgroup v1, or names files of v2 itself."""
     return Resources(
         memory=resources.memory if "memory" in controllers else None,
         cpu=resources.cpu if controllers & {"cpu", "cpuset"} else None,
@@ -384,6 +387,7 @@ def _only(resources: Resources, controllers: set[str]) -> Resources:
         hugepage_limits=resources.hugepage_limits if "hugetlb" in controllers else (),
         network=resources.network if controllers & {"net_cls", "net_prio"} else None,
         rdma=resources.rdma if "rdma" in controllers else EMPTY,
+        unified=resources.unified,
     )
 
 
