@@ -78,6 +78,16 @@ def _depth(raw: bytes) -> int:
     return deepest
 
 
+def _scanned(text: str, start: int) -> tuple[Any, int]:
+    try:
+        return _scan(text, start)
+    except SystemError:
+        # Before Python 3.13 the scanner knows its error class only where json.decoder has been imported.
+        import json.decoder  # noqa: F401
+
+        return _scan(text, start)
+
+
 def parse(raw: bytes, what: str, *, size_max: int = SIZE_MAX) -> Any:
     """The value of a JSON document; ``what`` names it in the error. Raises Invalid, never anything else."""
     if len(raw) > size_max:
@@ -90,7 +100,7 @@ def parse(raw: bytes, what: str, *, size_max: int = SIZE_MAX) -> Any:
         raise Invalid(f"{what} is nested deeper than {DEPTH_MAX} levels")
     start = len(text) - len(text.lstrip(_SPACE))
     try:
-        result, end = _scan(text, start)
+        result, end = _scanned(text, start)
     except StopIteration as error:
         raise Invalid(f"{what} is not JSON: a value is missing at character {error.value}") from error
     except Invalid as error:

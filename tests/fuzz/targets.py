@@ -118,3 +118,77 @@ def layer(raw: bytes) -> bool:
             assert os.listdir(base) == [], "a layer could not be removed"
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@target(b"alpine:3.20", b"localhost:5000/a/b_c@sha256:" + b"0" * 64, b"[::1]:5/x-y", b"docker.io/library/x")
+def reference(raw: bytes) -> bool:
+    """any text is parsed as a reference or Invalid, and what was parsed is written and read as the same"""
+    from mamushka.spec.reference import parse
+
+    def run() -> None:
+        found = parse(raw.decode("utf-8", "surrogateescape"))
+        assert parse(str(found)) == found, "its own text reads differently"
+        assert len(found.familiar) == 64 or parse(found.familiar) == found, "its familiar text reads differently"
+
+    return accepted(run)
+
+
+@target(
+    b'{"schemaVersion":2,"config":{"mediaType":"a","digest":"sha256:%064d","size":1},"layers":[]}' % 0,
+    b'{"schemaVersion":2,"manifests":[{"mediaType":"a","digest":"sha256:%064d","size":1,"platform":{"os":"l"}}]}' % 0,
+)
+def manifest(raw: bytes) -> bool:
+    """any bytes are parsed as a manifest or index, or Invalid or Unsupported, and are kept as they came"""
+    from mamushka.errors import Unsupported
+    from mamushka.spec.image import parse_manifest
+
+    def run() -> None:
+        try:
+            assert parse_manifest(raw).raw == raw, "its bytes are not what came"
+        except Unsupported:
+            raise Invalid("schema 1") from None
+
+    return accepted(run)
+
+
+@target(b'{"os":"linux","architecture":"arm","config":{"Env":["a=b"]},"rootfs":{"diff_ids":["sha256:%064d"]}}' % 0)
+def image_config(raw: bytes) -> bool:
+    """any bytes are parsed as an image's config or Invalid"""
+    from mamushka.spec.image import parse_config
+
+    return accepted(lambda: parse_config(raw))
+
+
+@target(b'Bearer realm="https://x/t",service="r",scope="a:b,c"', b"Negotiate YQ==, Basic realm=x", b'A b="\\""')
+def challenge(raw: bytes) -> bool:
+    """any header is parsed as challenges or Invalid"""
+    from mamushka.spec.distribution import parse_challenges
+
+    return accepted(lambda: parse_challenges(raw.decode("latin-1")))
+
+
+def _compressed() -> tuple[bytes, ...]:
+    import gzip
+
+    return (
+        gzip.compress(b"abc" * 100) + gzip.compress(b""),
+        bytes.fromhex("28b52ffd2003190000616263") + bytes.fromhex("502a4d1804000000") + b"skip",
+        b"plain",
+    )
+
+
+@target(*_compressed())
+def compressed(raw: bytes) -> bool:
+    """any bytes are expanded or Invalid, and in pieces equals at once"""
+    from mamushka.image.compression import decompress
+
+    def expand(step: int) -> bytes | None:
+        pieces = (raw[start : start + step] for start in range(0, len(raw), step))
+        try:
+            return b"".join(decompress(pieces, size=len(raw)))
+        except Invalid:
+            return None
+
+    whole = expand(len(raw) or 1)
+    assert expand(1 + len(raw) % 7) == whole, "in pieces differs from at once"
+    return whole is not None

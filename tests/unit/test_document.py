@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -58,3 +60,19 @@ def test_brackets_inside_strings_are_not_nesting() -> None:
 def test_a_document_over_the_limit_is_refused() -> None:
     with pytest.raises(Invalid, match="more than the 10"):
         document.parse(b" " * 11, "the test", size_max=10)
+
+
+def test_a_broken_document_is_invalid_where_json_was_never_imported() -> None:
+    """CPython's scanner looks up its own error class in a module that we do not load."""
+    script = """
+import sys
+from mamushka.document import Invalid, parse
+assert "json" not in sys.modules
+for raw in (b"{x", b'{"a" 1}', b'["a', b"[1,"):
+    try:
+        parse(raw, "it")
+    except Invalid:
+        continue
+    raise AssertionError(raw)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

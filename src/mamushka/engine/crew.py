@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from queue import SimpleQueue
 from threading import Event, Thread
+from time import monotonic
 
 from mamushka.errors import Unavailable
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-# How long a crew that is given up is waited for; a thread that waits for another process's lock may not come.
-GRACE = 10.0
+# How long threads that are given up are waited for, all together: one may wait for another process's lock, and
+# Ctrl-C should not. What a thread leaves half done, the next pull repairs.
+GRACE = 3.0
 
 
 class Crew:
@@ -51,8 +53,9 @@ class Crew:
                     yield news
         finally:
             self._stop.set()
+            deadline = monotonic() + GRACE
             for thread in threads:
-                thread.join(GRACE)
+                thread.join(max(0.0, deadline - monotonic()))
         if self._errors:
             raise self._errors[0]
 
