@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine.settings import Port
-from mamushka.engine.workload import ACTIVE, load
+from mamushka.engine.workload import ACTIVE, Connection, load
 from mamushka.errors import Conflict, Invalid
 from mamushka.values import EMPTY, value
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.settings import Settings
     from mamushka.engine.wires import Wires
-    from mamushka.engine.workload import Connection, Published, Workload
+    from mamushka.engine.workload import Published, Workload
+
+PORT_MAX = 65535
 
 
 @value
@@ -96,7 +98,8 @@ def _named(workload: Workload, connections: tuple[Connection, ...], host: str, *
     """The files of names for a workload with these addresses."""
     from mamushka.network import names
 
-    settings, first = workload.settings, connections[0]
+    settings = workload.settings
+    first = next(iter(connections), Connection("", ""))  # it may have been taken out of every network
     own = f"{workload.hostname}.{settings.domainname} {workload.hostname}" if settings.domainname else workload.hostname
     hosts = names.hosts(
         [(address, own) for item in connections for address in (item.address, item.address6) if address],
@@ -121,7 +124,7 @@ def _ports(workload: Workload) -> list[Port]:
     for exposed in workload.exposed if workload.settings.publish_all else ():
         number, _, protocol = exposed.partition("/")
         first, _, last = number.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        if not first.isdecimal() or (last and not last.isdecimal()) or int(last or first) > PORT_MAX:
             raise Invalid(f"invalid exposed port: {exposed!r}", hint="as in 80/tcp")
         named = {(port.port, port.protocol) for port in workload.settings.ports}
         wishes = (Port(port, protocol or "tcp") for port in range(int(first), int(last or first) + 1))
