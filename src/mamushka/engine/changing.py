@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mamushka import document
-from mamushka.engine import frames, ids, limits, restart
+from mamushka.engine import frames, ids, limits, restart, wiring
 from mamushka.engine.ending import connect, running
 from mamushka.engine.paths import write_json
 from mamushka.engine.workload import Workload, after, load, record
@@ -51,6 +51,10 @@ def rename(engine: Engine, identifier: str, name: str) -> None:
             )
         workload = replace(load(row), name=new)
         _rewrite(engine, workload)
+        if wiring.mode(workload.settings) == "bridge":
+            from mamushka.engine import plugging
+
+            plugging.rename(engine.networks, workload.id, new)
         _event(engine, workload, "rename", oldName=row.name)
 
 

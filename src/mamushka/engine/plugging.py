@@ -197,8 +197,8 @@ def _connect(
 ) -> bool:
     """Plug one link in; whether the table had to be made."""
     network, scope = place[0].network(), networks.scope
-    index, made = reconcile.establish(route, filter, scope, network)
-    endpoint.connect(route, scope, network, index, place[1].endpoint(), namespace, default_route=default_route)
+    bridge, made = reconcile.establish(route, filter, scope, network)
+    endpoint.connect(route, scope, network, bridge, place[1].endpoint(), namespace, default_route=default_route)
     return made
 
 
@@ -276,6 +276,14 @@ def leave(networks: Networks, workload: str) -> None:
         state.execute("delete from ports where workload=?", (workload,))
         cleared = "address='', address6='', mac='', interface=''"
         state.execute(f"update endpoints set {cleared} where workload=?", (workload,))
+        _tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
+
+
+def rename(networks: Networks, workload: str, name: str) -> None:
+    """Its neighbours know it by another name from now on."""
+    with networks.state.transaction() as state:
+        places = [row for row in networks.endpoints(workload) if row.address]
+        state.execute("update endpoints set name=? where workload=?", (name, workload))
         _tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
 
 

@@ -14,8 +14,10 @@ from mamushka.linux.rtnetlink import (
     configure_link,
     find_link,
     link_up,
+    links,
     new_address,
     new_bridge,
+    routes,
 )
 from mamushka.network import forwarding
 from mamushka.network.address import pack, parse_subnet
@@ -23,36 +25,47 @@ from mamushka.network.address import pack, parse_subnet
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.linux.netlink import Netlink
+    from mamushka.linux.rtnetlink import Link
     from mamushka.network.network import Network, Scope
 
 
-def find(route: Netlink, scope: Scope, network: Network) -> int:
-    """The bridge's link index when it is complete, otherwise zero. Conflict where a stranger has its name."""
+def find(route: Netlink, scope: Scope, network: Network) -> Link | None:
+    """The bridge when it is complete. Conflict where a stranger has its name."""
     found = find_link(route, network.bridge)
     if found is None:
-        return 0
+        return None
     if found.kind != "bridge" or found.group != scope.group:
         raise Conflict(
             f"the link {network.bridge} exists and is not ours: {found.kind or 'device'}, group {found.group}",
             hint=f"remove it (ip link delete {network.bridge}) or give the network another bridge name",
         )
-    return found.index if found.up else 0
+    return found if found.up else None
 
 
-def ensure(route: Netlink, scope: Scope, network: Network) -> int:
-    """The link index of the bridge, made or completed where need be."""
-    index = find(route, scope, network)
-    if index:
-        return index
+def ensure(route: Netlink, scope: Scope, network: Network) -> Link:
+    """The bridge, made or completed where need be."""
+    found = find(route, scope, network)
+    if found is not None:
+        return found
+    mtu = network.mtu or uplink_mtu(route)
     try:
-        route.request([new_bridge(network.bridge, mac=_mac(network), mtu=network.mtu, group=scope.group)])
+        route.request([new_bridge(network.bridge, mac=_mac(network), mtu=mtu, group=scope.group)])
     except FileExistsError:  # half made by somebody who was killed; what follows may be repeated
         pass
     made = find_link(route, network.bridge)
     if made is None:
         raise OSError(errno.ENODEV, f"bridge {network.bridge}: removed while it was made")
     _configure(route, made.index, network)
-    return made.index
+    return made
+
+
+def uplink_mtu(route: Netlink) -> int:
+    """The largest packet of the link that the default route goes by; zero, the kernel's own choice, without one.
+
+    A network with larger ones would depend on every router between to tell, and some are silent.
+    """
+    outward = {entry.index for entry in routes(route) if not entry.prefix}
+    return next((link.mtu for link in links(route) if link.index in outward), 0) if outward else 0
 
 
 def _mac(network: Network) -> bytes:

@@ -25,6 +25,7 @@ from mamushka.network.namespace import Entered, write_sysctl
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.linux.netlink import Message, Netlink
+    from mamushka.linux.rtnetlink import Link
     from mamushka.network.network import Endpoint, Network, Scope
 
 
@@ -37,13 +38,13 @@ def connect(
     route: Netlink,
     scope: Scope,
     network: Network,
-    bridge: int,
+    bridge: Link,
     endpoint: Endpoint,
     namespace: int,
     *,
     default_route: bool = True,
 ) -> None:
-    """Plug the namespace into the bridge (its link index); ``default_route`` for the first network only."""
+    """Plug the namespace into the bridge; ``default_route`` for the first network only."""
     mac = bytes.fromhex(endpoint.mac.replace(":", ""))
     outer = outer_name(endpoint)
     pair = new_veth(
@@ -51,8 +52,8 @@ def connect(
         endpoint.interface,
         peer_namespace=namespace,
         peer_mac=mac,
-        master=bridge,
-        mtu=network.mtu,
+        master=bridge.index,
+        mtu=bridge.mtu,
         group=scope.group,
     )
     # Hairpin: where br_netfilter is on, a workload that calls its own published port is bridged back to itself.

@@ -129,6 +129,17 @@ def unpublish(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -
     except FileNotFoundError:
         for (_, key), owner in placed.items():
             firewall.discard(filter, scope, owner, Element(key))
+    _forget_flows(filter, mappings)
+
+
+def _forget_flows(filter: Nftables, mappings: Sequence[PortMapping]) -> None:
+    """A UDP client that goes on sending would keep its flow, and so the old workload's address, for ever."""
+    answered = {mapping.address for mapping in mappings if mapping.protocol == "udp"}
+    if answered:
+        from mamushka.linux.conntrack import forget_answers_of
+
+        for address in answered:
+            forget_answers_of(filter, pack(address), _socket.IPPROTO_UDP)
 
 
 def withdraw(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) -> None:
@@ -141,3 +152,4 @@ def withdraw(filter: Nftables, scope: Scope, mappings: Sequence[PortMapping]) ->
         stale = [element for element in present if wanted.get(element.key) == element.data]
         if stale:
             filter.commit([delete_elements(scope.table, name, [Element(element.key) for element in stale])])
+    _forget_flows(filter, mappings)

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from mamushka.network.network import Endpoint, Network, PortMapping, Scope
 
 
-def establish(route: Netlink, filter: Nftables, scope: Scope, network: Network) -> tuple[int, bool]:
-    """Everything a network needs before somebody joins: the bridge's link index, and whether the table was new.
+def establish(route: Netlink, filter: Nftables, scope: Scope, network: Network) -> tuple[Link, bool]:
+    """Everything a network needs before somebody joins: the bridge, and whether the table was new.
 
     Two questions when all is there. Where the table was new and other networks live, ``reconcile`` brings
     theirs back. The bridge comes up last: one that is up has its rules.
     """
     if firewall.present(filter, scope):
-        index = bridge.find(route, scope, network)
-        if index:
+        found = bridge.find(route, scope, network)
+        if found is not None:
             forwarding.ensure(route, filter, scope, ipv6=bool(network.subnet6))
-            return index, False
+            return found, False
     made = firewall.ensure(filter, scope)
     filter.commit(firewall.admit(scope, network))
     forwarding.ensure(route, filter, scope, ipv6=bool(network.subnet6))

@@ -135,8 +135,8 @@ class Host(Place):
         address6 = network.subnet6.partition("/")[0] + f"{number:x}" if network.subnet6 else ""
         entry = Endpoint(f"{number:012x}" + os.urandom(4).hex(), address, address6, ipam.mac_of(address))
         with Entered(self.fd):
-            index, _ = reconcile.establish(self.route, self.filter, self.scope, network)
-            endpoint.connect(self.route, self.scope, network, index, entry, workload.fd)
+            bridge, _ = reconcile.establish(self.route, self.filter, self.scope, network)
+            endpoint.connect(self.route, self.scope, network, bridge, entry, workload.fd)
         self.endpoints.append(entry)
         return workload, entry
 

@@ -181,6 +181,8 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
     assert world.places["web"].reaches(listener, "10.77.0.200", 80) == "10.77.0.128"
     with pytest.raises(Conflict, match="active endpoints"):
         world.networks.remove("app")
+    plugging.rename(world.networks, world.workloads["db"].id, "data")
+    assert "data" in {name for item in read_json(told) for name in item["names"]}
     world.end("db")
     assert len(read_json(told)) == 1
     world.end("web")

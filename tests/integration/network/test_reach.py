@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 
@@ -34,6 +35,15 @@ def test_the_mac_is_the_one_given_and_there_is_no_ipv6_without_a_subnet(host: Ho
     assert entry.mac in shown
     assert "inet6" not in shown
     assert "inet6 ::1" in workload.run("ip", "address", "show", "lo")
+
+
+def test_a_workload_sends_no_larger_packets_than_the_way_out_takes(host: Host) -> None:
+    host.run("ip", "link", "set", "wan", "mtu", "1400")
+    workload, _ = host.plug(host.network())
+    assert "mtu 1400" in workload.run("ip", "link", "show", "eth0")
+    small, _ = host.plug(host.network("small", 35, mtu=1300))
+    assert "mtu 1300" in small.run("ip", "link", "show", "eth0")
+    assert "mtu 1400" in host.run("ip", "link", "show", "mk-default")
 
 
 @pytest.mark.parametrize("by", [HOST, SECOND])
@@ -102,6 +112,20 @@ def test_udp_is_answered_from_the_address_that_was_asked(host: Host) -> None:
             data, peer = server.recvfrom(64)
             server.sendto(data + b"!", peer)
             assert client.recv(64) == b"question!"
+
+
+def test_a_udp_client_that_goes_on_reaches_the_next_owner_of_the_port(host: Host) -> None:
+    network = host.network()
+    (one, first), (two, second) = host.plug(network), host.plug(network)
+    with host.outside.open(HOST, socket.SOCK_DGRAM) as client:
+        client.connect((HOST, 5353))
+        for place, entry in ((one, first), (two, second)):
+            server = place.listen("0.0.0.0", 53, socket.SOCK_DGRAM)
+            mapping = host.publish(PortMapping(entry.address, 53, 5353, "udp"))
+            client.send(b"question")
+            assert server.recv(64) == b"question"
+            portmap.unpublish(host.filter, host.scope, [mapping])
+            os.close(host.held.pop())
 
 
 def test_networks_are_apart(host: Host) -> None:
