@@ -190,7 +190,7 @@ def test_who_is_not_root_is_told_so(roots: tuple[str, str]) -> None:
     """The program's own directories may be closed to others, so the user changes inside the process."""
     script = (
         "import os, sys; from mamushka.interfaces.cli.program import command\n"
-        "from mamushka.interfaces.cli import doctor, run, session\n"
+        "from mamushka.interfaces.cli import foreground, run\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.exit(command(sys.argv[1:]))"
     )
@@ -198,3 +198,35 @@ def test_who_is_not_root_is_told_so(roots: tuple[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
     assert done.returncode == 125
     assert b"needs root" in done.stderr and b"\n\nhint: sudo" in done.stderr
+
+
+@pytest.mark.registry
+def test_login_keeps_what_the_registry_has_agreed_to(
+    mamushka: Command, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    done = mamushka("login", "-u", "me", "--password-stdin", registry, input=b"secret\n")
+    assert (done.returncode, done.stdout) == (0, b"Login Succeeded\n"), done.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["auths"] == {registry: {"auth": "bWU6c2VjcmV0"}}
+    assert mamushka("logout", registry).stdout == f"Removing login credentials for {registry}\n".encode()
+    assert mamushka("logout", registry).stdout == f"Not logged in to {registry}\n".encode()
+    unreachable = mamushka("login", "-u", "me", "-p", "x", "127.0.0.1:1")
+    assert unreachable.returncode == 1 and b"127.0.0.1:1" in unreachable.stderr
+    assert json.loads((tmp_path / "config.json").read_text()).get("auths", {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("mamushka ru", "run"), ("mamushka run --pull=al", "always"), ("mamushka run --pull ", "always missing never")],
+)
+def test_bash_completes(line: str, words: str) -> None:
+    script = 'eval "$(mamushka completion bash)"; COMP_LINE=$1; COMP_POINT=${#1}; _mamushka; echo "${COMPREPLY[@]}"'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", line],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
+    )
+    assert (done.stdout, done.stderr) == (words + "\n", "")

@@ -24,13 +24,18 @@ _FILES = ":files"  # tells the script to let the shell complete paths
 
 _BASH = """\
 _mamushka() {
+    local line="${COMP_LINE:0:COMP_POINT}" words word
+    read -ra words <<<"$line"
+    [[ "$line" == *[[:space:]] ]] && words+=("")
+    word="${words[-1]}"
     local IFS=$'\\n'
-    COMPREPLY=($(mamushka __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    COMPREPLY=($(mamushka __complete "${words[@]:1}" 2>/dev/null))
     if [[ "${COMPREPLY[0]}" == ":files" ]]; then
-        COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))
-        compopt -o filenames
-    elif [[ "${COMPREPLY[0]}" == *[=/:] ]]; then
-        compopt -o nospace
+        COMPREPLY=($(compgen -f -- "${word##*[=:]}"))
+        compopt -o filenames 2>/dev/null
+    else
+        # bash breaks words at = and : and wants what comes after them
+        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*[=:]}"}"}")
     fi
 }
 complete -F _mamushka mamushka

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from mamushka import trace
 from mamushka.errors import Invalid, MamushkaError
 from mamushka.interfaces.cli import verbs
 from mamushka.interfaces.cli.options import flag, nearest, one, parse
@@ -149,10 +150,20 @@ def _has_debug(chosen: Command) -> bool:
 
 def _carry_out(chosen: Command, arguments: Arguments, session: Session) -> int:
     session.debug = session.debug or arguments.debug
-    if session.debug:
-        from mamushka.interfaces.cli import debug
+    if not session.debug:
+        return _guarded(chosen, arguments, session)
+    from mamushka.interfaces.cli import debug
 
-        debug.begin()
+    clock = debug.begin()
+    try:
+        return _guarded(chosen, arguments, session)
+    finally:
+        trace.unsubscribe(clock)
+        clock.account()
+
+
+def _guarded(chosen: Command, arguments: Arguments, session: Session) -> int:
+    """Run the verb; what goes wrong becomes a sentence and a code."""
     try:
         with session:
             return chosen.run(arguments, session)

@@ -60,7 +60,7 @@ def _run_here(wanted: Settings, streams: frozenset[str], arguments: Arguments, s
     foreground.check_terminal(terminal=wanted.terminal, stdin=stdin)
     foreground.DetachKeys(arguments.detach_keys)  # a wrong spelling is refused before anything is made
     identifier = _create(wanted, arguments, session)
-    wall = _wall(identifier, session) if session.debug else ""
+    facts = _announce(identifier, session) if session.debug else {}
     size = foreground.terminal_size() if wanted.terminal else None
     attached = _start(identifier, wanted, session, stay=True, stdin=stdin, size=size)
     assert attached is not None
@@ -74,16 +74,17 @@ def _run_here(wanted: Settings, streams: frozenset[str], arguments: Arguments, s
         detach_keys=arguments.detach_keys,
     )
     if session.debug:
-        trace.event("run.ended", behind=wall, status=status)
+        trace.event("run.ended", **facts, status=status)
     return status
 
 
-def _wall(identifier: str, session: Session) -> str:
-    """What will run and behind which wall, for --debug; said now, because with --rm it is gone afterwards."""
+def _announce(identifier: str, session: Session) -> dict[str, str]:
+    """For --debug: what will run and behind which wall; asked now, because with --rm it is gone afterwards."""
     workload = session.engine.inspect(identifier)
     wall = workload.runtime + (f" ({workload.runtime_reason})" if workload.runtime_reason else "")
-    trace.event("run", image=workload.image_name, command=" ".join(workload.command), runtime=wall)
-    return wall
+    facts = {"image": workload.image_name, "command": " ".join(workload.command), "runtime": wall}
+    trace.event("run.begins", **facts)
+    return facts
 
 
 def _start(
