@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     Places = list[tuple[NetworkRow, EndpointRow]]
 
 
+# How many free ports are tried that belong to workloads without shims; there are seldom any.
+RESERVATIONS_MAX = 64
+
+
 @value
 class Joined:
     """A workload's place in its networks. The wires' descriptors are the caller's, to pass on to the shim."""
@@ -175,7 +179,7 @@ def _plug(
         fresh = [_connect(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
         mappings = []
         for mapping in _mappings(places, ports, outward):
-            reserved, held = _reserve(workload, mapping)
+            reserved, held = _reserve(networks, workload, mapping)
             reservations.append(held)
             mappings.append(reserved)
         if mappings:
@@ -227,31 +231,39 @@ def _mappings(places: Places, ports: Iterable[Port], outward: str) -> list[PortM
     return mappings
 
 
-def _reserve(workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int]:
+def _reserve(networks: Networks, workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int]:
+    """The port and the descriptor that keeps it. A workload that outlived its shim keeps its ports without one."""
+    passed_over: list[int] = []
     try:
-        return portmap.reserve(mapping)
+        for _ in range(RESERVATIONS_MAX):
+            reserved, held = portmap.reserve(mapping)
+            if not _is_kept(networks, reserved):
+                return reserved, held
+            passed_over.append(held)  # held on to, so that the kernel offers another one
+            if mapping.host_port:
+                break
+        raise portmap.allocated(mapping)
     except Conflict as error:
         where = f"driver failed programming external connectivity on endpoint {workload.name} ({workload.id})"
         raise Conflict(f"{where}: {error}", hint=error.hint) from error
+    finally:
+        for held in passed_over:
+            os.close(held)
 
 
-def _keep_ports(networks: Networks, workload: str, mappings: Sequence[PortMapping]) -> None:
-    """Write the ports down. Conflict with a workload that runs on without its shim and so without reservations."""
-    with networks.state.transaction() as state:
-        for item in mappings:
-            _check_port(networks, item)
-            fields = workload, item.address, item.port, item.host_port, item.protocol, item.host_address
-            state.execute("insert into ports values (?,?,?,?,?,?)", fields)
-
-
-def _check_port(networks: Networks, mapping: PortMapping) -> None:
+def _is_kept(networks: Networks, mapping: PortMapping) -> bool:
     for other in _ports(networks, "where host_port=? and protocol=?", mapping.host_port, mapping.protocol):
         hosts = {_shown(mapping), _shown(other)}
         if len(hosts) == 1 or (hosts & {"0.0.0.0", "::"} and (":" in mapping.address) == (":" in other.address)):
-            raise Conflict(
-                f"Bind for {_shown(mapping)}:{mapping.host_port} failed: port is already allocated",
-                hint="the workload that has it runs without its shim; `mamushka ps` shows it",
-            )
+            return True
+    return False
+
+
+def _keep_ports(networks: Networks, workload: str, mappings: Sequence[PortMapping]) -> None:
+    with networks.state.transaction() as state:
+        for item in mappings:
+            fields = workload, item.address, item.port, item.host_port, item.protocol, item.host_address
+            state.execute("insert into ports values (?,?,?,?,?,?)", fields)
 
 
 def _ports(networks: Networks, tail: str = "", *values: object) -> list[PortMapping]:

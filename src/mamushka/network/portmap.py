@@ -59,13 +59,18 @@ def _host(mapping: PortMapping) -> str:
     return "::" if ":" in mapping.address else "0.0.0.0"
 
 
+def allocated(mapping: PortMapping) -> Conflict:
+    """The port is somebody else's."""
+    return Conflict(
+        f"Bind for {_host(mapping)}:{mapping.host_port} failed: port is already allocated",
+        hint=f"see who has it with `mamushka ps` or `ss -lnp sport = :{mapping.host_port}`, or publish another port",
+    )
+
+
 def _refused(mapping: PortMapping, host: str, error: OSError) -> Exception:
     where = f"{host}:{mapping.host_port}/{mapping.protocol}"
     if error.errno == errno.EADDRINUSE:
-        return Conflict(
-            f"Bind for {host}:{mapping.host_port} failed: port is already allocated",
-            hint=f"see who has it with `ss -lnp sport = :{mapping.host_port}`, or publish another port",
-        )
+        return allocated(mapping)
     if error.errno == errno.EADDRNOTAVAIL:
         return Invalid(f"cannot publish {where}: this host does not have the address", hint="`ip address` lists them")
     if error.errno == errno.EACCES:
