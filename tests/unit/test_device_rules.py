@@ -74,7 +74,7 @@ def run_program(code: bytes, kind: int, major: int, minor: int, access: int) -> 
 def run_writes(writes, access) -> bool:
     """Documentation/admin-guide/cgroup-v1/devices.rst: a default, and exceptions to it."""
     default, exceptions = True, []
-    for file, text in writes:
+    for file, text in [(file, text) for file, texts in writes for text in texts]:
         allow = file == "devices.allow"
         if text == "a":
             default, exceptions = allow, []
@@ -119,10 +119,10 @@ def test_the_writes_decide_as_the_rules_read_or_are_refused(given_rules, access)
 def test_an_ordinary_container_takes_few_writes() -> None:
     deny_all = DeviceRule(False, access="rwm")
     writes = devices.v1_writes(devices.policy((deny_all, *devices.DEFAULT, *devices.DEFAULT)))
-    assert writes[0] == ("devices.deny", "a")
-    assert len(writes) == 1 + len(devices.DEFAULT)
+    assert [file for file, _ in writes] == ["devices.deny", "devices.allow"]
+    assert [len(texts) for _, texts in writes] == [1, len(devices.DEFAULT)]
     everything = DeviceRule(True, access="rwm")
-    assert devices.v1_writes(devices.policy((everything, *devices.DEFAULT))) == [("devices.allow", "a")]
+    assert devices.v1_writes(devices.policy((everything, *devices.DEFAULT))) == [("devices.allow", ["a"])]
 
 
 def test_a_hole_in_a_rule_is_refused_on_v1() -> None:

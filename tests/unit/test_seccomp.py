@@ -263,10 +263,13 @@ def test_a_cached_filter_is_the_compiled_one(tmp_path, monkeypatch) -> None:
     program = seccomp.compile(profile, cache=cache)
     monkeypatch.setattr(seccomp, "_compile", lambda _: pytest.fail("compiled although cached"))
     assert seccomp.compile(profile, cache=cache) == program
+    monkeypatch.setattr(seccomp, "_last", None)
+    assert seccomp.compile(profile, cache=cache) == program
+    assert seccomp.default_profile([*DEFAULT_CAPABILITIES, "CAP_NET_ADMIN"]) is profile
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "open", "link", "huge"])
-def test_a_damaged_cache_file_is_not_believed(tmp_path, damage: str) -> None:
+def test_a_damaged_cache_file_is_not_believed(tmp_path, monkeypatch, damage: str) -> None:
     cache = str(tmp_path / "seccomp")
     profile = Seccomp("SCMP_ACT_ALLOW", syscalls=(SyscallRule(("mount",), "SCMP_ACT_ERRNO"),))
     program = seccomp.compile(profile, cache=cache)
@@ -291,6 +294,7 @@ def test_a_damaged_cache_file_is_not_believed(tmp_path, damage: str) -> None:
     if damage == "open":
         os.chmod(path, 0o666)
     assert not seccomp._cached(path)
+    monkeypatch.setattr(seccomp, "_last", None)
     assert seccomp.compile(profile, cache=cache) == program
 
 

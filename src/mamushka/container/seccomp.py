@@ -92,14 +92,22 @@ def listens(seccomp: Seccomp) -> bool:
 
 
 def compile(seccomp: Seccomp, *, cache: str = CACHE) -> bytes:
-    """The program for the kernel, from the cache or through libseccomp. Unsupported without that library."""
+    """The program for the kernel: the last one made, from the cache, or compiled. Unsupported without libseccomp."""
+    global _last
+    if _last is not None and _last[0] is seccomp:
+        return _last[1]
     path = f"{cache}/{_key(seccomp)}" if cache else ""
     program = _cached(path) if path else b""
     if not program:
         program = _compile(seccomp)
         if path:
             _keep(path, program)
+    _last = seccomp, program
     return program
+
+
+# A process that starts many containers mostly asks for one filter, and default_profile gives the same value again.
+_last: tuple[Seccomp, bytes] | None = None
 
 
 def _compile(seccomp: Seccomp) -> bytes:
@@ -224,10 +232,21 @@ def _keep(path: str, program: bytes) -> None:
 
 
 def default_profile(capabilities: Iterable[str], machine: str = MACHINE) -> Seccomp:
-    """The default filter for a process with these capabilities; equal in effect to Docker's."""
+    """The default filter for a process with these capabilities; equal in effect to Docker's. One value for one set."""
     from mamushka.container.profiles import calls
 
-    held = {*capabilities}
+    key = machine, frozenset(capabilities).intersection(calls.BY_CAPABILITY)
+    if key not in _defaults:
+        _defaults[key] = _default_profile(*key)
+    return _defaults[key]
+
+
+_defaults: dict[tuple[str, frozenset[str]], Seccomp] = {}
+
+
+def _default_profile(machine: str, held: frozenset[str]) -> Seccomp:
+    from mamushka.container.profiles import calls
+
     always = " ".join((calls.FILES, calls.WAITING, calls.MEMORY, calls.PROCESSES, calls.SIGNALS, calls.TIME,
                        calls.TALKING, calls.SYSTEM, calls.BY_MACHINE.get(machine, "")))  # fmt: skip
     rules = [_allow(always)]

@@ -102,7 +102,7 @@ def drop_bounding(keep: Container[int]) -> None:
     while True:
         if number not in keep:
             try:
-                prctl(PR_CAPBSET_DROP, number)
+                prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
             except OSError as error:
                 if error.errno == errno.EINVAL:  # beyond the kernel's last capability
                     return

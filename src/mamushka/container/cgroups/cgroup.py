@@ -18,7 +18,7 @@ import time
 
 from mamushka import trace
 from mamushka.container.cgroups import devices, v1
-from mamushka.container.cgroups.files import children, processes, read, refused, table, write
+from mamushka.container.cgroups.files import children, processes, read, refused, table, write, write_each
 from mamushka.container.cgroups.layout import UNIFIED, Layout
 from mamushka.container.cgroups.layout import layout as host_layout
 from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
@@ -199,11 +199,8 @@ class Cgroup:
         if self._layout.kind == UNIFIED:
             self._attach(devices.v2_program(policy))
         elif "devices" in self._v1:
-            for file, text in devices.v1_writes(policy):
-                try:
-                    write(f"{self._v1['devices']}/{file}", text)
-                except OSError as error:
-                    raise refused(f"{self._v1['devices']}/{file}", text, error) from error
+            for file, texts in devices.v1_writes(policy):
+                write_each(f"{self._v1['devices']}/{file}", texts)
         elif not _in_user_namespace():
             raise missing("devices", "the controller is mounted nowhere")
 

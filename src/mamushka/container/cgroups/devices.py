@@ -101,8 +101,8 @@ def policy(rules: Iterable[DeviceRule]) -> Policy:
     return Policy(allow, tuple(rest))
 
 
-def v1_writes(wanted: Policy) -> list[tuple[str, str]]:
-    """The policy as writes of (file, text): the default first, which forgets all exceptions.
+def v1_writes(wanted: Policy) -> list[tuple[str, list[str]]]:
+    """The policy as (file, texts to write to it): the default first, which forgets all exceptions.
 
     Unsupported where a rule takes away a part of an earlier one.
     """
@@ -113,7 +113,8 @@ def v1_writes(wanted: Policy) -> list[tuple[str, str]]:
         else:
             exceptions.append(rule)
     default, file = ("devices.allow", "devices.deny") if wanted.allow else ("devices.deny", "devices.allow")
-    return [(default, "a"), *((file, rule.text()) for rule in _merged(exceptions))]
+    texts = [rule.text() for rule in _merged(exceptions)]
+    return [(default, ["a"]), (file, texts)] if texts else [(default, ["a"])]
 
 
 def _without(item: Rule, taken: Rule) -> list[Rule]:
@@ -136,10 +137,11 @@ def _merged(rules: Iterable[Rule]) -> list[Rule]:
         key = (rule.allow, rule.type, rule.major, rule.minor)
         accesses[key] = accesses.get(key, frozenset()) | rule.access
     merged = [Rule(*key, access) for key, access in accesses.items()]
+    wide = [rule for rule in merged if rule.major < 0 or rule.minor < 0]
     return [
         rule
         for rule in merged
-        if not any(other is not rule and other.covers(rule) and other.access >= rule.access for other in merged)
+        if not any(other is not rule and other.access >= rule.access and other.covers(rule) for other in wide)
     ]
 
 

@@ -7,6 +7,10 @@ import os
 
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError, Unsupported
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 def write(path: str, text: str) -> None:
     """Write a whole file in one write; OSError with the path."""
@@ -17,6 +21,20 @@ def write(path: str, text: str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
+
+
+def write_each(path: str, texts: Iterable[str]) -> None:
+    """Several values into one file, a write for each. Raises what ``refused`` makes of a failure."""
+    text = ""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for text in texts:
+                os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise refused(path, text, error) from error
 
 
 def refused(path: str, text: str, error: OSError) -> MamushkaError | OSError:
