@@ -126,9 +126,9 @@ def _insert(engine: Engine, workload: Workload) -> None:
             return
         except Conflict:
             if workload.settings.name:
-                # The name may belong to one that has ended and was to be removed: look, and try once more.
-                if attempt or not sweep(engine, [engine.state.find(workload.name)]):
+                if attempt:
                     raise
+                sweep(engine)  # the name may be that of one that has ended and was to be removed
             else:
                 workload = replace(workload, name=ids.random_name(attempt + 1))
                 write_json(f"{workload.directory}/workload.json", record(workload))

@@ -52,7 +52,7 @@ def join(engine: Engine, workload: Workload) -> Place:
     """Enter the networks; undone by ``leave``, and by closing the namespace."""
     kind = mode(workload.settings)
     if kind == "host":
-        return Place(files=_write(workload, _host_file("hosts"), _host_file("resolv.conf")))
+        return Place(files=_write(workload, _added(workload) + _host_file("hosts"), _host_file("resolv.conf")))
     if kind.startswith("container:"):
         other = running(engine, kind.removeprefix("container:"))
         return Place(path=f"/proc/{other.pid}/ns/net", files=_shared(engine, other))
@@ -66,9 +66,24 @@ def join(engine: Engine, workload: Workload) -> Place:
         raise
 
 
+def _added(workload: Workload) -> str:
+    """What the user adds to /etc/hosts where it is the host's; the first line of a name wins."""
+    if not workload.settings.extra_hosts:
+        return ""
+    from mamushka.network.names import hosts
+
+    return hosts((), workload.settings.extra_hosts, gateway="127.0.0.1")
+
+
 def _alone(workload: Workload, namespace: int) -> Place:
     """A namespace with nothing but its loopback."""
-    files = _write(workload, _hosts(workload.hostname), "")
+    if workload.settings.extra_hosts:
+        from mamushka.network.names import hosts
+
+        names = hosts([("127.0.1.1", workload.hostname)], workload.settings.extra_hosts)
+    else:
+        names = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{workload.hostname}\n"
+    files = _write(workload, names, "")
     return Place(namespace=namespace, path=f"/proc/self/fd/{namespace}", files=files)
 
 
@@ -189,10 +204,6 @@ def _host_file(name: str) -> str:
             return file.read(1 << 20)
     except OSError:
         return ""
-
-
-def _hosts(hostname: str) -> str:
-    return f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
 
 def _write(workload: Workload, hosts: str, resolv: str) -> dict[str, str]:
