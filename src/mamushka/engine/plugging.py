@@ -412,3 +412,17 @@ def restore(networks: Networks) -> None:
             [row.endpoint() for row in running],
             _ports(networks),
         )
+    _clear_names(networks)
+
+
+def _clear_names(networks: Networks) -> None:
+    """Files of names of what no longer exists, and half-written ones; all are written inside transactions."""
+    directory = f"{networks.paths.run}/names"
+    with networks.state.transaction() as state:
+        known = {id for (id,) in state.execute("select id from networks union select workload from endpoints")}
+        try:
+            stale = [name for name in os.listdir(directory) if name not in known]
+        except FileNotFoundError:  # nobody was ever in a network with names
+            return
+        for name in stale:
+            os.unlink(f"{directory}/{name}")

@@ -88,12 +88,18 @@ def _alone(workload: Workload, namespace: int) -> Place:
 
 
 def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
-    from mamushka.engine import plugging
+    from mamushka.engine import gc, plugging
     from mamushka.network import names
 
     host, settings = _resolvers(), workload.settings
     servers = settings.dns or names.nameservers(host)
-    joined = plugging.join(engine.networks, workload, _ports(workload), namespace, servers=servers)
+    ports = _ports(workload)
+    try:
+        joined = plugging.join(engine.networks, workload, ports, namespace, servers=servers)
+    except Conflict:
+        if not gc.sweep(engine):  # perhaps the port or address is a dead workload's, whose shim was killed
+            raise
+        joined = plugging.join(engine.networks, workload, ports, namespace, servers=servers)
     try:
         files = _named(workload, joined.connections, host, responder=bool(joined.wires.resolver))
     except BaseException:
