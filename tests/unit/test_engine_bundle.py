@@ -126,13 +126,13 @@ def root(tmp_path: Path) -> int:
 @pytest.mark.parametrize(
     ("name", "user", "home"),
     [
-        ("", User(0, 0, additional_gids=(50,)), "/root"),
-        ("web", User(33, 34, additional_gids=(50, 51)), "/srv"),
-        ("33", User(33, 34, additional_gids=(50, 51)), "/srv"),
-        ("web:log", User(33, 50), "/srv"),
-        ("web:99", User(33, 99), "/srv"),
-        ("1234", User(1234, 0), "/"),
-        ("5", User(77, 77), "/five"),
+        ("", User(0, 0, additional_gids=(0, 50)), "/root"),
+        ("web", User(33, 34, additional_gids=(34, 50, 51)), "/srv"),
+        ("33", User(33, 34, additional_gids=(34, 50, 51)), "/srv"),
+        ("web:log", User(33, 50, additional_gids=(50,)), "/srv"),
+        ("web:99", User(33, 99, additional_gids=(99,)), "/srv"),
+        ("1234", User(1234, 0, additional_gids=(0,)), "/"),
+        ("5", User(77, 77, additional_gids=(77,)), "/five"),
     ],
 )
 def test_users(root: int, name: str, user: User, home: str) -> None:
@@ -140,7 +140,7 @@ def test_users(root: int, name: str, user: User, home: str) -> None:
 
 
 def test_further_groups(root: int) -> None:
-    assert users.find(root, "1000:1000", ("log", "7")).user == User(1000, 1000, additional_gids=(7, 50))
+    assert users.find(root, "1000:1000", ("log", "7")).user == User(1000, 1000, additional_gids=(7, 50, 1000))
 
 
 @pytest.mark.parametrize("name", ["nobody", "web:nogroup", "4294967295", "99999999999", "-1"])
@@ -152,7 +152,7 @@ def test_unknown_users(root: int, name: str) -> None:
 def test_accounts_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (tmp_path / "etc").symlink_to("/etc")
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    assert users.find(fd, "") == users.Account(User(0, 0), "/")
+    assert users.find(fd, "") == users.Account(User(0, 0, additional_gids=(0,)), "/")
     os.close(fd)
 
 

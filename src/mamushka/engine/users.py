@@ -45,7 +45,8 @@ def find(root: int, name: str, groups: Sequence[str] = ()) -> Account:
     if colon and group:
         gid = _group(lines, group)
     member = () if group else (_id(line[2]) for line in lines if login and login in line[3].split(","))
-    further = {*member, *(_group(lines, item) for item in groups)} - {gid}
+    # The primary group too: a program that gives it up must not lose what denies that group (CVE-2022-36109).
+    further = {gid, *member, *(_group(lines, item) for item in groups)}
     return Account(User(uid=uid, gid=gid, additional_gids=tuple(sorted(further))), home or "/")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from mamushka.engine.workload import Workload
     from mamushka.interfaces.cli.options import Arguments
     from mamushka.interfaces.cli.session import Session
 
@@ -22,7 +23,21 @@ if TYPE_CHECKING:
 def _container(session: Session, name: str) -> dict[str, Any]:
     from mamushka.interfaces.docker import container
 
-    return container.inspect(session.engine.inspect(name))
+    workload = session.engine.inspect(name)
+    return container.inspect(workload, _places(session, workload))
+
+
+def _places(session: Session, workload: Workload) -> dict[str, str]:
+    """Where the workload's volumes lie; one that was removed by force lies nowhere."""
+    names = [volume for _, volume in workload.volumes]
+    names += [mount.source for mount in workload.settings.mounts if mount.kind == "volume" and mount.source]
+    places = {}
+    for name in names:
+        try:
+            places[name] = session.engine.volumes.get(name).path
+        except NotFound:
+            continue
+    return places
 
 
 def _sized(session: Session, document: dict[str, Any]) -> dict[str, Any]:

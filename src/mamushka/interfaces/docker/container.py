@@ -6,15 +6,17 @@ import time
 
 from mamushka.interfaces.docker import units
 from mamushka.interfaces.docker.container_config import config, host_config, mounts
+from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from mamushka.engine.workload import Connection, Published, Workload
 
 _COMMAND_WIDTH = 20
+LIVING = ("running", "paused", "restarting")
 
 
 def short(identifier: str) -> str:
@@ -44,7 +46,9 @@ def status(workload: Workload, now: float | None = None) -> str:
 
 
 def ports(workload: Workload) -> str:
-    """As in the PORTS column: published ones with their arrow, then the merely exposed."""
+    """As in the PORTS column: published ones with their arrow, then the merely exposed; none where nothing runs."""
+    if workload.status not in LIVING:
+        return ""
     shown = [_arrow(port) for port in sorted(workload.published, key=lambda port: (port.port, port.protocol))]
     taken = {f"{port.port}/{port.protocol}" for port in workload.published}
     shown += [port for port in workload.settings.expose if port not in taken]
@@ -97,8 +101,8 @@ def networks_of(workload: Workload) -> list[str]:
     return [attachment.network for attachment in workload.settings.networks]
 
 
-def inspect(workload: Workload) -> dict[str, Any]:
-    """The document of ``GET /containers/{id}/json``, as far as it has a meaning here."""
+def inspect(workload: Workload, places: Mapping[str, str] = EMPTY) -> dict[str, Any]:
+    """The document of ``GET /containers/{id}/json``; ``places`` are the paths of its volumes by name."""
     return {
         "Id": workload.id,
         "Created": units.rfc3339(workload.created),
@@ -120,7 +124,7 @@ def inspect(workload: Workload) -> dict[str, Any]:
         "ExecIDs": None,
         "HostConfig": host_config(workload),
         "GraphDriver": {"Data": None, "Name": "overlay2"},
-        "Mounts": mounts(workload),
+        "Mounts": mounts(workload, places),
         "Config": config(workload),
         "NetworkSettings": _network_settings(workload),
         "Runtime": {"Name": workload.runtime, "Reason": workload.runtime_reason},
@@ -131,7 +135,7 @@ def _state(workload: Workload) -> dict[str, Any]:
     ended = workload.exit
     return {
         "Status": workload.status,
-        "Running": workload.status in ("running", "paused", "restarting"),
+        "Running": workload.status in LIVING,
         "Paused": workload.status == "paused",
         "Restarting": workload.status == "restarting",
         "OOMKilled": bool(ended and ended.oom_killed),
@@ -145,12 +149,19 @@ def _state(workload: Workload) -> dict[str, Any]:
 
 
 def _network_settings(workload: Workload) -> dict[str, Any]:
-    first = workload.connections[0] if workload.connections else None
+    connections = workload.connections if workload.status in LIVING else ()
+    first = connections[0] if connections else None
     return {
         "Bridge": "",
-        "SandboxID": workload.id if workload.connections else "",
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
+        "EndpointID": workload.id if connections else "",
+        "SandboxID": workload.id if connections else "",
         "SandboxKey": f"/proc/{workload.pid}/ns/net" if workload.pid else "",
-        "Ports": _port_map(workload),
+        "Ports": _port_map(workload) if workload.status in LIVING else {},
         "Gateway": first.gateway if first else "",
         "GlobalIPv6Address": first.address6 if first else "",
         "GlobalIPv6PrefixLen": first.prefix6 if first else 0,
@@ -158,7 +169,7 @@ def _network_settings(workload: Workload) -> dict[str, Any]:
         "IPPrefixLen": first.prefix if first else 0,
         "IPv6Gateway": first.gateway6 if first else "",
         "MacAddress": first.mac if first else "",
-        "Networks": {connection.network: _endpoint(workload, connection) for connection in workload.connections},
+        "Networks": {connection.network: _endpoint(workload, connection) for connection in connections},
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from mamushka.container.defaults import MASKED_PATHS, READONLY_PATHS
+from mamushka.values import EMPTY
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from mamushka.engine.settings import Mount, Port, Settings, Throttle
@@ -28,14 +31,21 @@ def config(workload: Workload) -> dict[str, Any]:
         "Env": list(workload.environment),
         "Cmd": list(settings.command) or None,
         "Image": workload.image_name,
-        "Volumes": {destination: {} for destination, _ in workload.volumes} or None,
+        "Volumes": {destination: {} for destination in _unnamed(workload)} or None,
         "WorkingDir": settings.working_directory,
         "Entrypoint": None if settings.entrypoint is None else list(settings.entrypoint),
         "Labels": dict(settings.labels),
+        "OnBuild": None,
         "StopSignal": settings.stop_signal or "SIGTERM",
         "StopTimeout": settings.stop_timeout,
         **_health(settings),
     }
+
+
+def _unnamed(workload: Workload) -> list[str]:
+    """Where the image or a bare ``-v`` asked for a volume without a name."""
+    named = {mount.destination for mount in workload.settings.mounts if mount.source}
+    return [destination for destination, _ in workload.volumes if destination not in named]
 
 
 def _exposed(ports: Iterable[Port]) -> list[str]:
@@ -55,6 +65,28 @@ def _health(settings: Settings) -> dict[str, Any]:
             "Retries": health.retries,
         }
     }
+
+
+# What Docker has and this engine has not, as Docker says it where it is not used: clients read these keys.
+_WITHOUT_MEANING: Mapping[str, Any] = {
+    "BlkioWeightDevice": [],
+    "Cgroup": "",
+    "CgroupParent": "",
+    "ConsoleSize": [0, 0],
+    "ContainerIDFile": "",
+    "CpuCount": 0,
+    "CpuPercent": 0,
+    "CpuRealtimePeriod": 0,
+    "CpuRealtimeRuntime": 0,
+    "DeviceRequests": None,
+    "IOMaximumBandwidth": 0,
+    "IOMaximumIOps": 0,
+    "Isolation": "",
+    "KernelMemory": 0,
+    "KernelMemoryTCP": 0,
+    "Links": None,
+    "VolumesFrom": None,
+}
 
 
 def host_config(workload: Workload) -> dict[str, Any]:
@@ -87,6 +119,7 @@ def host_config(workload: Workload) -> dict[str, Any]:
         ],
         "DeviceCgroupRules": list(settings.device_rules) or None,
         "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in settings.ulimits],
+        **_WITHOUT_MEANING,
         **_security(settings),
         **_limits(settings),
     }
@@ -94,6 +127,7 @@ def host_config(workload: Workload) -> dict[str, Any]:
 
 def _security(settings: Settings) -> dict[str, Any]:
     security, namespaces = settings.security, settings.namespaces
+    bare = security.privileged or "ALL" in security.unmask
     options = [] if security.no_new_privileges else ["no-new-privileges=false"]
     options += [f"seccomp={security.seccomp}"] if security.seccomp else []
     options += [f"apparmor={security.apparmor}"] if security.apparmor else []
@@ -108,6 +142,8 @@ def _security(settings: Settings) -> dict[str, Any]:
         "UTSMode": namespaces.uts,
         "CgroupnsMode": namespaces.cgroup or "private",
         "UsernsMode": namespaces.user,
+        "MaskedPaths": [] if bare else [*MASKED_PATHS, *security.mask],
+        "ReadonlyPaths": [] if bare else list(READONLY_PATHS),
     }
 
 
@@ -163,28 +199,31 @@ def tmpfs_options(mount: Mount) -> str:
     return ",".join(words)
 
 
-def mounts(workload: Workload) -> list[dict[str, Any]]:
-    """What is mounted: the user's mounts, and volumes that the image asked for."""
+def mounts(workload: Workload, places: Mapping[str, str] = EMPTY) -> list[dict[str, Any]]:
+    """Binds and volumes, the user's and the image's; memory stands in HostConfig.Tmpfs, as with Docker."""
     volumes = dict(workload.volumes)
-    result = [_mount(mount, volumes.pop(mount.destination, mount.source)) for mount in workload.settings.mounts]
-    for destination, name in volumes.items():
-        result.append(_entry("volume", destination, name, read_only=False, propagation=""))
+    result = []
+    for mount in workload.settings.mounts:
+        name = volumes.pop(mount.destination, mount.source)
+        if mount.kind == "volume":
+            result.append(_volume(name, mount.destination, places, read_only=mount.read_only))
+        elif mount.kind == "bind":
+            result.append(_entry("bind", mount.destination, mount.source, mount.propagation, read_only=mount.read_only))
+    result += [_volume(name, destination, places) for destination, name in volumes.items()]
     return result
 
 
-def _mount(mount: Mount, source: str) -> dict[str, Any]:
-    propagation = mount.propagation if mount.kind == "bind" else ""
-    return _entry(mount.kind, mount.destination, source, read_only=mount.read_only, propagation=propagation)
+def _volume(name: str, destination: str, places: Mapping[str, str], *, read_only: bool = False) -> dict[str, Any]:
+    entry = _entry("volume", destination, places.get(name, ""), "", read_only=read_only)
+    return {"Type": "volume", "Name": name, "Driver": "local", **entry}
 
 
-def _entry(kind: str, destination: str, source: str, *, read_only: bool, propagation: str) -> dict[str, Any]:
-    named = {"Name": source, "Driver": "local"} if kind == "volume" else {}
+def _entry(kind: str, destination: str, source: str, propagation: str, *, read_only: bool) -> dict[str, Any]:
     return {
         "Type": kind,
-        **named,
-        "Source": "" if kind == "tmpfs" else source,
+        "Source": source,
         "Destination": destination,
-        "Mode": "",
+        "Mode": "ro" if read_only else "",
         "RW": not read_only,
         "Propagation": propagation,
     }
