@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamushka.errors import Invalid, NotFound, Unavailable
@@ -72,6 +72,7 @@ def test_blob_streams_while_it_enters(store: ImageStore) -> None:
     assert b"".join(again) == BLOB
 
 
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(1, 3_000_000), max_size=4))
 def test_a_blob_in_pieces_equals_a_blob_at_once(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
     """However often it breaks off, the next one goes on where the last one stopped."""
