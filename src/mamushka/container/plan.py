@@ -59,6 +59,9 @@ class Interior:
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
         self.user_namespace = bool(self.namespaces.new & CLONE_NEWUSER)
+        hooks = config.hooks
+        # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
+        self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
 
     def close(self) -> None:
         """Let go of everything: the process, if there is one, has its own copies."""
@@ -91,6 +94,8 @@ class Interior:
             put(OpenConsole(self.site, self.process, mounted=True))
         if self.config.hostname or self.config.domainname:
             put(SetNames(self.config.hostname, self.config.domainname))
+        if self.hooked and not self.user_namespace:
+            put(AwaitGo(self.site))
         if hooks.prestart or hooks.create_runtime:
             put(AwaitHooks(self.site))
         if hooks.create_container:
@@ -111,9 +116,7 @@ class Interior:
                 ) from error
             self.trees.append(root)
             set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
-        # Hooks look for the container's root where the bundle says it is; otherwise no path is needed at all.
-        hooked = self.config.hooks.prestart or self.config.hooks.create_runtime or self.config.hooks.create_container
-        target = os.fsencode(readable) if hooked and os.path.isdir(readable) else b"/"
+        target = os.fsencode(readable) if self.hooked and os.path.isdir(readable) else b"/"
         yield rootfs.EnterRoot(self.site, root, target, readable)
 
     def _root_path(self) -> str:
@@ -187,7 +190,7 @@ class Interior:
         yield EnterDirectory(process)
         yield find
         yield ResetSignals()
-        if not self.user_namespace:
+        if not self.user_namespace and not self.hooked:
             yield AwaitGo(self.site)
         if self.gated:
             yield AwaitStart(self.site)

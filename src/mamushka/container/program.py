@@ -207,7 +207,7 @@ class ResetSignals(Inside):
 
     def execute(self) -> None:
         for number in range(1, _signal.NSIG):
-            if _signal.getsignal(number) is _signal.SIG_IGN:
+            if _signal.getsignal(number) == _signal.SIG_IGN:
                 _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 

@@ -17,6 +17,8 @@ from mamushka.spec.runtime import Config, Linux, Mount, Process, Root
 from mamushka.values import replace
 from tests import peers
 
+PROGRAMS = "cat chmod echo env false hostname id kill ls mount ps readlink sh sleep stat stty touch true tty"
+
 
 @pytest.fixture(autouse=True)
 def _root_only() -> None:
@@ -31,27 +33,7 @@ def rootfs(tmp_path: Any) -> str:
     for name in ("bin", "etc", "tmp"):
         os.makedirs(f"{path}/{name}")
     shutil.copy(peers.find("busybox"), f"{path}/bin/busybox")
-    for name in [
-        "cat",
-        "chmod",
-        "echo",
-        "env",
-        "false",
-        "hostname",
-        "id",
-        "kill",
-        "ls",
-        "mount",
-        "ps",
-        "readlink",
-        "sh",
-        "sleep",
-        "stat",
-        "stty",
-        "touch",
-        "true",
-        "tty",
-    ]:
+    for name in PROGRAMS.split():
         os.symlink("busybox", f"{path}/bin/{name}")
     with open(f"{path}/etc/passwd", "w") as file:
         file.write("root:x:0:0::/root:/bin/sh\nsomebody:x:1000:1000::/home/somebody:/bin/sh\n")
