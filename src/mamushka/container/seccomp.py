@@ -80,6 +80,8 @@ def filter(seccomp: Seccomp, *, cache: str = CACHE) -> Filter:
             raise Invalid(f"{name!r} is not a seccomp flag", hint=f"one of {', '.join(FLAGS)}")
         flags |= FLAGS[name]
     if listens(seccomp):
+        if not seccomp.listener_path:
+            raise Invalid("the seccomp filter asks a listener, and no listenerPath says where it listens")
         flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER
         if flags & SECCOMP_FILTER_FLAG_TSYNC:
             flags |= SECCOMP_FILTER_FLAG_TSYNC_ESRCH

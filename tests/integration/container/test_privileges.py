@@ -169,7 +169,10 @@ def test_calls_are_answered_as_the_default_profile_says(no_new_privileges: bool)
 
 
 def test_a_listener_is_handed_out() -> None:
-    profile = Seccomp("SCMP_ACT_ALLOW", syscalls=(SyscallRule(("mkdirat",), "SCMP_ACT_NOTIFY"),))
+    rules = (SyscallRule(("mkdirat",), "SCMP_ACT_NOTIFY"),)
+    with pytest.raises(Invalid, match="listenerPath"):
+        seccomp.filter(Seccomp("SCMP_ACT_ALLOW", syscalls=rules), cache="")
+    profile = Seccomp("SCMP_ACT_ALLOW", listener_path="/run/listener", syscalls=rules)
     filter = seccomp.filter(profile, cache="")
     assert filter.listens
     privileges = prepare(Process(no_new_privileges=True), filter=filter)
