@@ -6,8 +6,8 @@ import os
 import time
 
 from mamushka import plan, trace
-from mamushka.container.cgroups.cgroup import open_cgroup
-from mamushka.container.cgroups.layout import resolve
+from mamushka.container.cgroups.cgroup import open_cgroup, prune
+from mamushka.container.cgroups.layout import PARENT, resolve
 from mamushka.container.creation import BearInit, Claim, MakeCgroup
 from mamushka.container.plan import Interior
 from mamushka.container.privileges import prepare
@@ -301,7 +301,14 @@ class ContainerRuntime:
         cgroup.kill()
         cgroup.remove()
         record.remove()
+        self._tidy(kept.cgroup)
         self._poststop(kept)
+
+    def _tidy(self, cgroup: str) -> None:
+        """With the last container goes the directory that held the cgroups of all, so that nothing stays behind."""
+        parent = os.path.dirname(cgroup)
+        if parent == PARENT and not os.listdir(self.root):
+            prune(parent)
 
     def _delete_unread(self, record: Record) -> None:
         cgroup = open_cgroup(resolve("", record.id))

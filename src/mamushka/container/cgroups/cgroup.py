@@ -90,8 +90,8 @@ class Cgroup:
             for directory in self._directories(old):
                 _make(directory, made)
             if self._tree:
+                _make(self._tree, made)  # first, so that nobody removes the empty directories above meanwhile
                 self._enable(new)
-                _make(self._tree, made)
             self._apply(old, new)
             if policy.rules or not policy.allow:
                 self._restrict(policy)
@@ -166,8 +166,6 @@ class Cgroup:
         directory = self._layout.unified
         for name in ("", *os.path.dirname(self.path).split("/")[1:]):
             directory = f"{directory}/{name}" if name else directory
-            if not os.path.isdir(directory):
-                os.mkdir(directory)
             _subtree(directory, needed, optional)
 
     def _apply(self, old: list[Setting], new: list[Setting]) -> None:
