@@ -177,6 +177,22 @@ def _compressed() -> tuple[bytes, ...]:
     )
 
 
+_QUERY = bytes.fromhex("1234010000010000000000000264620474657374000001 0001".replace(" ", ""))
+
+
+@target(_QUERY, _QUERY[:12] + b"\xc0\x0c\0\1\0\1", b"\0\1\x80\0" + bytes(8))
+def dns(raw: bytes) -> bool:
+    """any datagram is a question, and its answer repeats it, or is Invalid"""
+    from mamushka.network.dns import answer, parse
+
+    def asked() -> None:
+        question = parse(raw)
+        told = parse(answer(question, [(1, bytes(4))] * 100))
+        assert (told.id, told.raw) == (question.id, question.raw)
+
+    return accepted(asked)
+
+
 @target(*_compressed())
 def compressed(raw: bytes) -> bool:
     """any bytes are expanded or Invalid, and in pieces equals at once"""

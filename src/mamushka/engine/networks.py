@@ -183,6 +183,8 @@ class Networks:
         options: Mapping[str, str] = EMPTY,
     ) -> NetworkSummary:
         """A new network; without a subnet the next free one of the pools."""
+        if ":" in subnet:
+            subnet, subnet6 = "", subnet6 or subnet
         if driver != "bridge":
             raise Invalid(f"network driver {driver!r} is not known", hint="bridge is")
         _check_name(name)

@@ -18,7 +18,7 @@ from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.network.namespace import Entered, new_namespace
 from mamushka.values import replace
 from tests import peers
-from tests.integration.network.conftest import HOST, OUTSIDE, Host, Place
+from tests.integration.network.conftest import HOST, HOST6, OUTSIDE, Host, Place
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
@@ -280,6 +280,19 @@ def test_what_cannot_be_a_network_is_refused(world: World, arguments, error) -> 
     with Entered(world.host.fd), pytest.raises(error):
         world.networks.create(**arguments)
     assert len(world.networks.networks()) == 3
+
+
+def test_an_ipv6_subnet_comes_beside_one_of_ipv4(world: World) -> None:
+    with Entered(world.host.fd):
+        made = world.networks.create("six", subnet="fd00:77::/64")
+    assert made.subnet
+    assert (made.subnet6, made.gateway6) == ("fd00:77::/64", "fd00:77::1")
+    joined = world.start("box", "six", ports=(Port(80, host_port=8080, host_address="::"),))
+    assert joined.connections[0].address6 == "fd00:77::2"
+    listener = world.places["box"].listen("::", 80)
+    assert world.host.outside.reaches(listener, HOST6, 8080)
+    world.end("box")
+    assert world.host.state() == world.host.before
 
 
 def test_networks_are_found_and_filtered(world: World) -> None:

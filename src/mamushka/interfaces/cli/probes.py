@@ -135,6 +135,16 @@ def _network(_data_root: str) -> str:
     return "a bridge with its packet filter can be made"
 
 
+def _firewall(_data_root: str) -> str:
+    from mamushka.linux.nftables import Nftables
+
+    with Nftables() as filter:
+        dropping = filter.forward_drops()
+    if dropping:
+        raise Unsupported(f"what is forwarded is dropped by {', '.join(dropping)}, ours or not")
+    return "the host's own rules do not drop what is forwarded"
+
+
 def _kvm(_data_root: str) -> str:
     os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     return "/dev/kvm can be opened"
@@ -181,6 +191,8 @@ PROBES = (
     Probe("cgroup", "control groups", _cgroup, "mount -t cgroup2 none /sys/fs/cgroup"),
     Probe("seccomp", "seccomp", _seccomp, "apt-get install libseccomp2"),
     Probe("network", "network", _network, "modprobe -a bridge veth nf_tables nft_nat; or run with --network none"),
+    Probe("firewall", "host's firewall", _firewall, "let the bridges through, with Docker: iptables -I DOCKER-USER "
+          "-i mamushka0 -j ACCEPT; iptables -I DOCKER-USER -o mamushka0 -j ACCEPT", essential=False),
     Probe("registries", "registries", _registries, "correct the file that is named"),
     Probe("decompression", "decompression", _decompression, "pip install isal backports.zstd", essential=False),
     Probe("user", "user namespaces", _user_namespaces, "sysctl -w user.max_user_namespaces=15000", essential=False),
