@@ -146,7 +146,7 @@ def test_who_gives_up_lets_the_next_go_on(store: ImageStore) -> None:
     first = ingest(store, DIGEST, len(BLOB), lambda offset: pieces(BLOB[offset:]))
     next(first)
     next(first)
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     asked: list[int] = []
 
     def fetch(offset: int) -> Iterable[bytes]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mamushka.engine.catalogue import Catalogue
+    from mamushka.engine.intake import Intake
     from mamushka.engine.untag import Removal
     from mamushka.image.remote import Remotes
     from mamushka.image.store import ImageStore
@@ -120,7 +121,7 @@ class Images:
         if all_tags and (asked.tag or asked.digest):
             raise Invalid(f"{name} has a tag or digest, and all tags are asked for", hint="give the name alone")
         source = self._remotes.source(asked)
-        with self.lease():
+        with self._intake(f"cannot pull {name}"):
             wanted = [asked.with_tag(tag) for tag in source.tags()] if all_tags else [stored(asked)]
             for reference in wanted:
                 pull = Pull(self._catalogue, source, reference, platform)
@@ -218,14 +219,14 @@ class Images:
         """Names (or ids) of the images in a docker archive or OCI layout tar, gzip or zstd allowed."""
         from mamushka.engine.load import load
 
-        with self.lease():
+        with self._intake("cannot load the archive"):
             return self._loaded(load(self._catalogue, archive))
 
     def load_directory(self, path: str) -> list[str]:
         """The same from an OCI layout directory."""
         from mamushka.engine.load import load_directory
 
-        with self.lease():
+        with self._intake(f"cannot load {path}"):
             return self._loaded(load_directory(self._catalogue, path))
 
     def _loaded(self, names: list[str]) -> list[str]:
@@ -240,6 +241,11 @@ class Images:
                 self._tell("untag", id, {"name": what})
             elif what in images:
                 self._tell("delete", what, {})
+
+    def _intake(self, what: str) -> Intake:
+        from mamushka.engine.intake import Intake
+
+        return Intake(self.store, self._removal, what)
 
     # made when first used
 

@@ -24,13 +24,15 @@ from mamushka.spec.image import Index, parse_config, parse_manifest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterator
 
     from mamushka.engine.catalogue import Catalogue
     from mamushka.image.remote import Source
     from mamushka.spec.digest import Digest
     from mamushka.spec.image import Descriptor, ImageConfig, Manifest
     from mamushka.spec.reference import Reference
+
+    Pieces = Generator[bytes, None, None]
 
 # Layers at the same time; more fill neither the link nor two processors any better.
 _SIDE_BY_SIDE = 3
@@ -125,36 +127,45 @@ class Pull:
         if self._layers.has(diff_id) and self._store.has(layer.digest, layer.size):
             self._tell("Already exists", layer)
             return
-        received = ingest(self._store, layer.digest, layer.size, lambda offset: self._source.blob(layer, offset))
-        pieces: Iterator[bytes] = self._downloading(layer, received)
+        pieces = self._downloading(layer)
         if layer.size > _SMALL:
             pieces = self._extracting(layer, _ahead(pieces))
-        self._layers.apply(diff_id, decompress(pieces, size=layer.size, what=f"the layer {layer.digest.short}"))
+        try:
+            self._layers.apply(diff_id, decompress(pieces, size=layer.size, what=f"the layer {layer.digest.short}"))
+        finally:
+            pieces.close()  # gives up the blob's lock now, and not when the error has been forgotten
         self._blob(layer)  # where another process has unpacked it, or another image had it
         self._tell("Pull complete", layer, layer.size)
 
-    def _downloading(self, layer: Descriptor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def _downloading(self, layer: Descriptor) -> Pieces:
         current = 0
-        for piece in pieces:
-            current += len(piece)
-            self._tell("Downloading", layer, current)
-            yield piece
+        received = ingest(self._store, layer.digest, layer.size, lambda offset: self._source.blob(layer, offset))
+        try:
+            for piece in received:
+                current += len(piece)
+                self._tell("Downloading", layer, current)
+                yield piece
+        finally:
+            received.close()
         self._downloaded.add(layer.digest)
         self._tell("Download complete", layer, layer.size)
 
-    def _extracting(self, layer: Descriptor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def _extracting(self, layer: Descriptor, pieces: Pieces) -> Pieces:
         current = 0
-        for piece in pieces:
-            current += len(piece)
-            if layer.digest in self._downloaded:
-                self._tell("Extracting", layer, current)
-            yield piece
+        try:
+            for piece in pieces:
+                current += len(piece)
+                if layer.digest in self._downloaded:
+                    self._tell("Extracting", layer, current)
+                yield piece
+        finally:
+            pieces.close()
 
     def _tell(self, status: str, layer: Descriptor, current: int = 0) -> None:
         self._crew.tell(Progress(status, layer.digest.short, current, layer.size))
 
 
-def _ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _ahead(pieces: Pieces) -> Pieces:
     """The same pieces, made by a thread that runs ahead as far as the queue is long."""
     queue: Queue[bytes | BaseException | None] = Queue(_WAITING)
     gone = Event()
@@ -177,7 +188,7 @@ def _ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
         except BaseException as error:
             put(error)
         finally:
-            pieces.close()  # type: ignore[attr-defined]  # gives up the blob's lock
+            pieces.close()
 
     thread = Thread(target=receive, daemon=True)
     thread.start()

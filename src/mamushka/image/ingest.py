@@ -16,7 +16,7 @@ from mamushka.spec.digest import Digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from mamushka.image.store import ImageStore
 
@@ -36,11 +36,12 @@ def ingest(
     digest: Digest,
     size: int,
     fetch: Callable[[int], Iterable[bytes]],
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """Stream a blob while it enters the store; from the store itself where it is there already.
 
     ``fetch(offset)`` gives the bytes from ``offset`` on. Raises Invalid when the whole is not what ``digest``
-    and ``size`` (-1: unknown) say; whoever consumes the pieces must not rely on them before the end.
+    and ``size`` (-1: unknown) say; whoever consumes the pieces must not rely on them before the end, and closes
+    the generator when it gives up earlier: until then the blob is locked.
     """
     store.prepare()
     lock = _take(store, digest, size)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.engine.images import Images
-from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
 from mamushka.spec.digest import sha256
 from tests import peers
 from tests import registry as registries
@@ -251,3 +251,20 @@ def test_a_layer_that_lies_leaves_nothing(images: Images, registry: str, tmp_pat
         consume(images.pull(f"{registry}/liar"))
     assert images.images() == []
     assert images.layers.layers() == []
+    assert files(images.store.root) == ["index.json", "lease", "lock", "oci-layout"]
+
+
+def test_a_full_disk_is_named_and_left_empty(tmp_path: Path, layered_reference: str) -> None:
+    """The session's mount namespace is the suite's own, so that a small filesystem may be mounted."""
+    (tmp_path / "small").mkdir()
+    peers.run("mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path / "small"))
+    try:
+        images = Images(str(tmp_path / "small/data"), environment={})
+        with pytest.raises(Unavailable, match="no space left") as caught:
+            consume(images.pull(layered_reference))
+        assert "prune" in caught.value.hint
+        assert images.images() == []
+        assert files(images.store.root) == ["index.json", "lease", "lock", "oci-layout"]
+        assert [name for name in files(images.layers.root) if not name.endswith(".lock")] == []
+    finally:
+        peers.run("umount", str(tmp_path / "small"))
