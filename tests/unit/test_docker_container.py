@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from mamushka.engine.events import Event
 from mamushka.engine.images import ImageSummary
 from mamushka.engine.networks import NetworkSummary
@@ -122,3 +124,37 @@ def test_networks_volumes_and_events() -> None:
     assert event.line(happened).endswith(" container die wwww (exitCode=1, image=i)")
     assert event.message(happened)["Actor"] == {"ID": "wwww", "Attributes": {"image": "i", "exitCode": "1"}}
     assert event.message(happened)["status"] == "die"
+
+
+# What dockerd 20.10 answers, by section; clients read any of these.
+DOCKERS_KEYS = {
+    "": "AppArmorProfile Args Config Created Driver ExecIDs GraphDriver HostConfig HostnamePath HostsPath Id Image "
+    "LogPath MountLabel Mounts Name NetworkSettings Path Platform ProcessLabel ResolvConfPath RestartCount State",
+    "State": "Dead Error ExitCode FinishedAt OOMKilled Paused Pid Restarting Running StartedAt Status",
+    "HostConfig": "AutoRemove Binds BlkioDeviceReadBps BlkioDeviceReadIOps BlkioDeviceWriteBps BlkioDeviceWriteIOps "
+    "BlkioWeight BlkioWeightDevice CapAdd CapDrop Cgroup CgroupParent CgroupnsMode ConsoleSize ContainerIDFile "
+    "CpuCount CpuPercent CpuPeriod CpuQuota CpuRealtimePeriod CpuRealtimeRuntime CpuShares CpusetCpus CpusetMems "
+    "DeviceCgroupRules DeviceRequests Devices Dns DnsOptions DnsSearch ExtraHosts GroupAdd IOMaximumBandwidth "
+    "IOMaximumIOps IpcMode Isolation KernelMemory KernelMemoryTCP Links LogConfig MaskedPaths Memory "
+    "MemoryReservation MemorySwap MemorySwappiness NanoCpus NetworkMode OomKillDisable OomScoreAdj PidMode PidsLimit "
+    "PortBindings Privileged PublishAllPorts ReadonlyPaths ReadonlyRootfs RestartPolicy Runtime SecurityOpt ShmSize "
+    "Tmpfs UTSMode Ulimits UsernsMode VolumeDriver VolumesFrom",
+    "Config": "AttachStderr AttachStdin AttachStdout Cmd Domainname Entrypoint Env ExposedPorts Hostname Image Labels "
+    "OnBuild OpenStdin StdinOnce Tty User Volumes WorkingDir",
+    "NetworkSettings": "Bridge EndpointID Gateway GlobalIPv6Address GlobalIPv6PrefixLen HairpinMode IPAddress "
+    "IPPrefixLen IPv6Gateway LinkLocalIPv6Address LinkLocalIPv6PrefixLen MacAddress Networks Ports SandboxID "
+    "SandboxKey SecondaryIPAddresses SecondaryIPv6Addresses",
+}
+
+
+@pytest.mark.parametrize("section", DOCKERS_KEYS)
+def test_inspect_has_every_key_of_dockers(section: str) -> None:
+    document = container.inspect(WEB)
+    assert set(DOCKERS_KEYS[section].split()) <= set(document[section] if section else document)
+
+
+def test_what_has_ended_answers_on_no_port() -> None:
+    gone = replace(WEB, status="exited", exit=Exit(code=0))
+    assert container.row(gone)["Ports"] == ""
+    settings = container.inspect(gone)["NetworkSettings"]
+    assert (settings["Ports"], settings["IPAddress"], settings["Networks"]) == ({}, "", {})

@@ -17,7 +17,7 @@ WINDOWS = {"--cpu-count", "--cpu-percent", "--io-maxbandwidth", "--io-maxiops", 
 SWARM = {
     *("--attachable", "--availability", "--cluster", "--config-from", "--config-only", "--group", "--ingress"),
     *("--limit-bytes", "--required-bytes", "--scope", "--secret", "--sharing", "--topology-preferred"),
-    *("--topology-required", "--type"),
+    *("--topology-required", "--type", "--verbose", "-v"),
 }
 NOT_IN_THE_KERNEL_ANY_MORE = {"--cpu-rt-period", "--cpu-rt-runtime", "--kernel-memory"}
 REPLACED_BY_NAMES = {"--link", "-l", "--link-local-ip"}
@@ -26,7 +26,7 @@ OF_THE_DAEMON = {"--use-api-socket", "--volume-driver", "--ipam-driver", "--ipam
 NOT_YET = {
     *("--blkio-weight-device", "--cgroup-parent", "--storage-opt", "--health-start-interval", "--details"),
     *("--checkpoint", "--checkpoint-dir", "--platform", "--tree", "--ip6", "--gw-priority", "--aux-address", "--ipv4"),
-    *("--ipv6", "--verbose", "-v"),
+    "--ipv6",
 }
 DECLINED = {
     *WINDOWS, *SWARM, *NOT_IN_THE_KERNEL_ANY_MORE, *REPLACED_BY_NAMES, *TRUST_WITHOUT_SERVERS, *OF_THE_DAEMON,

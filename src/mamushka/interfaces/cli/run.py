@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal itself would bring enum into every start
+
 from mamushka import trace
 from mamushka.errors import Invalid, MamushkaError, NotFound
 from mamushka.interfaces.cli.options import Command
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments, session: Session) -> int:
     """Create, start, and stay unless asked to leave."""
+    # Who is stopped before the workload runs must still keep what --rm promises.
+    _signal.signal(_signal.SIGTERM, _stopped)
     wanted = _wanted(arguments, session)
     streams = _streams(arguments)
     if arguments.detach:
@@ -27,6 +31,10 @@ def run(arguments: Arguments, session: Session) -> int:
         out(identifier)
         return 0
     return _run_here(wanted, streams, arguments, session)
+
+
+def _stopped(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def create(arguments: Arguments, session: Session) -> int:

@@ -10,6 +10,8 @@ from mamushka.interfaces.cli.options import Command, flag, many, one
 from mamushka.interfaces.cli.output import out, printable
 from mamushka.interfaces.cli.table import FILTER, FORMAT, filters, show
 from mamushka.interfaces.docker import units
+from mamushka.interfaces.docker.container import LIVING, row
+from mamushka.interfaces.docker.image import rows as image_rows
 from mamushka.interfaces.docker.template import Template
 from mamushka.interfaces.docker.template_functions import to_json
 
@@ -113,30 +115,42 @@ def _event_filters(arguments: Arguments) -> dict[str, tuple[str, ...]]:
 def disk(arguments: Arguments, session: Session) -> int:
     """``system df``."""
     usage: Mapping[str, Any] = session.engine.disk_usage()
-    workloads, images, volumes = usage["workloads"], usage["images"], usage["volumes"]
-    taken = {workload.image_id for workload in workloads}
-    running = [workload for workload in workloads if workload.status in ("running", "paused", "restarting")]
-    mounted = [volume for volume in volumes if volume.users]
-    sizes = usage["volume_sizes"]
-    rows = [
-        _usage_row(
-            "Images",
-            len(images),
-            len([image for image in images if image.id in taken]),
-            usage["layers_size"],
-            usage["layers_reclaimable"],
-        ),
-        _usage_row("Containers", len(workloads), len(running), usage["workloads_size"], usage["workloads_reclaimable"]),
-        _usage_row(
-            "Local Volumes",
-            len(volumes),
-            len(mounted),
-            sum(sizes.values()),
-            sum(sizes[volume.name] for volume in volumes if not volume.users),
-        ),
-    ]
-    show(rows, _DF, arguments.format)
+    if arguments.verbose:
+        _each_disk(usage)
+    else:
+        show(_usage_rows(usage), _DF, arguments.format)
     return 0
+
+
+def _usage_rows(usage: Mapping[str, Any]) -> list[dict[str, str]]:
+    workloads, images, volumes, sizes = (usage[key] for key in ("workloads", "images", "volumes", "volume_sizes"))
+    taken = {workload.image_id for workload in workloads}
+    idle = sum(sizes[volume.name] for volume in volumes if not volume.users)
+    layers = usage["layers_size"], usage["layers_reclaimable"]
+    tops = usage["workloads_size"], usage["workloads_reclaimable"]
+    return [
+        _usage_row("Images", len(images), sum(image.id in taken for image in images), *layers),
+        _usage_row("Containers", len(workloads), sum(item.status in LIVING for item in workloads), *tops),
+        _usage_row("Local Volumes", len(volumes), sum(bool(item.users) for item in volumes), sum(sizes.values()), idle),
+    ]
+
+
+def _each_disk(usage: Mapping[str, Any]) -> None:
+    """A table of each kind; an image's size counts layers that it shares with others."""
+    images = [row for image in usage["images"] for row in image_rows(image)]
+    out("Images space usage:\n")
+    show(images, {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "Size": "SIZE"}, "")
+    tops = usage["workload_sizes"]
+    rows = [row(workload, size=units.human_size(tops.get(workload.id, 0))) for workload in usage["workloads"]]
+    out("\nContainers space usage:\n")
+    show(rows, {"ID": "CONTAINER ID", "Image": "IMAGE", "Size": "SIZE", "Status": "STATUS", "Names": "NAMES"}, "")
+    out("\nLocal Volumes space usage:\n")
+    sizes = usage["volume_sizes"]
+    volumes = [
+        {"Name": volume.name, "Links": len(volume.users), "Size": units.human_size(sizes[volume.name])}
+        for volume in usage["volumes"]
+    ]
+    show(volumes, {"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}, "")
 
 
 def _usage_row(title: str, count: int, active: int, size: int, free: int) -> dict[str, str]:
@@ -185,7 +199,7 @@ COMMANDS = {
         ),
         maximum=0,
     ),
-    "system df": Command(disk, "", (FORMAT,), maximum=0),
+    "system df": Command(disk, "", (FORMAT, flag("-v, --verbose", "Show each thing")), maximum=0),
     "system prune": Command(
         prune,
         "",
