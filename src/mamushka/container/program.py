@@ -39,6 +39,7 @@ _FD_MAX = (1 << 32) - 1
 # A passwd file of a real distribution has a few KiB; the image's might be anything.
 _PASSWD_MAX = 1 << 20
 _UMASK = 0o022
+_SHEBANG_MAX = 256  # the kernel reads no more of a script's first line: BINPRM_BUF_SIZE
 
 
 class Prepare(Inside):
@@ -164,12 +165,11 @@ class FindProgram(Inside):
 
 
 def check_executable(path: bytes) -> None:
-    """Raise OSError unless this is a regular file that may be executed and is not reached by a magic link."""
-    how = open_how(flags=os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
-    try:
-        found = openat2(AT_FDCWD, path, how, sizeof(how))
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), os.fsdecode(path)) from None
+    """Raise OSError unless this is a regular file that may be executed and is not reached by a magic link.
+
+    The same holds for a script's interpreter: ``#!/proc/self/exe`` would execute the host's Python in here.
+    """
+    found = _open_program(path, os.O_PATH)
     try:
         mode = os.fstat(found).st_mode
     finally:
@@ -178,6 +178,29 @@ def check_executable(path: bytes) -> None:
         raise OSError(EISDIR, "is a directory", os.fsdecode(path))
     if mode & 0o170000 != 0o100000 or not mode & 0o111:
         raise OSError(EACCES, "permission denied", os.fsdecode(path))
+    interpreter = _interpreter(path)
+    if interpreter:
+        os.close(_open_program(interpreter, os.O_PATH))
+
+
+def _open_program(path: bytes, flags: int) -> int:
+    how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
+    try:
+        return openat2(AT_FDCWD, path, how, sizeof(how))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fsdecode(path)) from None
+
+
+def _interpreter(path: bytes) -> bytes:
+    """What a script's first line names; nothing for other programs, or one that cannot be read."""
+    try:
+        program = _open_program(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    head = os.read(program, _SHEBANG_MAX)
+    os.close(program)
+    words = head[2:].split(b"\n", 1)[0].split(None, 1) if head[:2] == b"#!" else []
+    return words[0] if words else b""
 
 
 def _home(uid: int) -> bytes:

@@ -42,12 +42,14 @@ def test_signals_are_told_as_signals(ground: Ground, number: int) -> None:
         (("/etc/passwd",), CannotExecute, "permission denied"),
         (("/etc/garbage",), CannotExecute, "exec format error"),
         (("/etc/script",), CommandNotFound, "/etc/script"),
+        (("/etc/escape",), CannotExecute, "permission denied"),  # CVE-2019-5736
         (("/proc/self/exe",), CannotExecute, "permission denied"),
         (("/dev/null",), CannotExecute, "permission denied"),
     ],
 )
 def test_programs_that_cannot_run(ground: Ground, args: tuple[str, ...], kind: type[Exception], message: str) -> None:
-    for name, content in (("garbage", b"\x00\x01\x02"), ("script", b"#!/no/interpreter\n")):
+    files = {"garbage": b"\x00\x01\x02", "script": b"#!/no/interpreter\n", "escape": b"#! /proc/self/exe -x\n"}
+    for name, content in files.items():
         with open(f"{ground.rootfs}/etc/{name}", "wb") as file:
             file.write(content)
         os.chmod(f"{ground.rootfs}/etc/{name}", 0o755)
