@@ -56,8 +56,6 @@ def open_runtime(name: str, root: str) -> Runtime:
 
 def preload() -> None:
     """Import what a shim will need before it is forked; afterwards each would pay for it again, in time and memory."""
-    import signal  # noqa: F401
-
     import mamushka.container.creation
     import mamushka.container.record
     import mamushka.container.runtime

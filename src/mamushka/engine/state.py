@@ -127,12 +127,12 @@ class State:
                 self._schemas.add(statements)
 
     def _open(self) -> Connection:
-        import sqlite3
+        import _sqlite3
 
         try:
             return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and not _is_torn(error):
+        except _sqlite3.DatabaseError as error:
+            if not _is_torn(error):
                 raise
             os.replace(self.path, self.path + ".broken")
             for suffix in ("-wal", "-shm"):
@@ -141,9 +141,10 @@ class State:
             return self._connect()
 
     def _connect(self) -> Connection:
-        import sqlite3
+        # The extension itself: sqlite3 around it is for dates, and imports datetime and collections to that end.
+        import _sqlite3
 
-        connection = sqlite3.connect(
+        connection = _sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         try:
