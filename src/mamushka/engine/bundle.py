@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from mamushka.engine import limits, mounts, users
-from mamushka.errors import Invalid, Unsupported
+from mamushka.engine import limits, mounts, userns, users
+from mamushka.errors import Invalid
 from mamushka.spec import runtime as spec
 from mamushka.values import EMPTY, value
 
@@ -105,6 +105,8 @@ def build(workload: Workload, root: int, sources: mounts.Sources, network: str |
         mounts=mounts.mounts(settings, sources),
         annotations=settings.annotations,
         linux=spec.Linux(
+            uid_mappings=userns.mappings(workload),
+            gid_mappings=userns.mappings(workload),
             resources=limits.resources(settings.limits, (*_device_rules(), *rules)),
             cgroups_path=f"/mamushka/{workload.id}",
             namespaces=_namespaces(settings, sources.joined, network),
@@ -169,14 +171,11 @@ def _device_rules() -> tuple[spec.DeviceRule, ...]:
 def _namespaces(settings: Settings, joined: Mapping[str, str], network: str | None) -> tuple[spec.Namespace, ...]:
     """New ones, but for those that are the host's or another workload's (``joined``: kind to path)."""
     asked = settings.namespaces
-    if asked.user not in ("", "host"):
-        raise Unsupported(
-            f"a user namespace {asked.user!r} cannot be had: images are not mounted with other ids in this version",
-            hint="leave --userns out; the defaults keep root inside without the dangerous capabilities",
-        )
     kinds = {"pid": asked.pid, "ipc": asked.ipc, "uts": asked.uts, "cgroup": asked.cgroup}
     made = [spec.Namespace("mount")]
     made += [spec.Namespace(kind, joined.get(kind, "")) for kind, mode in kinds.items() if mode != "host"]
+    if userns.mapped(settings):
+        made.append(spec.Namespace("user"))
     if asked.time == "private":
         made.append(spec.Namespace("time"))
     if network is not None:

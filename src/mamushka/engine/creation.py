@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from mamushka import document, trace
-from mamushka.engine import bundle, host, ids, limits, logs, restart, rootfs, runtimes, wiring
+from mamushka.engine import bundle, host, ids, limits, logs, restart, rootfs, runtimes, userns, wiring
 from mamushka.engine.mounts import anonymous
 from mamushka.engine.paths import write_json
 from mamushka.engine.state import Row
 from mamushka.engine.workload import Workload, record
-from mamushka.errors import Conflict, Invalid
+from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.linux import lock
 from mamushka.values import replace
 
@@ -62,6 +62,18 @@ def _check(settings: Settings) -> None:
         from mamushka.engine.init import find
 
         find()
+    if settings.health is not None and settings.health.test not in ((), ("NONE",)):
+        raise Unsupported(
+            "health checks are not part of this version",
+            hint="leave out --health-cmd; a restart policy acts when the program ends",
+        )
+    if userns.mapped(settings):
+        userns.check(settings)
+    if settings.namespaces.ipc.startswith("container:"):
+        raise Unsupported(
+            f"cannot share memory with {settings.namespaces.ipc}: /dev/shm of another workload cannot be mounted yet",
+            hint="--ipc host, or a volume that both mount",
+        )
     if settings.name:
         ids.check_name(settings.name)
 

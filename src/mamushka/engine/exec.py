@@ -10,7 +10,7 @@ from mamushka.engine.ending import running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
 from mamushka.engine.starting import _pair
-from mamushka.errors import Invalid
+from mamushka.errors import Conflict, Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ def execute(
     if not command:
         raise Invalid("no exec command specified")
     workload = running(engine, identifier)
+    if workload.status == "paused":
+        raise Conflict(
+            f"container {workload.name} is paused, unpause the container before exec",
+            hint=f"mamushka unpause {workload.name}",
+        )
     account = _account(workload, user)
     process = bundle.process(
         workload,

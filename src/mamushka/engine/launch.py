@@ -6,6 +6,7 @@ import os
 
 from mamushka.engine import frames
 from mamushka.runtime import Bundle, Started, Stdio
+from mamushka.spec.runtime import IDMapping
 from mamushka.values import value
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ class Launch:
     lowers: tuple[str, ...] = ()
     upper: str = ""
     work: str = ""
+    mappings: tuple[IDMapping, ...] = ()  # of its users, where they are its own
     volatile: bool = False  # nobody will ask for what it wrote: no need to wait for the disk
     terminal: bool = False
     stdin: bool = False
@@ -44,7 +46,18 @@ def mount(launch: Launch) -> int:
     """A detached mount of the layers."""
     from mamushka.storage import overlay
 
-    return overlay.mount(launch.lowers, upper=launch.upper, work=launch.work, volatile=launch.volatile)
+    users = -1
+    if launch.mappings:
+        from mamushka.container.idmap import user_namespace
+
+        users = user_namespace(launch.mappings, launch.mappings)
+    try:
+        return overlay.mount(
+            launch.lowers, upper=launch.upper, work=launch.work, volatile=launch.volatile, id_map=users
+        )
+    finally:
+        if users >= 0:
+            os.close(users)
 
 
 def launch(runtime: Runtime, launch: Launch, config: Config, root: int = -1) -> Streams:

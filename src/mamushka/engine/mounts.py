@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mamushka.engine.userns import mapped
 from mamushka.errors import Invalid
 from mamushka.spec.runtime import Mount as SpecMount
 from mamushka.values import EMPTY, value
@@ -24,24 +25,29 @@ class Sources:
     files: Mapping[str, str] = EMPTY  # path inside: file, for /etc/hosts and its like
     volumes: Mapping[str, str] = EMPTY  # destination: directory of the volume
     joined: Mapping[str, str] = EMPTY  # kind of namespace: path of another workload's
-    shm: str = ""  # another workload's /dev/shm
     further: tuple[SpecMount, ...] = ()  # below everything else: the programs of the image ``host``
 
 
 def mounts(settings: Settings, sources: Sources) -> tuple[SpecMount, ...]:
     """All mounts, those further up in the tree first."""
+    # What is the engine's own belongs to root inside, also where that is nobody outside.
+    ours = ("bind", "rprivate", "idmap") if mapped(settings) else ("rbind", "rprivate")
     asked = [mount(item, sources.volumes) for item in settings.mounts]
+    if mapped(settings):
+        asked = [_mapped(item) if item.source in sources.volumes.values() else item for item in asked]
     taken = {item.destination for item in asked}
     volumes = [
-        _bind(destination, path, ("rbind", "rprivate"))
-        for destination, path in sources.volumes.items()
-        if destination not in taken
+        _bind(destination, path, ours) for destination, path in sources.volumes.items() if destination not in taken
     ]
-    files = [_bind(inside, path, ("rbind", "rprivate")) for inside, path in sources.files.items()]
+    files = [_bind(inside, path, ours) for inside, path in sources.files.items()]
     chosen = {item.destination: item for item in (*sources.further, *_defaults(settings), *files, *volumes, *asked)}
     return tuple(
         sorted(chosen.values(), key=lambda item: item.destination.count("/") if item.destination != "/" else 0)
     )
+
+
+def _mapped(item: SpecMount) -> SpecMount:
+    return _bind(item.destination, item.source, (*item.options, "idmap"))
 
 
 def _bind(destination: str, source: str, options: tuple[str, ...]) -> SpecMount:
@@ -56,7 +62,7 @@ def _defaults(settings: Settings) -> list[SpecMount]:
     for item in MOUNTS:
         options = item.options
         if item.destination == "/dev/shm":
-            if ipc == "host" or ipc == "none" or ipc.startswith("container:"):
+            if ipc in ("host", "none"):
                 continue
             options = (*(word for word in options if not word.startswith("size=")), f"size={settings.shm_size}")
         if privileged and item.destination in ("/sys", "/sys/fs/cgroup"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from mamushka import document, trace
-from mamushka.engine import bundle, frames, gc, host, logs, rootfs, shim, wiring
+from mamushka.engine import bundle, frames, gc, host, logs, rootfs, shim, userns, wiring
 from mamushka.engine.attach import Connection
 from mamushka.engine.launch import Launch, mount
 from mamushka.engine.mounts import Sources
@@ -145,6 +145,7 @@ def _layers(engine: Engine, workload: Workload) -> Launch:
         lowers=top.lowers,
         upper=top.upper,
         work=top.work,
+        mappings=userns.mappings(workload),
         volatile=settings.remove,
         terminal=settings.terminal,
         stdin=settings.stdin,
@@ -158,10 +159,10 @@ def _config(
     place: Place,
     size: tuple[int, int] | None,
 ) -> Config:
-    joined, shm = wiring.joined(engine, workload.settings)
+    joined = wiring.joined(engine, workload.settings)
     volumes = _volumes(engine, workload, root)
     programs = tuple(host.mounts()) if workload.image_id == host.ID else ()
-    sources = Sources(files=place.files, volumes=volumes, joined=joined, shm=shm, further=programs)
+    sources = Sources(files=place.files, volumes=volumes, joined=joined, further=programs)
     config = bundle.build(workload, root, sources, place.path)
     if workload.settings.init:
         from mamushka.engine.init import below

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine.settings import Port
+from mamushka.engine.userns import mapped
 from mamushka.engine.workload import ACTIVE, Connection, load
 from mamushka.errors import Conflict, Invalid
 from mamushka.values import EMPTY, value
@@ -56,6 +57,8 @@ def join(engine: Engine, workload: Workload) -> Place:
     if kind.startswith("container:"):
         other = running(engine, kind.removeprefix("container:"))
         return Place(path=f"/proc/{other.pid}/ns/net", files=_shared(engine, other))
+    if mapped(workload.settings):  # the namespace must be its users': the runtime makes it
+        return Place(path="", files=_alone(workload, -1).files)
     from mamushka.network.namespace import new_namespace
 
     namespace = new_namespace()
@@ -191,17 +194,15 @@ def running(engine: Engine, identifier: str) -> Workload:
     return engine.alive(load(row))
 
 
-def joined(engine: Engine, settings: Settings) -> tuple[dict[str, str], str]:
-    """Paths of the namespaces that are another workload's, and its /dev/shm."""
+def joined(engine: Engine, settings: Settings) -> dict[str, str]:
+    """Paths of the namespaces that are another workload's."""
     asked = settings.namespaces
     found: dict[str, str] = {}
-    shm = ""
-    for kind, choice in (("pid", asked.pid), ("ipc", asked.ipc), ("uts", asked.uts), ("cgroup", asked.cgroup)):
+    for kind, choice in (("pid", asked.pid), ("uts", asked.uts), ("cgroup", asked.cgroup)):
         if choice.startswith("container:"):
             pid = running(engine, choice.removeprefix("container:")).pid
             found[kind] = f"/proc/{pid}/ns/{kind}"
-            shm = f"/proc/{pid}/root/dev/shm" if kind == "ipc" else shm
-    return found, shm
+    return found
 
 
 def _host_file(name: str) -> str:

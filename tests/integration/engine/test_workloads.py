@@ -190,6 +190,8 @@ def test_pause_and_forced_removal_of_a_paused_one(engine: Engine, sleeper: str) 
     assert engine.inspect(sleeper).status == "paused"
     with pytest.raises(Conflict):
         engine.pause(sleeper)
+    with pytest.raises(Conflict, match="unpause"):
+        engine.exec(sleeper, ["true"])
     engine.unpause(sleeper)
     assert engine.inspect(sleeper).status == "running"
     engine.pause(sleeper)
@@ -312,9 +314,11 @@ def test_too_much_memory_is_told(engine: Engine) -> None:
 
 
 def test_shared_namespaces(engine: Engine, sleeper: str) -> None:
-    joined = Namespaces(pid=f"container:{sleeper}", ipc=f"container:{sleeper}")
+    joined = Namespaces(pid=f"container:{sleeper}")
     seen, _ = run(engine, "sh", "-c", "ps -ax -o args= | grep -c 'sleep 100'", namespaces=joined)
     assert int(seen) >= 1
+    with pytest.raises(Unsupported):
+        engine.create(settings("true", namespaces=Namespaces(ipc=f"container:{sleeper}")))
     own = os.readlink("/proc/self/ns/uts").encode()
     assert run(engine, "readlink", "/proc/self/ns/uts", namespaces=Namespaces(uts="host"))[0].strip() == own
     engine.stop(sleeper, timeout=0)
@@ -368,3 +372,26 @@ def test_what_the_host_is_told(engine: Engine, sleeper: str) -> None:
     assert told["workloads"] == 1 and told["runtimes"] == ["container"]
     usage = engine.disk_usage()
     assert usage["workload_sizes"].keys() == {sleeper}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("user", ["private", "200000:65536"])
+def test_users_of_its_own(engine: Engine, user: str) -> None:
+    script = (
+        "id -u; cat /proc/self/uid_map; touch /root/mine /v/mine; stat -c %u / /etc/hosts /v /root/mine /usr; sleep 9"
+    )
+    id = engine.create(settings("sh", "-c", script, namespaces=Namespaces(user=user), mounts=(Mount("volume", "/v"),)))
+    attached = engine.start(id, attach=True)
+    assert attached is not None
+    seen = b""
+    while seen.count(b"\n") < 7:
+        seen += attached.read()[1]
+    inside, mapping, *owners = seen.decode().splitlines()
+    first = int(mapping.split()[1])
+    assert inside == "0" and first > 0 and owners[:4] == ["0"] * 4
+    assert os.stat(f"/proc/{engine.inspect(id).pid}").st_uid in (0, first)
+    with engine.exec(id, ["id", "-u"]) as process:
+        assert output(process) == b"0\n"
+    attached.close()
+    engine.remove(id, force=True)
+    with pytest.raises(Invalid):
+        engine.create(settings("true", namespaces=Namespaces(user="me")))
