@@ -60,8 +60,7 @@ def connect(
     route.request([pair, configure_link(outer, link_local=False), bridge_port_up(outer)])
     with Entered(namespace):
         inside = open_route()
-        if not endpoint.address6:
-            _disable_ipv6(endpoint.interface)
+        _set_ipv6(endpoint.interface, bool(endpoint.address6))
     with inside:
         link = find_link(inside, endpoint.interface)
         if link is None:
@@ -69,9 +68,11 @@ def connect(
         inside.request(_inner(link.index, network, endpoint, default_route and not network.internal))
 
 
-def _disable_ipv6(interface: str) -> None:
+def _set_ipv6(interface: str, enabled: bool) -> None:
+    """None; or at once, without a second or two of asking whether somebody else has the link-local address."""
+    switch, position = ("accept_dad", "0") if enabled else ("disable_ipv6", "1")
     try:
-        write_sysctl(f"net/ipv6/conf/{interface}/disable_ipv6", "1")
+        write_sysctl(f"net/ipv6/conf/{interface}/{switch}", position)
     except FileNotFoundError:  # a kernel without IPv6
         pass
 

@@ -190,6 +190,29 @@ def test_ipv6_goes_out_and_comes_in(host: Host) -> None:
     assert host.reaches(one.listen("::", 83), first.address6, 83)
 
 
+def test_ipv6_works_from_the_first_packet(host: Host) -> None:
+    """Duplicate detection would hold it back for a second or two."""
+    network = host.network("six", 34, subnet6="fd00:34::/64", gateway6="fd00:34::1")
+    workload, entry = host.plug(network)
+    host.publish(PortMapping(entry.address6, 80, 8080))
+    begin = time.monotonic()
+    assert host.outside.reaches(workload.listen("::", 80), HOST6, 8080)
+    assert time.monotonic() - begin < 0.5
+
+
+def test_the_hosts_own_rules_stand(host: Host) -> None:
+    workload, entry = host.plug(host.network())
+    host.publish(PortMapping(entry.address, 80, 8080))
+    listener = workload.listen("0.0.0.0", 80)
+    assert host.outside.reaches(listener, HOST, 8080)
+    host.run("nft", "add table ip filter")
+    host.run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    assert not host.outside.reaches(listener, HOST, 8080, timeout=SILENCE)
+    host.run("nft", "add rule ip filter FORWARD iifname mk-default accept")
+    host.run("nft", "add rule ip filter FORWARD oifname mk-default accept")
+    assert host.outside.reaches(listener, HOST, 8080)
+
+
 def test_the_host_is_no_router_between_its_own_links(host: Host) -> None:
     third = Place()
     try:
