@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # How long threads that are given up are waited for, all together: one may wait for another process's lock, and
 # Ctrl-C should not. What a thread leaves half done, the next pull repairs.
-GRACE = 3.0
+GRACE = 1.0
 
 
 class Crew:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from queue import Full, Queue
 from threading import Event, Thread
 
+from mamushka.document import SIZE_MAX
 from mamushka.engine.crew import GRACE, Crew
 from mamushka.engine.summary import Progress
 from mamushka.errors import Invalid, NotFound
@@ -88,6 +89,7 @@ class Pull:
         self.top, raw = self._source.manifest(self._reference.selector)
         found = parse_manifest(raw, self.top.media_type)
         self._store.put(raw, self.top.digest)
+        single = not isinstance(found, Index)
         for _ in range(_DEPTH_MAX):
             if not isinstance(found, Index):
                 break
@@ -98,8 +100,12 @@ class Pull:
             self._store.put(raw, chosen.digest)
         if isinstance(found, Index):
             raise Invalid(f"{self._reference.familiar} is nested deeper than {_DEPTH_MAX} indexes")
+        if found.config.size > SIZE_MAX:
+            raise Invalid(f"the config of {self._reference.familiar} has {found.config.size} bytes, too many for one")
         self._blob(found.config)
         config = parse_config(self._store.read(found.config.digest))
+        if single and self._platform and not platforms.same(config.platform, platforms.parse(self._platform)):
+            raise NotFound(f"{self._reference.familiar} exists for {config.platform} only, not for {self._platform}")
         if len(config.diff_ids) != len(found.layers) or not found.layers:
             raise Invalid(
                 f"{self._reference.familiar} is not an image that can run: its manifest has {len(found.layers)} "
@@ -132,6 +138,9 @@ class Pull:
             pieces = self._extracting(layer, _ahead(pieces))
         try:
             self._layers.apply(diff_id, decompress(pieces, size=layer.size, what=f"the layer {layer.digest.short}"))
+        except Invalid as error:
+            name = f"{self._reference.familiar}: layer {layer.digest.short}"
+            raise Invalid(f"cannot pull {name}: {error}", hint=error.hint) from error
         finally:
             pieces.close()  # gives up the blob's lock now, and not when the error has been forgotten
         self._blob(layer)  # where another process has unpacked it, or another image had it

@@ -218,6 +218,12 @@ def test_lists(images: Images, layered_reference: str, busybox_reference: str) -
     assert sum(line["size"] for line in lines) == images.get(layered_reference).size  # type: ignore[misc]
 
 
+def test_one_platform_only(images: Images, busybox_reference: str) -> None:
+    with pytest.raises(NotFound, match="only, not for linux/s390x"):
+        consume(images.pull(busybox_reference, platform="linux/s390x"))
+    assert images.images() == []
+
+
 def test_absent(images: Images, registry: str) -> None:
     with pytest.raises(NotFound):
         images.get("nothing:here")
