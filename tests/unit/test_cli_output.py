@@ -42,7 +42,7 @@ class Screen(io.StringIO):
 
 def test_off_a_terminal_every_change_is_a_line() -> None:
     stream = io.StringIO()
-    assert progress.show(STEPS, stream=stream) == "Digest: sha256:\x1b[31mred"
+    progress.show(STEPS, stream=stream)
     assert stream.getvalue().splitlines() == [
         "latest: Pulling from library/busybox",
         "aaaa: Pulling fs layer",

@@ -31,22 +31,11 @@ def complain(text: str, hint: str = "") -> None:
         talk(f"\nhint: {hint}")
 
 
-def write(data: bytes) -> None:
-    """Bytes as they are, in order with the text written before."""
-    sys.stdout.flush()
-    write_all(sys.stdout.fileno(), data)
-
-
 def write_all(fd: int, data: bytes) -> None:
     """Every byte, also to a pipe that takes few at a time."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at it."""
-    return stream.isatty()
 
 
 def coloured(stream: TextIO) -> bool:

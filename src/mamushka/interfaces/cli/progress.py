@@ -23,30 +23,24 @@ _PAUSE = 0.05
 _MOVING = ("Downloading", "Extracting", "Pushing", "Verifying Checksum")
 
 
-def show(steps: Iterable[Progress], *, quiet: bool = False, stream: TextIO | None = None) -> str:
-    """Consume the steps, which does the work; the last line about the whole is answered."""
+def show(steps: Iterable[Progress], *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    """Consume the steps, which does the work."""
     stream = stream or sys.stderr
     if quiet:
-        return _quiet(steps)
-    return _bars(steps, stream) if stream.isatty() else _lines(steps, stream)
+        for _ in steps:
+            pass
+    elif stream.isatty():
+        _bars(steps, stream)
+    else:
+        _lines(steps, stream)
 
 
-def _quiet(steps: Iterable[Progress]) -> str:
-    last = ""
-    for step in steps:
-        last = last if step.layer else step.status
-    return last
-
-
-def _lines(steps: Iterable[Progress], stream: TextIO) -> str:
-    last = ""
+def _lines(steps: Iterable[Progress], stream: TextIO) -> None:
     for step in steps:
         if not step.layer:
-            last = step.status
             print(printable(step.status), file=stream, flush=True)
         elif step.status not in _MOVING:
             print(printable(f"{step.layer}: {step.status}"), file=stream, flush=True)
-    return last
 
 
 class _Board:
@@ -100,18 +94,16 @@ class _Board:
         return printable(text)
 
 
-def _bars(steps: Iterable[Progress], stream: TextIO) -> str:
-    board, last = _Board(stream), ""
+def _bars(steps: Iterable[Progress], stream: TextIO) -> None:
+    board = _Board(stream)
     try:
         for step in steps:
             if step.layer:
                 board.layer(step)
             else:
-                last = step.status
                 board.say(step.status)
     finally:
         board.draw()
-    return last
 
 
 def _size(stream: TextIO) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from mamushka import trace
 from mamushka.errors import Invalid, MamushkaError, NotFound
 from mamushka.interfaces.cli.options import Command
 from mamushka.interfaces.cli.output import out, talk
-from mamushka.interfaces.cli.settings import settings, write_id
+from mamushka.interfaces.cli.settings import reserve, settings
 from mamushka.interfaces.cli.workload_options import CREATE, RUN
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ def _start(
 def _create(wanted: Settings, arguments: Arguments, session: Session) -> str:
     """The id of a new workload, its image pulled where the policy says so."""
     if arguments.cidfile:
-        write_id(arguments.cidfile, "")
+        reserve(arguments.cidfile)
     try:
         identifier = _create_pulled(wanted, arguments, session)
     except BaseException:

@@ -284,13 +284,11 @@ def _health(arguments: Arguments) -> Health | None:
     return Health(**given) if given else None
 
 
-def write_id(path: str, identifier: str) -> None:
-    """Write the new workload's id to ``--cidfile``, which must not exist."""
+def reserve(path: str) -> None:
+    """Make the empty file of ``--cidfile``, which must not exist; what cannot be written is said before all else."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     except FileExistsError as error:
         raise Invalid(f"the file {path!r} exists already", hint="remove it, or give another --cidfile") from error
     except OSError as error:
         raise Invalid(f"cannot write {path!r}: {error.strerror}") from error
-    with open(fd, "wb") as file:
-        file.write(identifier.encode())
