@@ -366,13 +366,44 @@ class Networks:
         marks = ",".join("?" * len(fields))
         self.state.execute(f"insert or ignore into networks ({_NETWORK}) values ({marks})", fields)
 
+    def make_way(self, network: NetworkRow) -> NetworkRow:
+        """The network as it can be brought up now: the host may have got routes that overlap it meanwhile.
+
+        The default network moves elsewhere; one whose addresses a user relies on is a Conflict. Inside a
+        transaction, and without effect once somebody is in the network.
+        """
+        if self.members(network.id):
+            return network
+        routed = self._routed_elsewhere(unless=network.interface)
+        wanted = [parse_subnet(text) for text in (network.subnet, network.subnet6) if text]
+        clash = next((other for other in routed for subnet in wanted if subnet.overlaps(other)), None)
+        if clash is None:
+            return network
+        if network.name != DEFAULT:
+            raise Conflict(
+                f"network {network.name} has the subnet {network.subnet}, and this host has a route to {clash} by now",
+                hint="remove the other link, or make the network anew with another --subnet",
+            )
+        subnet, gateway, *_ = _plan([*self._subnets_of_others(network.id), *routed], "", "", "", "", self._pools())
+        self.state.execute("update networks set subnet=?, gateway=?, last='' where id=?", (subnet, gateway, network.id))
+        return self.find(network.id)
+
     def _subnets_in_use(self) -> list[Subnet]:
         """Those of every network, and whatever the host has routes to."""
-        from mamushka.linux.rtnetlink import AF_INET, AF_INET6, links, open_route, routes
+        return [*self._subnets_of_others(""), *self._routed_elsewhere()]
 
-        rows = self.state.execute("select subnet, subnet6 from networks").fetchall()
-        used = [parse_subnet(text) for row in rows for text in row if text]
+    def _subnets_of_others(self, id: str) -> list[Subnet]:
+        rows = self.state.execute("select subnet, subnet6 from networks where id!=?", (id,))
+        return [parse_subnet(text) for row in rows for text in row if text]
+
+    def _routed_elsewhere(self, *, unless: str = "") -> list[Subnet]:
+        """What the host reaches by links that are not ours; nothing where a link ``unless`` stands already."""
+        from mamushka.linux.rtnetlink import AF_INET, AF_INET6, find_link, links, open_route, routes
+
+        used = []
         with open_route() as route:
+            if unless and find_link(route, unless) is not None:
+                return []
             ours = {link.index for link in links(route) if link.group == self.scope.group}
             for family in (AF_INET, AF_INET6):
                 for entry in routes(route, family):

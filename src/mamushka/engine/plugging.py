@@ -132,9 +132,10 @@ def _allocate(networks: Networks, workload: Workload) -> Places:
         if before is None or before.wanted:
             wishes.append((network, _wish(workload, network, attachment)))
     wishes += [(networks.find(row.network), replace(row, name=workload.name)) for row in kept.values() if row.wanted]
+    ready = [(networks.make_way(network), row) for network, row in wishes]
     return [
         (network, networks.place(network, replace(row, interface=f"eth{number}")))
-        for number, (network, row) in enumerate(wishes)
+        for number, (network, row) in enumerate(ready)
     ]
 
 
@@ -328,6 +329,7 @@ def connect(
         return
     number = 1 + max((int(row.interface[3:] or -1) for row in rows if row.interface), default=-1)
     with networks.state.transaction():
+        network = networks.make_way(network)
         placed = networks.place(network, replace(wish, interface=f"eth{number}"))
         _tell_names(networks, workload.id, [(network, placed)])
     namespace = os.open(f"/proc/{workload.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -282,6 +282,20 @@ def test_what_cannot_be_a_network_is_refused(world: World, arguments, error) -> 
     assert len(world.networks.networks()) == 3
 
 
+def test_a_route_that_came_later_moves_the_default_network_and_stops_another(world: World) -> None:
+    before = world.networks.get("bridge").subnet
+    with Entered(world.host.fd):
+        world.networks.create("app", subnet="10.88.0.0/24")
+    for route in (before, "10.88.0.0/16"):
+        world.host.run("ip", "route", "add", route, "via", OUTSIDE)
+    joined = world.start("box")
+    assert world.networks.get("bridge").subnet != before
+    assert world.places["box"].reaches(world.host.outside.listen(OUTSIDE, 80), OUTSIDE, 80)
+    assert joined.connections[0].gateway == world.networks.get("bridge").gateway
+    with pytest.raises(Conflict, match=r"has a route to 10\.88\.0\.0/16 by now"):
+        world.start("other", "app")
+
+
 def test_an_ipv6_subnet_comes_beside_one_of_ipv4(world: World) -> None:
     with Entered(world.host.fd):
         made = world.networks.create("six", subnet="fd00:77::/64")
