@@ -2,7 +2,7 @@
 PYTHON ?= $(shell .ci/python)
 BIN := .venv/bin
 
-.PHONY: setup run check test lab bench fuzz clean
+.PHONY: setup run check test bench fuzz clean
 
 setup: .venv/.installed
 

@@ -27,6 +27,7 @@ CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 LAST = "test_nothing_is_left_behind"
 
 _before = pytest.StashKey[host.Host]()
+_network = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +44,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     integration = any("tests/integration/" in item.nodeid for item in session.items)
     if not integration or session.config.option.collectonly:
         return
+    session.config.stash[_network] = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     if os.geteuid() == 0 and not session.config.getoption("--host-namespaces"):
         _enter_own_namespaces()
     session.config.stash[_before] = host.look()
@@ -62,6 +64,12 @@ def _enter_own_namespaces() -> None:
 def host_before(request: pytest.FixtureRequest) -> host.Host:
     """The host as it was before the first test."""
     return request.config.stash[_before]
+
+
+@pytest.fixture
+def on_the_hosts_network(request: pytest.FixtureRequest) -> list[str]:
+    """Words to put before a command that must reach the world, such as pip's."""
+    return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{request.config.stash[_network]}"]
 
 
 @pytest.fixture
