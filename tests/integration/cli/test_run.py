@@ -102,6 +102,14 @@ def test_settings_reach_the_workload(mamushka: Command, tmp_path: Path) -> None:
     )
 
 
+def test_an_init_reaps_in_any_root(mamushka: Command) -> None:
+    for extra in ((), ("--read-only",)):
+        done = mamushka("run", "--rm", "--init", *extra, *ALONE, "host", "sh", "-c", "readlink /proc/1/exe; exit 5")
+        if b"no init program" in done.stderr:
+            pytest.skip("no init program: install catatonit or docker's")
+        assert (done.returncode, done.stdout) == (5, b"/dev/init\n"), done.stderr
+
+
 def test_the_id_is_printed_and_written(mamushka: Command, tmp_path: Path) -> None:
     path = tmp_path / "id"
     done = mamushka("run", "-d", *ALONE, "--cidfile", str(path), "host", "true")
