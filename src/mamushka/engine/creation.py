@@ -30,9 +30,16 @@ def create(engine: Engine, settings: Settings) -> str:
     """See Engine.create."""
     _check(settings)
     engine.state.open()  # a database that must be rebuilt is rebuilt before there is a directory without a row
-    image = (
-        host.image() if settings.image == host.NAME else engine.images.get(settings.image, platform=settings.platform)
-    )
+    if settings.image == host.NAME:
+        workload = _make(engine, settings, host.image())
+    else:
+        with engine.images.lease():  # what is chosen now is not removed before the row says that it is used
+            workload = _make(engine, settings, engine.images.get(settings.image, platform=settings.platform))
+    trace.event("workload.create", id=workload.id, name=workload.name, image=workload.image_name)
+    return workload.id
+
+
+def _make(engine: Engine, settings: Settings, image: ImageSummary) -> Workload:
     workload = _design(engine, settings, image)
     gate = os.open(engine.paths.gate, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -46,8 +53,7 @@ def create(engine: Engine, settings: Settings) -> str:
             raise
     finally:
         os.close(gate)
-    trace.event("workload.create", id=workload.id, name=workload.name, image=workload.image_name)
-    return workload.id
+    return workload
 
 
 def _check(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """Removing images: names first, then what no name leads to any more.
 
-A layer or blob is deleted only while nobody pulls, pushes, loads or saves (the store's lease); otherwise it
-stays until the next removal or prune. An image that a workload uses loses its names at most.
+Whoever relies on blobs or layers that are not recorded yet holds the store's lease: a pull, a push, an archive,
+the making of a workload. Images are deleted by who has it alone, so that between "nobody uses it" and its
+removal nobody can begin to. An image that a workload uses loses its names at most.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 
 from mamushka.engine import names
 from mamushka.engine.catalogue import seconds, stored
-from mamushka.errors import Conflict, Invalid
+from mamushka.errors import Conflict, Invalid, Unavailable
 from mamushka.spec import reference as references
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mamushka.engine.images import Users
     from mamushka.engine.summary import ImageSummary
     from mamushka.image.store import Entry
+    from mamushka.linux.flock import Lock
     from mamushka.spec.digest import Digest
 
     Removed = list[tuple[str, str]]
@@ -35,13 +37,24 @@ class Removal:
         self._catalogue, self._store, self._users = catalogue, catalogue.store, users
 
     def remove(self, name: str, *, force: bool, prune: bool) -> Removed:
-        """Take away a name, or an image by its id with all its names, and the image with its last name."""
+        """Take away a name, or an image by its id with all its names, and the image with its last name.
+
+        While others pull or load, an image only becomes nameless, and goes with the next prune.
+        """
+        alone = self._alone()
+        try:
+            return self._remove(name, force, delete=alone is not None, prune=prune)
+        finally:
+            if alone is not None:
+                alone.close()
+
+    def _remove(self, name: str, force: bool, *, delete: bool, prune: bool) -> Removed:
         present = self._catalogue.find(name)
         mine = self._names_of(present)
         by_id = not any(str(stored(references.parse(name))) == entry.name for entry in mine) if _is_name(name) else True
         doomed = mine if by_id else _without(mine, name)
         last = by_id or not any(references.parse(entry.name).tag for entry in mine if entry not in doomed)
-        users = self._users(str(present.id)) if last else ()
+        users = self._users_of(present.id) if last else []
         if by_id and not force and len({references.parse(entry.name).name for entry in mine}) > 1:
             raise Conflict(
                 f"image {present.id.short} is named in several repositories", hint="remove its names, or force it"
@@ -51,37 +64,59 @@ class Removal:
                 f"image {name} is used by workload {users[0][:12]}",
                 hint="remove the workload first" + ("" if by_id else ", or force it to take only the name away"),
             )
-        if last and not users:
+        if last and not users and delete:
             return self._delete(present, mine, prune)
         names.drop(self._store, [entry.name for entry in doomed], keep=[present.top])
         return [(UNTAGGED, references.parse(entry.name).familiar) for entry in doomed]
 
     def prune(self, *, all: bool, filters: Mapping[str, Sequence[str]]) -> tuple[Removed, int]:
-        """Remove what has no tag, or with ``all`` what no workload uses."""
+        """Remove what has no tag, or with ``all`` what no workload uses. Unavailable while others pull or load."""
+        alone = self._alone()
+        if alone is None:
+            raise Unavailable(
+                "cannot prune images: another process pulls, pushes, loads or saves some", hint="try again afterwards"
+            )
         removed: Removed = []
-        for summary in self._catalogue.summaries():
-            if (summary.names and not all) or self._users(summary.id) or not _matches(summary, filters):
-                continue
-            removed += [(UNTAGGED, name) for name in (*summary.names, *summary.digests)]
-            names.forget(self._store, self._tops(summary.id, self._store.entries()))
-            removed.append((DELETED, summary.id))
-        freed, layers = self.collect(partial=True)
+        with alone:
+            for summary in self._catalogue.summaries():
+                if (summary.names and not all) or self._users_of(summary.id) or not _matches(summary, filters):
+                    continue
+                removed += [(UNTAGGED, name) for name in (*summary.names, *summary.digests)]
+                names.forget(self._store, self._tops(summary.id, self._store.entries()))
+                removed.append((DELETED, summary.id))
+            freed, layers = self._collect(partial=True)
         return removed + [(DELETED, layer) for layer in layers], freed
 
-    def collect(self, *, partial: bool = False) -> tuple[int, list[str]]:
-        """Delete blobs and layers that nothing leads to: bytes freed and the layers; nothing while others work."""
-        try:
-            lease = self._store.lease(exclusive=True)
-        except BlockingIOError:
-            return 0, []
+    def collect(self, *, partial: bool = False) -> None:
+        """Delete blobs and layers that nothing leads to, unless others are at work."""
+        alone = self._alone(patience=0.0)
+        if alone is not None:
+            with alone:
+                self._collect(partial=partial)
+
+    def _alone(self, patience: float = 2.0) -> Lock | None:
+        """The store's lease for nobody but us; None when others keep it for longer than ``patience`` seconds.
+
+        Making a workload takes milliseconds and is waited for; pulling takes minutes and is not.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._store.lease(exclusive=True)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return None
+                time.sleep(0.02)
+
+    def _collect(self, *, partial: bool = False) -> tuple[int, list[str]]:
+        """Alone: the bytes freed, and the layers that went."""
         layers = self._catalogue.layers
-        with lease:
-            blobs, diff_ids = self._catalogue.reachable()
-            freed = self._store.collect(blobs, partial=partial)
-            gone = [layer for layer in layers.layers() if layer.diff_id not in diff_ids]
-            for layer in gone:
-                layers.remove(layer.diff_id)
-            layers.clean()
+        blobs, diff_ids = self._catalogue.reachable()
+        freed = self._store.collect(blobs, partial=partial)
+        gone = [layer for layer in layers.layers() if layer.diff_id not in diff_ids]
+        for layer in gone:
+            layers.remove(layer.diff_id)
+        layers.clean()
         return freed + sum(layer.size for layer in gone), [layer.diff_id for layer in gone]
 
     def _delete(self, present: Present, mine: list[Entry], prune: bool) -> Removed:
@@ -89,8 +124,15 @@ class Removal:
         names.forget(self._store, {entry.descriptor.digest for entry in mine} | {present.top.digest})
         removed.append((DELETED, str(present.id)))
         if prune:
-            removed += [(DELETED, layer) for layer in self.collect()[1]]
+            removed += [(DELETED, layer) for layer in self._collect()[1]]
         return removed
+
+    def _users_of(self, id: str) -> list[str]:
+        """Workloads of an image, and of the other platforms' images that its names also lead to."""
+        entries = self._store.entries()
+        tops = self._tops(id, entries)
+        ids = {present.id for present in self._catalogue.all(entries) if present.top.digest in tops}
+        return [user for each in sorted(ids) for user in self._users(str(each))]
 
     def _names_of(self, present: Present) -> list[Entry]:
         """Every name that leads to an image, whichever manifest or index it goes through."""

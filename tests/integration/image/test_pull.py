@@ -11,11 +11,14 @@ import pytest
 
 from mamushka.engine.images import Images
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
+from mamushka.image.remote import Remotes
+from mamushka.image.upload import Upload
 from mamushka.spec.digest import sha256
 from tests import peers
 from tests import registry as registries
 from tests.images import Layout
 from tests.integration.image.conftest import Make, consume, files
+from tests.scripted import manifest
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.peer]
 
@@ -93,8 +96,8 @@ def test_docker_schema_2(images: Images, registry: str, layered_image: Layout, l
     assert images.get(target).layers == images.get(layered_reference).layers
 
 
-def test_an_index_of_platforms(images: Images, registry: str, busybox_image: Layout, tmp_path: Path) -> None:
-    """Two platforms of one name, with different configs over the same layer."""
+def two_platforms(registry: str, busybox_image: Layout, tmp_path: Path) -> str:
+    """A name for an index of two platforms, with different configs over the same layer."""
     layout = tmp_path / "layout"
     peers.run("cp", "-r", busybox_image.path, str(layout))
     entries = []
@@ -114,12 +117,13 @@ def test_an_index_of_platforms(images: Images, registry: str, busybox_image: Lay
             }
         )
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
-    from mamushka.image.remote import Remotes
-
     raw = json.dumps(index).encode()
     Remotes({}).registry(registry).put_manifest("platforms", "all", raw, index["mediaType"])  # type: ignore[arg-type]
+    return f"{registry}/platforms:all"
 
-    name = f"{registry}/platforms:all"
+
+def test_an_index_of_platforms(images: Images, registry: str, busybox_image: Layout, tmp_path: Path) -> None:
+    name = two_platforms(registry, busybox_image, tmp_path)
     consume(images.pull(name, platform="linux/arm64"))
     assert images.get(name).platform == "linux/arm64"
     with pytest.raises(NotFound, match="not for linux/amd64"):
@@ -127,14 +131,14 @@ def test_an_index_of_platforms(images: Images, registry: str, busybox_image: Lay
     consume(images.pull(name, platform="linux/amd64"))
     one, other = images.get(name, platform="linux/amd64"), images.get(name, platform="linux/arm64")
     assert one.id != other.id
-    assert one.digest == other.digest == str(sha256(raw))
+    assert one.digest == other.digest == remote_digest(name)
     with pytest.raises(NotFound, match="linux/s390x"):
         consume(images.pull(name, platform="linux/s390x"))
     assert len(images.images()) == 2
     target = f"{registry}/platforms-again:all"
     images.tag(name, target)
     consume(images.push(target))
-    assert remote_digest(target) == str(sha256(raw))
+    assert remote_digest(target) == remote_digest(name)
 
 
 def test_all_tags(images: Images, registry: str, busybox_image: Layout, unique: str) -> None:
@@ -196,6 +200,33 @@ def test_what_is_used_stays(tmp_path: Path, busybox_reference: str) -> None:
     assert images.prune(all=True)[0] == []
 
 
+def test_an_image_of_another_platform_protects_the_name(tmp_path: Path, registry: str, busybox_image: Layout) -> None:
+    """Two platforms under one index: while one is used, the other is not deleted from under it."""
+    name = two_platforms(registry, busybox_image, tmp_path)
+    used: list[str] = []
+    images = Images(str(tmp_path / "data"), users=lambda id: ["abcdef"] if id in used else [], environment={})
+    for platform in ("linux/amd64", "linux/arm64"):
+        consume(images.pull(name, platform=platform))
+    used.append(images.get(name, platform="linux/amd64").id)
+    with pytest.raises(Conflict):
+        images.remove(images.get(name, platform="linux/arm64").id, force=True)
+    assert images.prune(all=True)[0] == []
+    used.clear()
+    images.remove(name)
+    assert files(images.store.root) == ["index.json", "lease", "lock", "oci-layout"]
+
+
+def test_while_others_work_an_image_only_loses_its_name(images: Images, busybox_reference: str) -> None:
+    consume(images.pull(busybox_reference))
+    image = images.get(busybox_reference)
+    with images.lease():
+        assert {action for action, _ in images.remove(busybox_reference)} == {"untagged"}
+        assert images.get(image.id).names == ()
+        with pytest.raises(Unavailable, match="another process"):
+            images.prune()
+    assert ("deleted", image.id) in images.prune()[0]
+
+
 def test_lists(images: Images, layered_reference: str, busybox_reference: str) -> None:
     consume(images.pull(layered_reference))
     consume(images.pull(busybox_reference))
@@ -237,15 +268,10 @@ def test_absent(images: Images, registry: str) -> None:
 
 def test_a_layer_that_lies_leaves_nothing(images: Images, registry: str, tmp_path: Path) -> None:
     """A config whose diff_id is another layer's: refused, and the pull leaves no name and no layer."""
-    from mamushka.image.remote import Remotes
-    from mamushka.image.upload import Upload
-
     layer = gzip.compress(b"\0" * 10240)
     config = json.dumps(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [str(sha256(b"other"))]}}
     ).encode()
-    from tests.scripted import manifest
-
     raw = manifest(config, layer)
     client = Remotes({}).registry(registry)
     source = Images(str(tmp_path / "source"), environment={}).store
