@@ -306,12 +306,13 @@ class Networks:
         self.state.execute(f"insert or replace into endpoints ({_ENDPOINT}) values ({marks})", fields)
 
     def _allocate(self, network: NetworkRow, row: EndpointRow) -> tuple[str, str]:
-        taken = self.members(network.id)
+        pairs = "select address, address6 from endpoints where network=? and address!=''"
+        taken = self.state.execute(pairs, (network.id,)).fetchall()
         subnet = parse_subnet(network.subnet)
         ip_range = parse_subnet(network.ip_range) if network.ip_range else None
         address = ipam.allocate(
             subnet,
-            {parse(network.gateway), *(parse(member.address) for member in taken)},
+            {parse(network.gateway), *(parse(address) for address, _ in taken)},
             requested=row.requested,
             ip_range=ip_range,
             after=parse(network.last) if network.last else 0,
@@ -319,7 +320,7 @@ class Networks:
         if not network.subnet6:
             return address, ""
         subnet6 = parse_subnet(network.subnet6)
-        taken6 = {parse(network.gateway6), *(parse(member.address6) for member in taken if member.address6)}
+        taken6 = {parse(network.gateway6), *(parse(address6) for _, address6 in taken if address6)}
         return address, ipam.allocate(subnet6, taken6, requested=row.requested6)
 
     def _rows(self, tail: str, *values: object) -> list[EndpointRow]:
@@ -372,7 +373,8 @@ class Networks:
         The default network moves elsewhere; one whose addresses a user relies on is a Conflict. Inside a
         transaction, and without effect once somebody is in the network.
         """
-        if self.members(network.id):
+        taken = "select 1 from endpoints where network=? and address!='' limit 1"
+        if self.state.execute(taken, (network.id,)).fetchone():
             return network
         routed = self._routed_elsewhere(unless=network.interface)
         wanted = [parse_subnet(text) for text in (network.subnet, network.subnet6) if text]

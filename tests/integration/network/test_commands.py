@@ -1,0 +1,100 @@
+"""Networks as a user meets them: commands, ports and names, and nothing left when the last one has gone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mamushka.linux.rtnetlink import links, open_route
+from mamushka.network.network import scope_of
+from tests import peers
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+
+
+def until(true: Callable[[], object], *, patience: float = 10.0) -> None:
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def fetch(port: int) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/hello")
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def ours(root: str) -> list[str]:
+    with open_route() as route:
+        return [link.name for link in links(route) if link.group == scope_of(root).group]
+
+
+SERVER = "mkdir /srv; echo hello >/srv/hello; exec busybox httpd -f -p 80 -h /srv"
+
+
+@pytest.fixture
+def web(mamushka: Command) -> str:
+    """A workload with a published port; the port that it got."""
+    peers.need("busybox")
+    started = mamushka("run", "-d", "--name", "web", "-p", "80", "host", "sh", "-c", SERVER)
+    assert started.returncode == 0, started.stderr
+    return mamushka("port", "web", "80").stdout.decode().splitlines()[0].rpartition(":")[2]
+
+
+def answers(port: str) -> bool:
+    try:
+        return fetch(int(port)) == b"hello\n"
+    except OSError:
+        return False
+
+
+def test_a_published_port_lives_as_long_as_its_workload(mamushka: Command, web: str, roots: tuple[str, str]) -> None:
+    until(lambda: answers(web))
+    taken = mamushka("run", "--rm", "-p", f"{web}:80", "host", "true")
+    assert taken.returncode == 125
+    assert b"port is already allocated" in taken.stderr
+    assert mamushka("restart", "-t", "0", "web").returncode == 0
+    again = mamushka("port", "web", "80").stdout.decode().splitlines()[0].rpartition(":")[2]
+    until(lambda: answers(again))
+    assert mamushka("rm", "-f", "web").returncode == 0
+    assert not answers(again)
+    until(lambda: not ours(roots[0]))
+
+
+def test_names_and_aliases_are_known_to_neighbours(mamushka: Command) -> None:
+    peers.need("busybox")
+    assert mamushka("network", "create", "app").returncode == 0
+    assert mamushka("run", "-d", "--name", "db", "--network", "app", "--network-alias", "store", "host", "sleep", "60")
+    told = json.loads(mamushka("inspect", "db").stdout)[0]["NetworkSettings"]["Networks"]["app"]["IPAddress"]
+    for name in ("db", "store"):
+        found = mamushka("run", "--rm", "--network", "app", "host", "busybox", "nslookup", name)
+        assert told.encode() in found.stdout, (found.stdout, found.stderr)
+    assert b"active endpoints" in mamushka("network", "rm", "app").stderr
+    assert mamushka("rm", "-f", "db").returncode == 0
+    assert mamushka("network", "rm", "app").returncode == 0
+
+
+def test_the_modes_without_a_network_of_their_own(mamushka: Command, web: str) -> None:
+    def names(*options: str) -> set[str]:
+        done = mamushka("run", "--rm", *options, "host", "ls", "/sys/class/net")
+        assert done.returncode == 0, done.stderr
+        return set(done.stdout.decode().split()) - {"bonding_masters"}
+
+    assert names() >= {"lo", "eth0"}
+    assert "eth0" not in names("--network", "none")
+    shared = mamushka("run", "--rm", "--network", "container:web", "host", "busybox", "wget", "-qO-", "127.0.0.1/hello")
+    assert shared.stdout == b"hello\n", shared.stderr
+    lan = mamushka("run", "--rm", "--network", "host", "host", "busybox", "wget", "-qO-", f"127.0.0.1:{web}/hello")
+    assert lan.stdout == b"hello\n", lan.stderr
