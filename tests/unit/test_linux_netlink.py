@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamushka.linux import netlink, rtnetlink
+from mamushka.linux import netlink, nftables, rtnetlink
 
 
 def test_an_attribute_is_length_type_payload_padding():
@@ -49,3 +49,41 @@ def test_the_kernel_answers_in_words_and_the_error_names_the_message():
         with pytest.raises(OSError, match="delete link 2147483647"):
             route.request([rtnetlink.delete_link(2**31 - 1)])
         assert rtnetlink.find_link(route, "lo") is not None
+
+
+def test_an_nftables_rule_is_expressions_in_order():
+    rule = nftables.new_rule("t", "c", nftables.meta(nftables.META_IIFNAME), nftables.verdict(nftables.NF_DROP))
+    assert rule.type == nftables.NFNL_SUBSYS_NFTABLES << 8 | nftables.NFT_MSG_NEWRULE
+    assert rule.body[:4] == bytes([nftables.NFPROTO_INET, 0, 0, 0])
+    parts = netlink.attributes(rule.body[4:])
+    assert parts[nftables.NFTA_RULE_TABLE] == b"t\0"
+    expressions = [
+        netlink.attributes(item) for _, item in netlink.each_attribute(parts[nftables.NFTA_RULE_EXPRESSIONS])
+    ]
+    assert [item[nftables.NFTA_EXPR_NAME] for item in expressions] == [b"meta\0", b"immediate\0"]
+    load = netlink.attributes(expressions[0][nftables.NFTA_EXPR_DATA])
+    assert load == {1: struct.pack(">I", nftables.REGISTER), 2: struct.pack(">I", nftables.META_IIFNAME)}
+
+
+def test_a_jump_is_a_negative_number_in_network_order():
+    assert struct.pack(">i", nftables.NFT_JUMP) in nftables.verdict(nftables.NFT_JUMP, "publish")
+    assert b"publish\0" in nftables.verdict(nftables.NFT_JUMP, "publish")
+
+
+def test_a_concatenations_type_and_size_are_its_fields_together():
+    made = nftables.new_set("t", nftables.Set("s", (nftables.IPV4_ADDR, nftables.INET_SERVICE)), 1)
+    parts = netlink.attributes(made.body[4:])
+    assert parts[nftables.NFTA_SET_KEY_TYPE] == struct.pack(">I", 7 << 6 | 13)
+    assert parts[nftables.NFTA_SET_KEY_LEN] == struct.pack(">I", 8)
+
+
+def test_a_veths_peer_is_described_inside_it():
+    message = rtnetlink.new_veth("mkv0", "eth0", peer_namespace=9, peer_mac=bytes(6), master=3, group=7)
+    parts = netlink.attributes(message.body[16:])
+    assert parts[rtnetlink.IFLA_IFNAME] == b"mkv0\0"
+    assert netlink.as_number(parts[rtnetlink.IFLA_MASTER]) == 3
+    kind = netlink.attributes(parts[rtnetlink.IFLA_LINKINFO])
+    peer = netlink.attributes(kind[rtnetlink.IFLA_INFO_DATA])[rtnetlink.VETH_INFO_PEER]
+    inner = netlink.attributes(peer[16:])
+    assert inner[rtnetlink.IFLA_IFNAME] == b"eth0\0"
+    assert netlink.as_number(inner[rtnetlink.IFLA_NET_NS_FD]) == 9

@@ -121,6 +121,15 @@ def malformed(message: bytes) -> bytes:
     return message[:2] + flags.to_bytes(2, "big") + bytes(8)
 
 
+def fits(message: bytes, id: int, asked: Question) -> bool:
+    """Whether it answers what was asked: by the same identifier, the same question."""
+    try:
+        answered = parse(message)
+    except Invalid:
+        return False
+    return answered.id == id and answered.key == asked.key and bool(answered.flags & _QR)
+
+
 def with_id(message: bytes, id: int) -> bytes:
     """The same message under another identifier."""
     return id.to_bytes(2, "big") + message[2:]
