@@ -242,3 +242,11 @@ def test_remove_takes_one_name_and_never_follows_it(root: int, tmp_path: Path) -
             tree.remove(root, "/etc", recursive=recursive)
         with pytest.raises(Invalid):
             tree.remove(root, "/..", recursive=recursive)
+
+
+def test_a_hint_to_spread_is_harmless_anywhere(tmp_path: Path) -> None:
+    from mamushka.linux.inode import spread
+
+    for path in (tmp_path, Path("/proc/self")):
+        spread(str(path))
+    assert os.listdir(tmp_path) == []

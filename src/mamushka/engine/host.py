@@ -105,7 +105,7 @@ def skeleton(directory: str) -> str:
 
 def _fingerprint() -> int:
     """Changes when something that is copied changes: the version of this file, accounts, links."""
-    state: list[object] = [1]
+    state: list[object] = [2]
     for path in ("/etc/passwd", "/etc/group", "/etc", "/"):
         status = os.stat(path)
         state += [status.st_mtime_ns, status.st_ino]
@@ -128,6 +128,8 @@ def _build(root: str) -> None:
     os.symlink("/run/lock", f"{root}/var/lock")
     for name in _ETC:
         _place(f"/etc/{name}", f"{root}/etc/{name}")
+    for name in ("hostname", "hosts", "resolv.conf"):  # to mount on; else each workload makes them in its own top
+        _write(f"{root}/etc/{name}", ())
     _write(f"{root}/etc/passwd", _accounts("/etc/passwd", shell=True))
     _write(f"{root}/etc/group", _accounts("/etc/group", shell=False))
 

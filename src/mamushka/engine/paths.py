@@ -29,10 +29,13 @@ class Paths:
         """Create the directories; only root reads them, since images and volumes may hold secrets."""
         if os.path.isdir(self.workloads) and os.path.isdir(self.shims):
             return
+        from mamushka.linux.inode import spread
+
         try:
             for path in (self.data, self.run, self.workloads, self.news, self.shims, self.containers):
                 os.makedirs(path, mode=0o711 if path in (self.data, self.run) else 0o700, exist_ok=True)
             os.close(os.open(self.gate, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            spread(self.workloads)
         except PermissionError as error:
             raise Denied(
                 f"cannot create {error.filename}: {error.strerror}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from mamushka.linux.abi import IOR, IOW, struct, u64
 
 FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10
+FS_TOPDIR_FL = 0x20000
 
 
 @struct
@@ -23,6 +26,24 @@ def FS_IOC_GETFLAGS(fd: int, flags: fs_flags) -> None:
 @IOW(ord("f"), 2)
 def FS_IOC_SETFLAGS(fd: int, flags: fs_flags) -> None:
     """Set the flags. ioctl_iflags(2)."""
+
+
+def spread(directory: str) -> None:
+    """Tell the file system that the directories made in this one are unrelated; see chattr(1), attribute T.
+
+    ext4 then gives each a part of the disk of its own. Otherwise all grow and vanish in one part, where the
+    allocator passes over inodes that were deleted in the last minutes, one by one. Elsewhere it does nothing.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = fs_flags()
+        FS_IOC_GETFLAGS(fd, flags)
+        flags.value |= FS_TOPDIR_FL
+        FS_IOC_SETFLAGS(fd, flags)
+    except OSError:  # a hint that this file system does not know
+        pass
+    finally:
+        os.close(fd)
 
 
 def make_mutable(fd: int) -> bool:

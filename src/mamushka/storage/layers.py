@@ -17,6 +17,7 @@ from mamushka import document, trace
 from mamushka.errors import Invalid, NotFound
 from mamushka.linux.fd import open_beneath
 from mamushka.linux.flock import Lock
+from mamushka.linux.inode import spread
 from mamushka.spec import digest
 from mamushka.values import asdict, replace, value
 
@@ -137,7 +138,9 @@ class LayerStore:
                 continue
 
     def _locked(self, identifier: Digest) -> _Locked:
-        os.makedirs(self._staging, 0o700, exist_ok=True)
+        if not os.path.isdir(self._staging):
+            os.makedirs(self._staging, 0o700, exist_ok=True)
+            spread(self._staging)
         return _Locked(f"{self._staging}/{identifier.encoded}.lock")
 
     def _home(self, identifier: Digest) -> str:

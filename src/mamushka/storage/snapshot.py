@@ -75,7 +75,10 @@ class SnapshotStore:
         try:
             os.mkdir(staging, 0o700)
         except FileNotFoundError:
+            from mamushka.linux.inode import spread
+
             os.makedirs(self.root, 0o700, exist_ok=True)
+            spread(self.root)
             os.mkdir(staging, 0o700)
         os.mkdir(f"{staging}/work", 0o700)
         os.mkdir(f"{staging}/upper", 0o755)
