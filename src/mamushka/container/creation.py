@@ -22,23 +22,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.privileges import Privileges
-    from mamushka.container.record import Kept, Record
+    from mamushka.container.record import Record
 
 
 class Claim:
-    """Take the id and write down what is about to be made."""
+    """Take the id and write down where to look for what is about to be made."""
 
-    def __init__(self, record: Record, kept: Kept, seccomp: bytes) -> None:
-        self.record, self.kept, self.seccomp = record, kept, seccomp
+    def __init__(self, record: Record, cgroup: Cgroup) -> None:
+        self.record, self.cgroup = record, cgroup
         self.claimed = False
 
     def describe(self) -> str:
         return f"record the container in {self.record.path}"
 
     def execute(self) -> None:
-        self.record.claim()
+        self.record.claim(self.cgroup.path)
         self.claimed = True
-        self.record.keep(self.kept, self.seccomp)
 
     def undo(self) -> None:
         if self.claimed:  # otherwise it is another container's
@@ -77,7 +76,9 @@ class BearInit:
         privileges: Privileges,
         root: int,
         preserve: tuple[int, ...],
+        seccomp: bytes,
     ) -> None:
+        self.seccomp = seccomp
         self.interior, self.record, self.cgroup, self.privileges = interior, record, cgroup, privileges
         self.root, self.preserve = root, preserve
         self.pid = self.pidfd = self.console = self.channel = -1
@@ -135,6 +136,8 @@ class BearInit:
 
     def _follow(self) -> None:
         trace.event("container.born", pid=self.pid)
+        # Here and not earlier: the process builds the container meanwhile.
+        self.record.keep(self.interior.kept, self.seccomp)
         self.record.keep_process(self.pid)
         trace.event("container.recorded", pid=self.pid)
         self._go()

@@ -1,9 +1,10 @@
 """What stays on disk between two commands: one directory for each container.
 
-    state.json   bundle, annotations, cgroup, hooks and all that a later exec needs; written before anything
-                 else is made, so that whatever a killed creator leaves can be found and removed
-    process      "PID START": the container's first process and when it began, in clock ticks since boot
+    cgroup       its path; written before anything is made, so that whatever a killed creator leaves is found
     seccomp      the compiled filter, for exec
+    state.json   bundle, annotations, hooks and all that a later exec needs
+    process      "PID START": the container's first process and when it began, in clock ticks since boot; the last
+                 to be written, while that process still waits for it
     gate         a fifo; as long as the created container waits, it holds the reading side
     failure      why the program could not be executed after the gate
 
@@ -98,8 +99,8 @@ class Record:
 
     # Writing: the creator alone
 
-    def claim(self) -> None:
-        """Make the directory and hold it until ``release``. Conflict when the id is taken."""
+    def claim(self, cgroup: str) -> None:
+        """Make the directory, note the cgroup, and hold both until ``release``. Conflict when the id is taken."""
         try:
             os.mkdir(self.path, 0o711)
         except FileExistsError:
@@ -108,9 +109,10 @@ class Record:
             ) from None
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self.path), 0o711, exist_ok=True)
-            return self.claim()
+            return self.claim(cgroup)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         flock(self._lock, LOCK_EX)
+        self._write("cgroup", os.fsencode(cgroup))
         return None
 
     def release(self) -> None:
@@ -125,19 +127,24 @@ class Record:
             self._write("seccomp", seccomp)
         self._write("state.json", kept.dump())
 
+    def kept_cgroup(self) -> str:
+        """The cgroup's path, also where nothing else was written; empty when not even that was."""
+        try:
+            return os.fsdecode(self.content("cgroup"))
+        except NotFound:
+            return ""
+
     def keep_process(self, pid: int) -> None:
         """Write which process the container's first is."""
-        self._write("process", b"%d %d" % (pid, start_time(pid)))
+        self._write("process", b"%d %d\n" % (pid, start_time(pid)))
 
     def _write(self, name: str, content: bytes) -> None:
-        # Whole or not there: a reader never sees half of it.
-        unfinished = f"{self.path}/.{name}"
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # In one write, and nothing relies on a file before ``process`` is there, which is checked for being whole.
+        descriptor = os.open(f"{self.path}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, content)
         finally:
             os.close(descriptor)
-        os.rename(unfinished, f"{self.path}/{name}")
 
     def make_gate(self) -> tuple[int, int]:
         """The gate and the failure file, open as the waiting container needs them."""
@@ -176,9 +183,12 @@ class Record:
     def process(self) -> tuple[int, int]:
         """(pid, start) of the container's first process; (0, 0) while there is none yet."""
         try:
-            pid, start = self.content("process").split()
+            content = self.content("process")
         except NotFound:
+            content = b""
+        if content[-1:] != b"\n":  # not there, or its writer was killed in the middle
             return 0, 0
+        pid, start = content.split()
         return int(pid), int(start)
 
     def living(self) -> int:

@@ -101,8 +101,8 @@ class ContainerRuntime:
                 keyring=f"_mmk.{id}" if keyring else "",
                 user_namespace=interior.namespaces.has("user"),
             )
-            init = BearInit(interior, record, cgroup, privileges, root, preserve)
-            plan.run([Claim(record, kept, program), MakeCgroup(cgroup, config.linux.resources), init])
+            init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
+            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config.linux.resources), init])
         finally:
             interior.close()
         record.release()
@@ -311,7 +311,11 @@ class ContainerRuntime:
             prune(parent)
 
     def _delete_unread(self, record: Record) -> None:
-        cgroup = open_cgroup(resolve("", record.id))
+        path = record.kept_cgroup()
+        if not path:  # nothing was made yet
+            record.remove()
+            return
+        cgroup = open_cgroup(resolve(path, record.id))
         pidfd = record.open_process()
         if pidfd >= 0:
             self._end(record, cgroup, pidfd, force=True)

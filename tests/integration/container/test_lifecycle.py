@@ -260,7 +260,7 @@ def test_a_recycled_pid_is_not_signalled(ground: Ground) -> None:
 
 
 def test_a_damaged_record_can_be_deleted(ground: Ground) -> None:
-    ground.start(ground.config("sleep 60", linux={"cgroups_path": ""}))
+    ground.start(ground.config("sleep 60"))
     with open(f"{ground.state}/{ground.name}/state.json", "w") as file:
         file.write("{")
     with pytest.raises(Invalid):
