@@ -5,6 +5,7 @@ The kernel has no ``*at`` form of these calls before Linux 6.13; ``/proc/self/fd
 
 from __future__ import annotations
 
+import errno
 import os
 
 from mamushka.linux.fd import proc_path
@@ -33,10 +34,17 @@ def _read(target: int | bytes) -> dict[str, bytes]:
     try:
         names = os.listxattr(target, follow_symlinks=follow)
     except OSError as error:
-        if error.errno in (95, 38):  # EOPNOTSUPP, ENOSYS
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
             return {}
         raise
-    return {name: os.getxattr(target, _encode(name), follow_symlinks=follow) for name in names}
+    found = {}
+    for name in names:
+        try:
+            found[name] = os.getxattr(target, _encode(name), follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed since it was listed
+                raise
+    return found
 
 
 def _encode(attribute: str) -> bytes:

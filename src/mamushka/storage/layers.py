@@ -15,9 +15,7 @@ import os
 
 from mamushka import document, trace
 from mamushka.errors import Invalid, NotFound
-from mamushka.linux.fd import open_beneath
 from mamushka.linux.flock import Lock
-from mamushka.linux.inode import spread
 from mamushka.spec import digest
 from mamushka.values import asdict, replace, value
 
@@ -139,6 +137,8 @@ class LayerStore:
 
     def _locked(self, identifier: Digest) -> _Locked:
         if not os.path.isdir(self._staging):
+            from mamushka.linux.inode import spread
+
             os.makedirs(self._staging, 0o700, exist_ok=True)
             spread(self._staging)
         return _Locked(f"{self._staging}/{identifier.encoded}.lock")
@@ -181,6 +181,8 @@ class LayerStore:
 
 def _take_attributes(target: str, lowers: Sequence[str], path: str) -> None:
     """Those of the first lower layer's directory at ``path``; a link in the way hides what is below it."""
+    from mamushka.linux.fd import open_beneath
+
     for lower in lowers:
         layer = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
