@@ -12,12 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 from tests import images, peers
+from tests.dockerd import dockerd
 from tests.registry import registry
 
 from bench.layers import split
@@ -88,7 +88,10 @@ class World:
     def docker(self, *words: str) -> list[str]:
         """The docker command, speaking to a dockerd of this world."""
         if self._docker is None:
-            self._docker = self._stack.enter_context(_dockerd(self))
+            configuration = json.dumps({"insecure-registries": ["127.0.0.0/8"], "log-level": "error"})
+            base, run = os.path.dirname(self.path("docker", "x")), self.run_path("docker")
+            own = dockerd(base, "--cgroup-parent", "mamushka-bench-docker", run=run, configuration=configuration)
+            self._docker = self._stack.enter_context(own)
         return [*self._docker, *words]
 
     def registry(self) -> str:
@@ -131,41 +134,6 @@ def world() -> Iterator[World]:
     with ExitStack() as stack:
         stack.callback(_remove_cgroups, "mamushka-bench")
         yield World(stack)
-
-
-@contextmanager
-def _dockerd(world: World) -> Iterator[list[str]]:
-    base = world.run_path("docker")
-    configuration = world.path("docker", "daemon.json")
-    with open(configuration, "w") as file:
-        json.dump({"insecure-registries": ["127.0.0.0/8"], "log-level": "error"}, file)
-    socket = f"unix://{base}/docker.sock"
-    with open(world.path("docker", "log"), "wb") as log:
-        daemon = subprocess.Popen(
-            [peers.find("dockerd"), "--config-file", configuration, "--data-root", world.path("docker", "data"),
-             "--exec-root", base, "--pidfile", world.path("docker", "pid"), "--host", socket,
-             "--cgroup-parent", "mamushka-bench-docker"],
-            stdout=log, stderr=log,
-        )  # fmt: skip
-    client = [peers.find("docker"), "--host", socket]
-    try:
-        _await_dockerd(client, daemon, world.path("docker", "log"))
-        yield client
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
-
-
-def _await_dockerd(client: list[str], daemon: subprocess.Popen[bytes], log: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if daemon.poll() is not None:
-            break
-        if subprocess.run([*client, "version"], capture_output=True, check=False).returncode == 0:
-            return
-        time.sleep(0.2)
-    with open(log) as file:
-        raise RuntimeError(f"dockerd does not answer: {file.read()[-800:]}")
 
 
 def _remove_cgroups(name: str) -> None:

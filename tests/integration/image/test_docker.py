@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from mamushka.engine.images import Images
 from tests import peers
+from tests.dockerd import dockerd
 from tests.integration.image.conftest import consume
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.peer, pytest.mark.slow]
@@ -23,32 +21,9 @@ Docker = Callable[..., bytes]
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """The docker command, speaking to a dockerd that has no network and lives as long as this file's tests."""
     peers.need_root()
-    peers.need("docker", "dockerd", "containerd")
     base = tmp_path_factory.mktemp("d")
-    socket = f"unix://{base}/s"
-    (base / "none").write_text("{}")  # instead of the machine's own configuration
-    command = [
-        peers.find("dockerd"), "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid",
-        "--host", socket, "--bridge=none", "--iptables=false", "--storage-driver=vfs", "--config-file", f"{base}/none",
-    ]  # fmt: skip
-    with open(base / "log", "wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": peers.PATH})
-    try:
-        _wait(socket, daemon, base / "log")
-        yield lambda *words, **more: peers.run("docker", "--host", socket, *words, **more)
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
-
-
-def _wait(socket: str, daemon: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while subprocess.run(
-        [peers.find("docker"), "--host", socket, "version"], capture_output=True, check=False
-    ).returncode:
-        if daemon.poll() is not None or time.monotonic() > deadline:
-            pytest.skip(f"dockerd does not run here: {log.read_text()[-300:]}")
-        time.sleep(0.2)
+    with dockerd(str(base), "--bridge=none", "--iptables=false", "--storage-driver=vfs") as client:
+        yield lambda *words, **more: peers.run(*client, *words, **more)
 
 
 def test_docker_loads_what_we_save(docker: Docker, images: Images, layered_reference: str) -> None:
