@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mamushka.interfaces.cli.output import write_all
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 pytestmark = pytest.mark.root
@@ -237,3 +240,21 @@ def test_start_and_attach(mamushka: Command) -> None:
     done = mamushka("start", "-ai", "echo", input=b"hello\n")
     assert (done.returncode, done.stdout) == (0, b"hello\n")
     assert mamushka("start", "-a", "echo", "echo").returncode == 1
+
+
+def test_pipes_that_somebody_made_non_blocking_lose_nothing(mamushka: Command, roots: tuple[str, str]) -> None:
+    inside, blob = os.pipe(), os.urandom(400_000)
+    outside = os.pipe()
+    for fd in (inside[0], outside[1]):
+        os.set_blocking(fd, False)
+    command = [*program(roots), "run", "--rm", "-i", *ALONE, "host", "cat"]
+    with subprocess.Popen(command, stdin=inside[0], stdout=outside[1]) as running:
+        os.close(inside[0])
+        os.close(outside[1])
+        feeder = threading.Thread(target=lambda: (time.sleep(0.5), write_all(inside[1], blob), os.close(inside[1])))
+        feeder.start()
+        time.sleep(1)  # until the pipe is full
+        with open(outside[0], "rb") as result:
+            assert result.read() == blob
+        feeder.join()
+        assert running.wait(20) == 0

@@ -15,7 +15,7 @@ import os
 import select
 
 from mamushka.errors import Invalid
-from mamushka.interfaces.cli.output import talk, write_all
+from mamushka.interfaces.cli.output import await_ready, talk, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,10 +198,18 @@ def _signalled(attached: Attached, numbers: bytes) -> bool:
     return True
 
 
+def _read(fd: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, _PIECE)
+        except BlockingIOError:
+            await_ready(fd)
+
+
 def _feed(attached: Attached, wakeup: int, keys: DetachKeys) -> None:
     """Standard input into the process, until its end, the detach keys, or nobody takes it."""
     try:
-        while data := os.read(0, _PIECE):
+        while data := _read(0):
             data, detach = keys.feed(data)
             if data:
                 attached.write(data)

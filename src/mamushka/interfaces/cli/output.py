@@ -32,10 +32,22 @@ def complain(text: str, hint: str = "") -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Every byte, also to a pipe that takes few at a time."""
+    """Every byte, also to a pipe that takes few at a time, or one that somebody has made non-blocking."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            await_ready(fd, writing=True)
+
+
+def await_ready(fd: int, *, writing: bool = False) -> None:
+    """Sleep until a non-blocking descriptor takes, or has, bytes; it is shared with others and stays as it is."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT if writing else select.POLLIN)
+    poll.poll()
 
 
 def coloured(stream: TextIO) -> bool:
