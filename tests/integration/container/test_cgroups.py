@@ -15,7 +15,7 @@ from mamushka.container.cgroups import Cgroup, Layout, layout, open_cgroup, prun
 from mamushka.container.cgroups.layout import HYBRID, LEGACY, UNIFIED
 from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.linux.process import clone3
-from mamushka.spec.runtime import CPU, DeviceRule, Memory, Pids, Resources
+from mamushka.spec.runtime import CPU, DeviceRule, HugepageLimit, Memory, Pids, Resources
 from mamushka.values import EMPTY
 
 pytestmark = [
@@ -56,6 +56,7 @@ def unique(request: pytest.FixtureRequest) -> str:
 
 def opened(path: str, where: Layout) -> Iterator[Cgroup]:
     cgroup = open_cgroup(path, where)
+    handed_down = subtree(where)
     try:
         yield cgroup
     finally:
@@ -63,6 +64,17 @@ def opened(path: str, where: Layout) -> Iterator[Cgroup]:
         cgroup.kill()
         cgroup.remove()
         prune("/mamushka-test", where)
+        for name in subtree(where) - handed_down:
+            with open(f"{where.unified}/cgroup.subtree_control", "w") as control:
+                control.write(f"-{name}")
+
+
+def subtree(where: Layout) -> set[str]:
+    """The controllers that the cgroup2 tree's root hands down."""
+    if not where.unified:
+        return set()
+    with open(f"{where.unified}/cgroup.subtree_control") as control:
+        return set(control.read().split())
 
 
 class Child:
@@ -264,6 +276,25 @@ def test_a_controller_that_is_nowhere_is_named(limited: Cgroup) -> None:
         bare.create(Resources(memory=Memory(limit=MB)))
     with pytest.raises(Unsupported, match="devices"):
         bare.create(Resources())
+
+
+def test_a_controller_of_the_v2_tree_is_handed_down(cgroup: Cgroup) -> None:
+    """On a hybrid host what v1 lacks comes from the tree beside it; huge pages are the one such limit here."""
+    here = layout()
+    if "hugetlb" not in here.controllers or not os.path.isdir("/sys/kernel/mm/hugepages/hugepages-2048kB"):
+        pytest.skip("no hugetlb controller in a cgroup2 tree, or no huge pages of 2 MB")
+    pages = (HugepageLimit("2MB", 4 * MB),)
+    if "" not in (trees := dict(cgroup.paths())) and "unified" not in trees:
+        with pytest.raises(Unsupported, match="hugetlb"):
+            cgroup.create(Resources(hugepage_limits=pages))
+        return
+    cgroup.create(Resources(hugepage_limits=pages, unified={"cgroup.max.depth": "3"}))
+    directory = trees.get("unified") or trees[""]
+    with open(f"{directory}/hugetlb.2MB.max") as limit, open(f"{directory}/cgroup.max.depth") as depth:
+        assert (limit.read().strip(), depth.read().strip()) == (str(4 * MB), "3")
+    cgroup.set(Resources(hugepage_limits=(HugepageLimit("2MB", 2 * MB),)))
+    with open(f"{directory}/hugetlb.2MB.max") as limit:
+        assert limit.read().strip() == str(2 * MB)
 
 
 def test_limits_change_while_it_runs(limited: Cgroup) -> None:
