@@ -82,8 +82,5 @@ def tidy(wires: Wires) -> None:
             link = find_link(route, name)
             if link is not None:
                 remove_link(route, link.index)
-        try:
-            with Lock(wires.lock, wait=False):
-                reconcile.sweep(route, filter, scope_of(wires.root))
-        except BlockingIOError:  # somebody is just coming or sweeping; the last one out sweeps
-            return
+        with Lock(wires.lock):
+            reconcile.sweep(route, filter, scope_of(wires.root))

@@ -16,7 +16,7 @@ from mamushka.linux.nftables import Nftables
 from mamushka.linux.rtnetlink import links, new_veth, open_route
 from mamushka.network import endpoint, ipam, portmap, reconcile
 from mamushka.network.address import parse_subnet
-from mamushka.network.namespace import Entered, new_namespace
+from mamushka.network.namespace import Entered, new_namespace, write_sysctl
 from mamushka.network.network import Endpoint, Network, PortMapping, Scope
 from tests import peers
 
@@ -90,6 +90,7 @@ class Host(Place):
         self.networks: dict[str, Network] = {}
         self.held: list[int] = []
         with Entered(self.fd):
+            write_sysctl("net.ipv4.ip_forward", "0")  # a new namespace has it from the first one
             self.route, self.filter = open_route(), Nftables()
         self._wire()
         self.before = self.state()

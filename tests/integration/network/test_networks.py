@@ -328,3 +328,26 @@ def test_addresses_are_for_user_made_networks(world: World) -> None:
     peers.need_root()
     with pytest.raises(Invalid, match="user-made"):
         world.start("box", Attachment("bridge", address="172.17.0.9"))
+
+
+def test_many_that_end_at_once_leave_nothing(world: World) -> None:
+    """Whoever tidies last must see that it is the last."""
+    for number in range(6):
+        world.start(f"w{number}")
+    joined = [world.joined.pop(f"w{number}") for number in range(6)]
+    for name, item in zip(list(world.places), joined, strict=True):
+        with Entered(world.host.fd):
+            wires.silence(item.wires)
+            plugging.leave(world.networks, world.workloads[name].id)
+        world.places.pop(name).close()
+
+    def tidy(item: plugging.Joined) -> None:
+        with Entered(world.host.fd):
+            wires.tidy(item.wires)
+
+    threads = [threading.Thread(target=tidy, args=(item,)) for item in joined]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert world.host.state() == world.host.before
