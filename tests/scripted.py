@@ -106,7 +106,7 @@ def response(status: int, body: bytes = b"", **headers: object) -> bytes:
     """A whole response; header names with ``_`` for ``-``, Content-Length unless it is given."""
     lines = {"Content_Length": len(body), **headers}
     head = "".join(f"{name.replace('_', '-')}: {text}\r\n" for name, text in lines.items() if text is not None)
-    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode() + body
+    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode("latin-1") + body
 
 
 def sha256(content: bytes) -> str:

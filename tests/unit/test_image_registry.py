@@ -130,6 +130,35 @@ def test_redirects_in_circles_end() -> None:
         assert len(server.requests) <= 18
 
 
+STRANGE = ["http://[", "http://x:99999/", "http://x:y/", "ftp://x/", "http:///", "javascript:alert(1)", "http://\xe9/"]
+
+
+@pytest.mark.parametrize("target", [*STRANGE, "http://x/\x01", "//["])
+def test_strange_places_are_not_gone_to(target: str) -> None:
+    with scripted(lambda _: response(302, Location=target)) as server, pytest.raises((Invalid, Unavailable, Denied)):
+        client(server).manifest("a", "b")
+
+
+@pytest.mark.parametrize("realm", STRANGE)
+def test_strange_token_servers_are_not_asked(realm: str) -> None:
+    challenge = f'Bearer realm="{realm}"'
+    with scripted(lambda _: response(401, WWW_Authenticate=challenge)) as server, pytest.raises((Invalid, Denied)):
+        client(server).manifest("a", "b")
+
+
+def test_signatures_in_addresses_are_not_shown() -> None:
+    def answer(request: Request) -> Iterator[bytes]:
+        if "signature" not in request.path:
+            yield response(307, Location="/there?signature=secret")
+        else:
+            yield response(200, MANIFEST)[:-5]
+            raise ConnectionAbortedError
+
+    with scripted(answer) as server, pytest.raises(Unavailable) as caught:
+        client(server).manifest("a", "b")
+    assert "secret" not in str(caught.value)
+
+
 def test_credentials_do_not_travel_to_another_host() -> None:
     with scripted(lambda request: ranged(request)) as elsewhere:
 

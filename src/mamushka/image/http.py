@@ -10,7 +10,7 @@ import http.client
 import ssl
 import time
 from _thread import allocate_lock
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from mamushka.errors import Denied, Invalid, Unavailable
 from mamushka.spec.distribution import plain
@@ -83,6 +83,23 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or (numeric and parts[0] == "127")
 
 
+def join(url: str, target: str) -> str:
+    """Where a link that stands at ``url`` leads. Raises Invalid for what no request can be sent to."""
+    try:
+        there = urljoin(url, target)
+        valid = there.isascii() and there.isprintable() and (urlsplit(there).port or 0) >= 0
+    except ValueError as error:  # of urllib: brackets without an address, a port that is none
+        raise Invalid(f"{bare(target)!r} is not an address: {error}") from error
+    if not valid:
+        raise Invalid(f"{bare(target)!r} is not an address")
+    return there
+
+
+def bare(url: str) -> str:
+    """An address to show: without its query, which may hold a signature that lets everybody in."""
+    return plain(url.partition("?")[0], 200)
+
+
 class Response:
     """The head of an answer; the body is still to be read, or thrown away by ``close``."""
 
@@ -118,15 +135,15 @@ class Response:
                 now = time.monotonic()
                 if now - since > STALL_WINDOW:
                     if window < STALL_RATE * STALL_WINDOW:
-                        raise Unavailable(f"{self.url} stalls: {window} bytes in {now - since:.0f} s")
+                        raise Unavailable(f"{bare(self.url)} stalls: {window} bytes in {now - since:.0f} s")
                     since, window = now, 0
                 yield piece
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unavailable(f"{self.url} broke off after {got} bytes: {_reason(error)}") from error
+            raise Unavailable(f"{bare(self.url)} broke off after {got} bytes: {_reason(error)}") from error
         finally:
             self.close()
         if 0 <= self.length != got:
-            raise Unavailable(f"{self.url} broke off after {got} of {self.length} bytes")
+            raise Unavailable(f"{bare(self.url)} broke off after {got} of {self.length} bytes")
 
     def close(self) -> None:
         """Give the connection back if the answer was read to its end, close it otherwise; harmless when repeated."""
@@ -188,13 +205,10 @@ class Transport:
                 raise Unavailable(f"no answer from {key[0]}://{key[1]}:{key[2]}: {_reason(error)}") from error
 
     def _address(self, url: str, insecure: bool) -> tuple[Key, str]:
-        parts = urlsplit(url)
+        parts = urlsplit(join(url, ""))
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Invalid(f"{url[:200]!r} is not an HTTP address")
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise Invalid(f"{url[:200]!r} has no valid port") from error
+            raise Invalid(f"{bare(url)!r} is not an HTTP address")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         if parts.scheme == "http" and not insecure and not self.trust(parts.hostname, port).plain:
             raise Denied(
                 f"{parts.hostname} wants plain HTTP, which anybody on the way can read and change",

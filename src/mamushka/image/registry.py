@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 import time
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from mamushka import document, trace
 from mamushka.errors import Denied, Invalid, NotFound, Unavailable
 from mamushka.image.auth import NOBODY
 from mamushka.image.authorization import Authorizer
+from mamushka.image.http import bare, join
 from mamushka.spec import digest as digests
 from mamushka.spec import distribution
 from mamushka.spec.image import ACCEPTED, OCI_INDEX, Descriptor, Index, parse_manifest
@@ -254,15 +255,13 @@ class Registry:
                 return answer
             with answer:
                 _excuse(answer)
-            there = urljoin(url, target)
+            there = join(url, target)
             if urlsplit(there).netloc != urlsplit(url).netloc:
                 sent.pop("Authorization", None)
             if there.startswith("http:") and url.startswith("https:"):
-                raise Denied(f"{self.host} redirects from HTTPS to plain HTTP: {distribution.plain(there, 200)}")
+                raise Denied(f"{self.host} redirects from HTTPS to plain HTTP: {bare(there)}")
             url = there
-        raise Unavailable(
-            f"{self.host} redirects more than {_REDIRECTS_MAX} times, at last to {distribution.plain(url, 200)}"
-        )
+        raise Unavailable(f"{self.host} redirects more than {_REDIRECTS_MAX} times, at last to {bare(url)}")
 
     def base(self) -> str:
         """The registry's address; the first call finds out whether it speaks TLS, where it need not."""
@@ -277,9 +276,9 @@ class Registry:
 
     def _same_host(self, url: str, target: str) -> str:
         """A link's target, which must stay on the registry."""
-        there = urljoin(url, target)
+        there = join(url, target)
         if urlsplit(there).netloc != urlsplit(url).netloc:
-            raise Invalid(f"{self.host} links to another host: {distribution.plain(there, 200)}")
+            raise Invalid(f"{self.host} links to another host: {bare(there)}")
         return there
 
 

@@ -6,10 +6,11 @@ came, and the upload goes on from there. distribution-spec, "Pushing blobs".
 
 from __future__ import annotations
 
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from mamushka import trace
 from mamushka.errors import Invalid, MamushkaError, NotFound, Unavailable
+from mamushka.image.http import join
 from mamushka.spec import distribution
 
 TYPE_CHECKING = False
@@ -143,7 +144,7 @@ class Upload:
         location = answer.header("Location") or otherwise
         if not location:
             raise Invalid(f"{self._registry.host} does not say where to upload to")
-        return urljoin(answer.url, location)
+        return join(answer.url, location)
 
 
 def _least(answer: Response) -> int:
