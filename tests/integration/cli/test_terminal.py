@@ -104,3 +104,13 @@ def test_a_terminal_needs_one(mamushka: Command) -> None:
     # Without -i the terminal is the workload's alone, and its output may go anywhere.
     done = mamushka("run", "--rm", "-t", *ALONE, "host", "echo", "x")
     assert done.stdout == b"x\r\n"
+
+
+@pytest.mark.registry
+def test_a_pull_has_a_line_per_layer(roots: tuple[str, str], mamushka: Command, layered_reference: str) -> None:
+    terminal = Terminal([*program(roots), "pull", layered_reference])
+    terminal.expect(b"Pulling fs layer")
+    terminal.expect(b"\x1b[5A")  # five layers, five lines, drawn over themselves
+    terminal.expect(b"Pull complete")
+    terminal.expect(layered_reference.encode() + b"\r\n")
+    assert terminal.ended() == 0

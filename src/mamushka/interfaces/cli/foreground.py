@@ -119,7 +119,8 @@ def terminal_size() -> tuple[int, int] | None:
             columns, rows = os.get_terminal_size(fd)
         except OSError:
             continue
-        return rows, columns
+        if rows and columns:  # a terminal that was never told its size says 0
+            return rows, columns
     return None
 
 

@@ -107,11 +107,12 @@ def _bars(steps: Iterable[Progress], stream: TextIO) -> None:
 
 
 def _size(stream: TextIO) -> tuple[int, int]:
+    """(columns, rows); a serial line or a fresh pseudo-terminal says 0 and is taken for the usual 80 by 24."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except OSError:
         return 80, 24
-    return size.columns, size.lines
+    return size.columns or 80, size.lines or 24
 
 
 def counted(chunks: Iterable[bytes], what: str) -> Iterator[bytes]:
