@@ -273,7 +273,7 @@ def test_a_damaged_cache_file_is_not_believed(tmp_path, monkeypatch, damage: str
     cache = str(tmp_path / "seccomp")
     profile = Seccomp("SCMP_ACT_ALLOW", syscalls=(SyscallRule(("mount",), "SCMP_ACT_ERRNO"),))
     program = seccomp.compile(profile, cache=cache)
-    (name,) = os.listdir(cache)
+    (name,) = os.listdir(cache)  # nothing of how it was written
     path = os.path.join(cache, name)
     with open(path, "rb") as file:
         raw = bytearray(file.read())

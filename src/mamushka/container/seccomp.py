@@ -216,18 +216,30 @@ def _cached(path: str) -> bytes:
 
 
 def _keep(path: str, program: bytes) -> None:
-    """Write a cache file, whole or not at all; a cache that cannot be written is none."""
-    staging = f"{path}.{os.getpid()}"
+    """Make a cache file, whole or not at all; a cache that cannot be written is none.
+
+    The file has no name until it is written: whoever is killed meanwhile leaves nothing.
+    """
+    directory = os.path.dirname(path)
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.makedirs(directory, 0o700, exist_ok=True)
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, _MAGIC + crc32(program).to_bytes(4, "big") + program)
+            try:
+                _name(fd, path)
+            except FileExistsError:  # broken, or another process was faster
+                os.unlink(path)
+                _name(fd, path)
         finally:
             os.close(fd)
-        os.rename(staging, path)
     except OSError as error:
         trace.event("seccomp.cache_unwritable", path=path, error=str(error))
+
+
+def _name(fd: int, path: str) -> None:
+    # The directory descriptor makes it linkat(2) with AT_SYMLINK_FOLLOW, as open(2) describes for O_TMPFILE.
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
 
 # The default profile
