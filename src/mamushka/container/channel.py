@@ -63,7 +63,7 @@ def receive(channel: int) -> tuple[bytes, int]:
 def failure(operation: Inside | None, error: BaseException) -> bytes:
     """What a failed operation sends."""
     number = error.errno if isinstance(error, OSError) and error.errno else 0
-    text = error.strerror or os.strerror(number) if isinstance(error, OSError) else repr(error)
+    text = error.strerror or os.strerror(number) if isinstance(error, OSError) else f"unexpected {error!r}"
     if isinstance(error, OSError) and error.filename is not None:
         text += f": {os.fsdecode(error.filename)!r}"
     about, description = (operation.about, operation.describe()) if operation else ("", "enter the namespaces")

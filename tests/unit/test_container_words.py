@@ -1,0 +1,204 @@
+"""What the container room reads and writes as text: options, failures, ids, paths, sysctls, signals."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mamushka.container import channel, namespaces, options
+from mamushka.container.failure import explain
+from mamushka.container.operation import DIRECTORY, PROGRAM, Inside
+from mamushka.container.record import Kept, Record, alive, check_id, records, start_time
+from mamushka.container.rootfs import components
+from mamushka.errors import Conflict, Denied, Invalid, NotFound, Unsupported
+from mamushka.interfaces.oci import arguments
+from mamushka.interfaces.oci.lifecycle import signal_number
+from mamushka.interfaces.oci.limits import _bytes
+from mamushka.linux import mount as abi
+from mamushka.runtime import CannotExecute, CommandNotFound
+from mamushka.spec.runtime import Config, Hook, Hooks, Process
+
+
+def test_later_options_win() -> None:
+    asked = options.parse(("ro", "nosuid", "rw", "noexec", "exec", "noatime"), "/x")
+    assert asked.set == abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NOATIME
+    assert asked.clear & abi.MOUNT_ATTR_RDONLY and asked.clear & abi.MOUNT_ATTR_NOEXEC
+    assert options.parse(("noatime", "strictatime"), "/x").set == abi.MOUNT_ATTR_STRICTATIME
+
+
+def test_kinds_of_options() -> None:
+    asked = options.parse(("rbind", "rro", "rslave", "tmpcopyup", "defaults"), "/x")
+    assert asked.bind and asked.recursive and asked.words == ("tmpcopyup",) and asked.parameters == ()
+    assert asked.recursive_set == abi.MOUNT_ATTR_RDONLY
+    assert asked.propagation == (abi.MS_SLAVE | abi.MS_REC,)
+    asked = options.parse(("size=65536k", "mode=755", "sync", "newinstance"), "/x")
+    assert asked.parameters == ("size=65536k", "mode=755", "newinstance") and asked.flags == ("sync",)
+    with pytest.raises(Invalid, match="uid=0"):
+        options.parse(("bind", "uid=0"), "/x")
+
+
+@given(st.lists(st.sampled_from(options.known()) | st.text(max_size=6), max_size=8))
+def test_any_options_are_read_or_invalid(words: list[str]) -> None:
+    try:
+        asked = options.parse(words, "/x")
+    except Invalid:
+        return
+    assert not asked.set & asked.clear & ~abi.MOUNT_ATTR__ATIME
+    assert not asked.recursive_set & asked.recursive_clear & ~abi.MOUNT_ATTR__ATIME
+
+
+class _Step(Inside):
+    def __init__(self, about: str) -> None:
+        self.about = about  # type: ignore[misc]
+
+    def describe(self) -> str:
+        return "do it"
+
+
+@given(st.integers(1, 130), st.text(max_size=40), st.text(max_size=40))
+def test_a_failure_survives_its_packet(number: int, text: str, path: str) -> None:
+    packet = channel.failure(_Step(""), OSError(number, text.replace("\0", ""), path))
+    assert len(packet) <= channel.PACKET_MAX
+    found, about, operation, told = channel.parse_failure(packet)
+    assert (found, about, operation) == (number, "", "do it")
+    assert told.endswith(repr(path)) or max(path, default="a") >= "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("about", "error", "kind", "message"),
+    [
+        (PROGRAM, FileNotFoundError(2, "x"), CommandNotFound, 'exec: "nope": executable file not found in $PATH'),
+        (PROGRAM, PermissionError(13, "x"), CannotExecute, "permission denied"),
+        (PROGRAM, OSError(8, "x"), CannotExecute, "exec format error"),
+        (DIRECTORY, FileNotFoundError(2, "Gone"), CannotExecute, 'chdir to cwd ("/w") set in config.json failed: gone'),
+        ("", PermissionError(1, "No"), Denied, "cannot do it: no"),
+        ("", OSError(38, "No call"), Unsupported, "cannot do it: no call"),
+        ("", ValueError("bug"), Exception, "unexpected ValueError('bug')"),
+    ],
+)
+def test_failures_are_explained(about: str, error: Exception, kind: type[Exception], message: str) -> None:
+    explained = explain(channel.failure(_Step(about), error), Process(args=("nope",), cwd="/w"))
+    assert isinstance(explained, kind) and message in str(explained)
+
+
+@given(st.text(max_size=20))
+def test_ids_become_names_of_directories(id: str) -> None:
+    try:
+        check_id(id)
+    except Invalid:
+        return
+    assert id and "/" not in id and id not in (".", "..") and id.isascii() and len(id) <= 255
+
+
+@given(st.text(alphabet="a./", max_size=20))
+def test_components_never_climb(path: str) -> None:
+    names = components(path.encode())
+    assert b".." not in names and b"." not in names and b"" not in names
+    assert os.path.normpath(b"/" + b"/".join(names)) == os.path.normpath(b"/" + path.encode()).replace(b"//", b"/")
+
+
+def test_a_path_without_end_is_refused() -> None:
+    with pytest.raises(OSError, match="components"):
+        components(b"a/" * 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.ip_forward", b"net/ipv4/ip_forward"),
+        ("net/ipv4/ip_forward", b"net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.1/forwarding", b"net/ipv4/conf/eth0.1/forwarding"),
+        ("net.ipv4.conf.eth0/1.forwarding", b"net/ipv4/conf/eth0.1/forwarding"),
+    ],
+)
+def test_sysctls_as_paths(name: str, path: bytes) -> None:
+    assert namespaces._sysctl_path(name) == path
+
+
+def test_a_record(tmp_path: object) -> None:
+    record = Record(f"{tmp_path}/state", "x")
+    with pytest.raises(NotFound, match="does not exist"):
+        record.read()
+    record.claim("/mamushka/x")
+    with pytest.raises(Conflict, match="already exists"):
+        Record(f"{tmp_path}/state", "x").claim("/")
+    config = Config("1.0.0", Process(args=("true",)), hooks=Hooks(poststop=(Hook("/x"),)))
+    assert Record(f"{tmp_path}/state", "x").status(frozen=False) == "creating"
+    record.keep(Kept("x", "/bundle", 1.5, "/mamushka/x", config), b"filter")
+    record.release()
+    other = Record(f"{tmp_path}/state", "x")
+    assert other.status(frozen=False) == "stopped"  # its creator is gone
+    kept = other.read()
+    assert (kept.bundle, kept.created, kept.cgroup, kept.config, kept.hooked) == (
+        "/bundle",
+        1.5,
+        "/mamushka/x",
+        config,
+        True,
+    )
+    assert other.content("seccomp") == b"filter" and other.kept_cgroup() == "/mamushka/x"
+    other.keep_process(os.getpid())
+    assert other.status(frozen=False) == "running" and other.living() == os.getpid()
+    assert [found.id for found in records(f"{tmp_path}/state")] == ["x"]
+    other.remove()
+    other.remove()
+    assert list(records(f"{tmp_path}/state")) == []
+
+
+@given(st.binary(max_size=40))
+def test_a_damaged_record_is_invalid(raw: bytes) -> None:
+    with pytest.raises(Invalid):
+        Kept.parse("x", raw, "state.json")
+
+
+def test_a_process_is_known_by_when_it_began() -> None:
+    start = start_time(os.getpid())
+    assert alive(os.getpid(), start) and not alive(os.getpid(), start + 1) and not alive(1 << 30, start)
+    assert 0 < start / os.sysconf("SC_CLK_TCK") <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+# The command line
+
+
+def test_flags() -> None:
+    found, rest = arguments.parse(arguments.EXEC, ["-e", "A=1", "--env=B=2", "-t", "id", "-x", "--tty"], stop=True)
+    assert found.all("env") == ("A=1", "B=2") and "tty" in found and rest == ["id", "-x", "--tty"]
+    found, rest = arguments.parse(arguments.DELETE, ["id", "--force", "--", "-x"], stop=False)
+    assert "force" in found and rest == ["id", "-x"]
+    assert "detach" not in arguments.parse(arguments.RUN, ["-d", "--detach=false"], stop=False)[0]
+    for wrong in (["--no-such"], ["--bundle"], ["--detach=maybe"]):
+        with pytest.raises(arguments.UsageError):
+            arguments.parse(arguments.RUN, wrong, stop=False)
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_any_command_line_is_read_or_refused(words: list[str]) -> None:
+    for flags in (arguments.GLOBAL, arguments.RUN, arguments.EXEC, arguments.UPDATE):
+        try:
+            arguments.parse(flags, words, stop=False)
+        except arguments.UsageError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigterm", 15), ("SIGRTMIN+1", 35)]
+)
+def test_signals(text: str, number: int) -> None:
+    assert signal_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "SIGFLY", "65", "-1", "SIG_DFL", "SIG", "9.5"])
+def test_signals_that_are_none(text: str) -> None:
+    with pytest.raises(Invalid):
+        signal_number(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", 512), ("1k", 1024), ("2MiB", 2 << 20), ("3gb", 3 << 30), ("-1", -1)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert _bytes(text, "memory") == size
