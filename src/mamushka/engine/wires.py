@@ -82,5 +82,10 @@ def tidy(wires: Wires) -> None:
             link = find_link(route, name)
             if link is not None:
                 remove_link(route, link.index)
-        with Lock(wires.lock):
+        try:
+            lock = Lock(wires.lock)
+        except FileNotFoundError:  # the engine's directories were removed: nobody else comes
+            reconcile.sweep(route, filter, scope_of(wires.root))
+            return
+        with lock:
             reconcile.sweep(route, filter, scope_of(wires.root))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 
@@ -350,4 +351,17 @@ def test_many_that_end_at_once_leave_nothing(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert world.host.state() == world.host.before
+
+
+def test_removed_directories_do_not_keep_the_links(world: World) -> None:
+    joined = world.start("box")
+    world.joined.pop("box")
+    world.state.close()
+    shutil.rmtree(world.paths.run)
+    shutil.rmtree(world.paths.data)
+    world.places.pop("box").close()
+    with Entered(world.host.fd):
+        wires.silence(joined.wires)
+        wires.tidy(joined.wires)
     assert world.host.state() == world.host.before
