@@ -159,6 +159,18 @@ def test_global_records_hold_until_they_are_overruled() -> None:
     assert [member.uid for member, _ in read([out.getvalue()])] == [7, 8]
 
 
+def global_records(records: dict[str, str]) -> bytes:
+    """A global header as tarfile writes it."""
+    return tarfile.TarInfo.create_pax_global_header(records)
+
+
+def test_an_empty_record_takes_back_a_global_one() -> None:
+    raw = global_records({"uid": "77"})
+    assert read([raw + pax({}, uid=5)])[0][0].uid == 77
+    assert read([raw + pax({"uid": "", "SCHILY.xattr.user.e": ""}, uid=5)])[0][0].uid == 5
+    assert read([pax({"SCHILY.xattr.user.e": ""})])[0][0].xattrs == (("user.e", b""),)
+
+
 def test_the_pax_sparse_forms() -> None:
     zero_one = pax({"GNU.sparse.map": "1,2,8,3", "GNU.sparse.size": "20", "GNU.sparse.name": "s"}, b"abcde")
     one_zero = pax(
@@ -182,10 +194,7 @@ def broken(raw: bytes, at: int, new: bytes) -> bytes:
 PLAIN = archive((Member(b"f", size=3), b"abc"))
 HOSTILE = {
     "wrong checksum": PLAIN[:100] + b"9" + PLAIN[101:],
-    "global records that all pay for": header(Member(b"g", b"g", size=6000))
-    + (b"6000 comment=" + b"x" * 5986 + b"\n")
-    + padding(6000)
-    + PLAIN,
+    "global records that all pay for": tarfile.TarInfo.create_pax_global_header({"comment": "x" * 6000}) + PLAIN,
     "cut in a header": PLAIN[:300],
     "cut in data": PLAIN[:514],
     "one zero block": header(Member(b"a")) + bytes(512) + header(Member(b"b")),

@@ -108,8 +108,10 @@ class Reader:
             else:
                 sparse.clear()
                 records = _pax(body, sparse)
-        if self._globals:
-            records = {**self._globals, **records}
+        if self._globals or b"" in records.values():
+            merged = {**self._globals, **records}
+            # An empty record takes back what an earlier one said; an attribute may well be empty.
+            records = {key: item for key, item in merged.items() if item or b".xattr." in key}
         return self._member(block, kind, records, sparse, long_name, long_link)
 
     def pieces(self) -> Iterator[memoryview]:
