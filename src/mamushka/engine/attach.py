@@ -227,6 +227,14 @@ class Connection:
             self._pidfd = -1
 
 
+def pair() -> tuple[int, int]:
+    """Two connected ends, one for a client and one for the shim that is to be forked."""
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return ours.detach(), theirs.detach()
+
+
 def connect(identifier: str, directory: str, flags: int, *, at_end: Callable[[], Exit | None]) -> Connection | None:
     """Connect to the shim that listens in ``directory``; None when none does."""
     import _socket

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 from mamushka.engine import bundle, frames, ids, shim, users
-from mamushka.engine.attach import Connection
+from mamushka.engine.attach import Connection, pair
 from mamushka.engine.ending import running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
-from mamushka.engine.starting import _pair
 from mamushka.errors import Conflict, Invalid
 
 TYPE_CHECKING = False
@@ -56,7 +55,7 @@ def execute(
         size=size,
     )
     id = ids.new_id()
-    ours, theirs = _pair()
+    ours, theirs = pair()
     flags = 0 if detach else frames.OUTPUT | (frames.INPUT if stdin else 0)
 
     def serve() -> None:
@@ -87,7 +86,7 @@ def _account(workload: Workload, user: str) -> users.Account:
 
 def _serve(engine: Engine, workload: Workload, process: Process, theirs: int, flags: int, stdin: bool) -> None:
     pump = Pump()
-    pump.clients.append(Client(theirs, flags))
+    pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     try:
         streams = launch_exec(engine.runtime(workload.runtime), workload.id, process, stdin=stdin)
     except BaseException as error:

@@ -22,6 +22,8 @@ OUT, ERR, EXIT, STARTED, FAILED, DONE, TRACE = 1, 2, 3, 4, 5, 6, 7
 ATTACH, STDIN, END, RESIZE, QUIET, POLICY = 16, 17, 18, 19, 20, 21
 # What a client wants to hear and may say: flags of ATTACH
 OUTPUT, INPUT = 1, 2
+# Set by the shim alone: standard input ends when this client goes, as with Docker for the one who started it.
+ONCE = 4
 
 # A pipe holds so much, and the socket's default buffer three such messages.
 DATA_MAX = 65536

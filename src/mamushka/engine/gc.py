@@ -119,13 +119,14 @@ def _repair(engine: Engine, id: str) -> bool:
             row = engine.state.find(id)
         except NotFound:
             return False
-        return _finish(engine, row)
+        return finish(engine, row)
     finally:
         if fd >= 0:
             os.close(fd)
 
 
-def _finish(engine: Engine, row: Row) -> bool:
+def finish(engine: Engine, row: Row) -> bool:
+    """Finish what a killed process began; the caller holds the lock. Whether there was something."""
     if row.status not in ACTIVE and row.status != "removing":
         return False
     workload = load(row)

@@ -33,6 +33,7 @@ class Client:
     __slots__ = ("backlog", "fd", "flags")
 
     def __init__(self, fd: int, flags: int = 0) -> None:
+        """``flags`` of ATTACH, and perhaps ONCE."""
         os.set_blocking(fd, False)
         self.fd = fd
         self.flags = flags
@@ -243,7 +244,7 @@ class Pump:
 
     def _obey(self, client: Client, kind: int, content: object) -> None:
         if kind == frames.ATTACH and isinstance(content, int):
-            client.flags = content
+            client.flags = content & (frames.OUTPUT | frames.INPUT) | client.flags & frames.ONCE
             if self.pid:
                 self._send(client, frames.started(self.pid))
         elif kind == frames.STDIN and isinstance(content, bytes):
@@ -283,6 +284,9 @@ class Pump:
     def _drop(self, client: Client) -> None:
         self.clients.remove(client)
         os.close(client.fd)
+        if client.flags & frames.ONCE and self.console < 0:
+            self._end_of_input = True
+            self._write_input()
 
     def _close_output(self, fd: int) -> None:
         del self.outputs[fd]

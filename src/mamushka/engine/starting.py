@@ -10,7 +10,7 @@ import os
 
 from mamushka import document, trace
 from mamushka.engine import bundle, frames, gc, host, logs, rootfs, shim, userns, wiring
-from mamushka.engine.attach import Connection
+from mamushka.engine.attach import Connection, pair
 from mamushka.engine.launch import Launch, mount
 from mamushka.engine.mounts import Sources
 from mamushka.engine.pump import Client, Pump
@@ -39,7 +39,7 @@ def start(engine: Engine, identifier: str, flags: int, size: tuple[int, int] | N
     try:
         workload = load(engine.state.find(id))
         if workload.status in ACTIVE:
-            gc._finish(engine, engine.state.find(id))
+            gc.finish(engine, engine.state.find(id))
             workload = load(engine.state.find(id))
             if workload.status in ACTIVE:
                 raise Conflict(
@@ -93,7 +93,7 @@ def _launch(
     config = _config(engine, workload, root, place, size)
     post = _post(engine, workload, launch, holder, place)
     listener = _listen(engine, workload.id)
-    ours, theirs = _pair()
+    ours, theirs = pair()
     open_fds += [listener, theirs]
 
     def serve() -> None:
@@ -116,7 +116,7 @@ def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener:
     if trace.listening():
         trace.subscribe(lambda name, fields: _forward(theirs, name, fields))
     pump = Pump(listener=listener, log=shim.open_log(post))
-    pump.clients.append(Client(theirs, flags))
+    pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     served = shim.Shim(post, config, engine.runtime(post.launch.runtime), pump)
     try:
         served.start(root)
@@ -230,13 +230,6 @@ def _listen(engine: Engine, id: str) -> int:
     finally:
         socket.close()
         os.close(directory)
-
-
-def _pair() -> tuple[int, int]:
-    import _socket
-
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    return ours.detach(), theirs.detach()
 
 
 def _record(engine: Engine, workload: Workload, place: Place, pid: int) -> None:

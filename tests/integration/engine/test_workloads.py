@@ -140,6 +140,20 @@ def test_detaching_leaves_it_running_and_attaching_again_shows_on(engine: Engine
     engine.remove(id, force=True)
 
 
+def test_input_ends_with_whoever_started_it(engine: Engine) -> None:
+    """A client that is killed must not leave a filter that waits for ever."""
+    id = engine.create(settings("cat", stdin=True))
+    attached = engine.start(id, attach=True, stdin=True)
+    assert attached is not None
+    attached.write(b"last\n")
+    attached.close()
+    assert engine.wait(id, timeout=20) == Exit()
+    assert [line.data for line in engine.logs(id)] == [b"last\n"]
+    engine.start(id)
+    engine.attach(id).close()
+    assert engine.inspect(id).status == "running"
+
+
 def test_a_slow_reader_loses_nothing(engine: Engine) -> None:
     id = engine.create(settings("sh", "-c", "head -c 2000000 /dev/zero; echo end", remove=True))
     attached = engine.start(id, attach=True)
