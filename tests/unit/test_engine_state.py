@@ -133,6 +133,7 @@ def test_a_lock_tells_whether_it_is_held(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     first, second = (os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
     assert not lock.held(second) and lock.take(first) and lock.held(second) and not lock.take(second)
+    assert not lock.held(second, byte=1) and lock.take(second, byte=1) and lock.held(first, byte=1)
     pid = os.fork()
     if pid == 0:
         os.close(first)  # the parent's copy keeps it

@@ -44,9 +44,15 @@ def running(engine: Engine, identifier: str) -> Workload:
     """A workload that runs. Conflict otherwise."""
     gc.settle(engine)
     row = engine.state.find(identifier)
-    if row.status not in ACTIVE or row.status == "restarting":
-        raise Conflict(f"container {row.id} is not running", hint=f"mamushka start {row.name}")
-    return engine.alive(load(row))
+    workload = engine.alive(load(row))
+    if workload.status not in ("running", "paused") or not workload.pid:
+        raise not_running(workload)
+    return workload
+
+
+def not_running(workload: Workload) -> Conflict:
+    """What is said of a workload that does not run, or does not any more."""
+    return Conflict(f"container {workload.id} is not running", hint=f"mamushka start {workload.name}")
 
 
 def connect(engine: Engine, id: str, flags: int = 0) -> Connection | None:
@@ -185,37 +191,47 @@ def _wait_started(engine: Engine, id: str, timeout: float | None) -> Exit:
 
 def remove(engine: Engine, identifier: str, *, force: bool, volumes: bool) -> None:
     """See Engine.remove."""
-    from mamushka.engine.removal import remove as remove_all
     from mamushka.linux import lock
 
     gc.settle(engine)
-    row = engine.state.find(identifier)
+    id = engine.state.find(identifier).id
+    try:
+        door = gc.open_lock(engine, id)
+    except NotFound:
+        gc.sweep(engine)  # it is half removed already
+        return
+    try:
+        lock.take(door, byte=gc.DOOR, wait=True)
+        _remove(engine, id, force=force, volumes=volumes)
+    except NotFound:
+        pass  # it was to be removed at its end, or another process was faster
+    finally:
+        os.close(door)
+
+
+def _remove(engine: Engine, id: str, *, force: bool, volumes: bool) -> None:
+    """Past the door: nobody else starts or removes it."""
+    from mamushka.engine.removal import remove as remove_all
+    from mamushka.linux import lock
+
+    row = engine.state.find(id)
     if row.status in ACTIVE:
-        if not force and gc.sweep(engine, [row]):
-            return remove(engine, identifier, force=force, volumes=volumes)
-        if not force:
+        if force:
+            _be_quiet(engine, id)
+            _send(engine, load(row), signal.SIGKILL)
+            wait_end(engine, id, None)
+        elif not gc.sweep(engine, [row]):
             raise Conflict(
-                f"cannot remove container {row.id}: container is {row.status}: stop the container before removing or "
+                f"cannot remove container {id}: container is {row.status}: stop the container before removing or "
                 "force remove",
                 hint=f"mamushka rm --force {row.name}",
             )
-        _be_quiet(engine, row.id)
-        _send(engine, load(row), signal.SIGKILL)
-        wait_end(engine, row.id, None)
+    life = gc.open_lock(engine, id)
     try:
-        fd = os.open(f"{engine.paths.workload(row.id)}/lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        gc.sweep(engine)
-        return None
-    try:
-        lock.take(fd, wait=True)
-        try:
-            remove_all(engine, engine.state.find(row.id), volumes=volumes)
-        except NotFound:
-            pass  # it was to be removed at its end, and was
+        lock.take(life, wait=True)  # a shim that has told its end is about to let go
+        remove_all(engine, engine.state.find(id), volumes=volumes)
     finally:
-        os.close(fd)
-    return None
+        os.close(life)
 
 
 def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:

@@ -6,7 +6,7 @@ import os
 
 from mamushka.engine import bundle, frames, ids, shim, users
 from mamushka.engine.attach import Connection, pair
-from mamushka.engine.ending import running
+from mamushka.engine.ending import not_running, running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
 from mamushka.errors import Conflict, Invalid
@@ -77,7 +77,10 @@ def execute(
 
 def _account(workload: Workload, user: str) -> users.Account:
     """Looked up in the root as the workload sees it now."""
-    root = os.open(f"/proc/{workload.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        root = os.open(f"/proc/{workload.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise not_running(workload) from None
     try:
         return users.find(root, user or workload.user, workload.settings.groups)
     finally:

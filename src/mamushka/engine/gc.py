@@ -69,13 +69,26 @@ def _change(state: State, id: str, status: str, news: dict[str, Any]) -> None:
     state.change(id, status=status, news=document.dump(news).decode())
 
 
+# A workload's lock file has two: who keeps it alive holds LIFE, who starts or removes it passes through DOOR. So
+# whoever holds the door and finds the workload at rest, with its life locked, waits for an end and not for a life.
+LIFE, DOOR = 0, 1
+
+
+def open_lock(engine: Engine, id: str) -> int:
+    """The workload's lock file. NotFound when its directory is gone."""
+    try:
+        return os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"no such container: {id}") from None
+
+
 def held(engine: Engine, id: str) -> bool:
     """Whether a process holds the workload's lock: its shim, or who is starting or removing it."""
     from mamushka.linux import lock
 
     try:
-        fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_lock(engine, id)
+    except NotFound:
         return False
     try:
         return lock.held(fd)
@@ -108,8 +121,8 @@ def _repair(engine: Engine, id: str) -> bool:
 
     fd = -1
     try:
-        fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_lock(engine, id)
+    except NotFound:
         pass  # its directory is gone: only the row is left, and whatever others hold
     try:
         if fd >= 0 and not lock.take(fd):

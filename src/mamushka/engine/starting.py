@@ -33,36 +33,36 @@ if TYPE_CHECKING:
 def start(engine: Engine, identifier: str, flags: int, size: tuple[int, int] | None) -> Connection | None:
     """Start it; None when it runs already. The connection has the flags (frames.OUTPUT, frames.INPUT)."""
     id = engine.state.find(identifier).id
-    holder = _lock(engine, id)
-    if holder < 0:
-        return None
+    door = gc.open_lock(engine, id)
     try:
-        workload = load(engine.state.find(id))
-        if workload.status in ACTIVE:
-            gc.finish(engine, engine.state.find(id))
-            workload = load(engine.state.find(id))
-            if workload.status in ACTIVE:
-                raise Conflict(
-                    f"container {workload.name} runs without its shim, which was killed",
-                    hint=f"mamushka stop {workload.name}, then start it again",
-                )
-        engine.state.change(id, status=after(workload.status, "start", workload.name))
-        return _start(engine, workload, holder, flags, size)
+        lock.take(door, byte=gc.DOOR, wait=True)
+        return _enter(engine, id, flags, size)
+    finally:
+        os.close(door)
+
+
+def _enter(engine: Engine, id: str, flags: int, size: tuple[int, int] | None) -> Connection | None:
+    """Past the door: nobody else starts or removes it."""
+    holder = gc.open_lock(engine, id)
+    try:
+        if not lock.take(holder):
+            gc.settle(engine)
+            if engine.state.find(id).status in ACTIVE:
+                return None
+            lock.take(holder, wait=True)  # its shim has told its end and is about to let go
+        row = engine.state.find(id)
+        if row.status in ACTIVE:
+            gc.finish(engine, row)
+            row = engine.state.find(id)
+        if row.status in ACTIVE:
+            raise Conflict(
+                f"container {row.name} runs without its shim, which was killed",
+                hint=f"mamushka stop {row.name}, then start it again",
+            )
+        engine.state.change(id, status=after(row.status, "start", row.name))
+        return _start(engine, load(row), holder, flags, size)
     finally:
         os.close(holder)
-
-
-def _lock(engine: Engine, id: str) -> int:
-    """The workload's lock, or -1 when a shim has it, thus when it runs."""
-    fd = os.open(f"{engine.paths.workload(id)}/lock", os.O_RDWR | os.O_CLOEXEC)
-    if lock.take(fd):
-        return fd
-    gc.settle(engine)
-    if engine.state.find(id).status in ACTIVE:
-        os.close(fd)
-        return -1
-    lock.take(fd, wait=True)  # its shim has told its end and is about to let go
-    return fd
 
 
 def _start(

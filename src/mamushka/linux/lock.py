@@ -27,9 +27,12 @@ class flock64:
     l_pid: s32 = 0
 
 
-def take(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock a file opened for reading and writing; False when another description holds it and not ``wait``."""
-    wish = flock64(l_type=fcntl.F_RDLCK if shared else fcntl.F_WRLCK)
+def take(fd: int, *, byte: int = 0, shared: bool = False, wait: bool = False) -> bool:
+    """Lock one byte of a file opened for reading and writing; False when another has it and not ``wait``.
+
+    The byte need not exist: each is a lock of its own.
+    """
+    wish = flock64(l_type=fcntl.F_RDLCK if shared else fcntl.F_WRLCK, l_start=byte, l_len=1)
     try:
         fcntl.fcntl(fd, F_OFD_SETLKW if wait else F_OFD_SETLK, bytes(wish))  # type: ignore[call-overload]
     except (BlockingIOError, PermissionError):
@@ -37,7 +40,7 @@ def take(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
     return True
 
 
-def held(fd: int) -> bool:
-    """Whether another description holds a lock on the file."""
-    answer = fcntl.fcntl(fd, F_OFD_GETLK, bytes(flock64(l_type=fcntl.F_WRLCK)))  # type: ignore[call-overload]
+def held(fd: int, *, byte: int = 0) -> bool:
+    """Whether another description holds a lock on this byte of the file."""
+    answer = fcntl.fcntl(fd, F_OFD_GETLK, bytes(flock64(l_type=fcntl.F_WRLCK, l_start=byte, l_len=1)))  # type: ignore[call-overload]
     return flock64.from_buffer_copy(answer).l_type != fcntl.F_UNLCK  # type: ignore[attr-defined, no-any-return]
