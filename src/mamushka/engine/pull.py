@@ -17,7 +17,7 @@ from threading import Event, Thread
 from mamushka.document import SIZE_MAX
 from mamushka.engine.crew import GRACE, Crew
 from mamushka.engine.summary import Progress
-from mamushka.errors import Invalid, NotFound
+from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.image.compression import decompress
 from mamushka.image.ingest import complete, ingest
 from mamushka.spec import platform as platforms
@@ -100,6 +100,10 @@ class Pull:
             self._store.put(raw, chosen.digest)
         if isinstance(found, Index):
             raise Invalid(f"{self._reference.familiar} is nested deeper than {_DEPTH_MAX} indexes")
+        if any(layer.media_type.endswith("+encrypted") for layer in found.layers):
+            raise Unsupported(
+                f"the layers of {self._reference.familiar} are encrypted, and there is no key for them here"
+            )
         if found.config.size > SIZE_MAX:
             raise Invalid(f"the config of {self._reference.familiar} has {found.config.size} bytes, too many for one")
         self._blob(found.config)

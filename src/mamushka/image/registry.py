@@ -34,8 +34,8 @@ AGENT = "mamushka"
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 _REDIRECTS_MAX = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-# A repository with more pages of tags than this is a registry that goes in circles.
-_PAGES_MAX = 10_000
+# The busiest repositories have some ten thousand tags; one with more than this goes in circles.
+_TAGS_MAX = 1_000_000
 _PAGE = 1000
 
 
@@ -111,15 +111,18 @@ class Registry:
     def tags(self, repository: str) -> Iterator[str]:
         """All tags of a repository, page by page."""
         what = f"cannot list the tags of {self.host}/{repository}"
-        path, seen = f"{repository}/tags/list?n={_PAGE}", set()
-        for _ in range(_PAGES_MAX):
+        path, seen, count = f"{repository}/tags/list?n={_PAGE}", set(), 0
+        while count <= _TAGS_MAX:
             with self.exchange("GET", path, what, repository) as answer:
-                yield from distribution.parse_tags(answer.read(document.SIZE_MAX, "the list of tags"))
+                tags = distribution.parse_tags(answer.read(document.SIZE_MAX, "the list of tags"))
+                yield from tags
+                count += max(1, len(tags))  # so that empty pages come to an end, too
                 following = distribution.next_page(answer.header("Link"))
                 path = self._same_host(answer.url, following) if following else ""
             if not path or path in seen:
                 return
             seen.add(path)
+        raise Invalid(f"{what}: there are more than {_TAGS_MAX}")
 
     def put_manifest(self, repository: str, selector: str, raw: bytes, media_type: str) -> None:
         """Upload a manifest under a tag or its digest."""
