@@ -75,7 +75,7 @@ def on_the_hosts_network(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture
 def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     """The host, afterwards, is as it was before. What others may do meanwhile is left out with --shared-host."""
-    before = host.look()
+    before = host.rested()
     yield
     others = host.SHARED if request.config.getoption("--shared-host") else ()
     left = host.settled(before, ignore=others)

@@ -46,6 +46,14 @@ def look() -> Host:
     return Host(_mounts(), _links(), _packet_filter(), _cgroups(), _files(), _processes(), _sysctls())
 
 
+def rested(*, patience: float = 5.0) -> Host:
+    """A look once the shims of workloads that ended before have taken their links away; they do so after the end."""
+    deadline = time.monotonic() + patience
+    while any(link.startswith("mk") for link in _links()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return look()
+
+
 def difference(before: Host, after: Host, *, ignore: Collection[str] = ()) -> list[str]:
     """What came (+) and what went (-), one line each, but for the fields to ignore."""
     lines = []
