@@ -1,8 +1,9 @@
 """Making the process that becomes a container: one clone3, or one through a helper where the kernel wants it.
 
-A namespace of pids, of users or of clocks is entered by being born in it, so where one is joined, or where the
-caller has other threads (whose locks the child would inherit locked), a forked helper of one thread enters it
-and clones with CLONE_PARENT. Either way the new process is the caller's own child.
+A namespace of pids, of users or of clocks is entered by being born in it. Joining a pid namespace for one child can
+be taken back; for the others, or where the caller has more threads (whose locks the child would inherit
+locked), a forked helper of one thread enters and clones with CLONE_PARENT. Either way the new process is the
+caller's own child.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import os
 
 from mamushka.container import channel
 from mamushka.container.namespaces import set_time_offsets
-from mamushka.linux.process import CLONE_CLEAR_SIGHAND, CLONE_NEWTIME, CLONE_PARENT, clone3, setns, unshare
+from mamushka.linux.process import (
+    CLONE_CLEAR_SIGHAND,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_PARENT,
+    clone3,
+    setns,
+    unshare,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +55,29 @@ class Birth:
 
     def give(self) -> tuple[int, int]:
         """Make the process: (pid, pidfd). It executes the operations, the last of which does not return."""
-        if self.born or self.offsets or threads() > 1:
+        if self.offsets or threads() > 1 or any(flag != CLONE_NEWPID for _, flag, _ in self.born):
             return self._through_helper()
+        if self.born:
+            return self._among_others(self.born[0][0])
+        return self._clone()
+
+    def _clone(self) -> tuple[int, int]:
         pid, pidfd = clone3(self.flags, cgroup=self.cgroup)
         if pid == 0:
             perform(self.operations, self.site)
         return pid, pidfd
+
+    def _among_others(self, namespace: int) -> tuple[int, int]:
+        """In another pid namespace: joining one moves a process's next children only, and can be taken back."""
+        own = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(namespace, CLONE_NEWPID)
+            try:
+                return self._clone()
+            finally:
+                setns(own, CLONE_NEWPID)
+        finally:
+            os.close(own)
 
     def _through_helper(self) -> tuple[int, int]:
         ours, theirs = channel.pair()

@@ -166,6 +166,8 @@ def test_a_caller_with_threads(ground: Ground) -> None:
     thread.start()
     try:
         assert ground.run(ground.config("echo $$; exit 3")) == (3, "1\n")
+        ground.start(ground.config("sleep 60"))
+        assert ground.exec("ps | grep -c sleep; exit 4")[0] == 4
     finally:
         stop.set()
         thread.join()
