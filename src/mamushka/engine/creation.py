@@ -31,7 +31,7 @@ def create(engine: Engine, settings: Settings) -> str:
     _check(settings)
     engine.state.open()  # a database that must be rebuilt is rebuilt before there is a directory without a row
     if settings.image == host.NAME:
-        workload = _make(engine, settings, host.image())
+        workload = _make(engine, settings, host.image(settings.platform))
     else:
         with engine.images.lease():  # what is chosen now is not removed before the row says that it is used
             workload = _make(engine, settings, engine.images.get(settings.image, platform=settings.platform))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
+from mamushka.errors import Unsupported
 from mamushka.spec.runtime import Mount
 
 TYPE_CHECKING = False
@@ -51,10 +52,23 @@ _PEOPLE = 1000
 _NOBODY = 65534
 
 
-def image() -> ImageSummary:
-    """What the engine's images answer for the name."""
+def _check_platform(asked: str) -> None:
+    from mamushka.spec import platform
+
+    wanted, own = platform.parse(asked), platform.host()
+    if (wanted.os, wanted.architecture) != (own.os, own.architecture):
+        raise Unsupported(
+            f"the image {NAME} is this machine's, {own}, and not {wanted}",
+            hint="leave --platform out, or run an image that was made for that platform",
+        )
+
+
+def image(asked: str = "") -> ImageSummary:
+    """What the engine's images answer for the name. Unsupported when ``asked`` is another platform than this one."""
     from mamushka.engine.images import ImageSummary
 
+    if asked:
+        _check_platform(asked)
     document = config()
     platform = f"linux/{document['architecture']}"
     return ImageSummary(ID, "", (NAME,), (), 0.0, 0, platform, (), config=document)

@@ -82,7 +82,7 @@ class Images:
         if name == HOST:
             from mamushka.engine import host
 
-            return host.image()
+            return host.image(platform)
         catalogue = self._catalogue
         present = catalogue.find(name, platform)
         return catalogue.summary(present, catalogue.store.entries(), {present.top.digest})

@@ -58,6 +58,7 @@ def test_exit_codes(mamushka: Command, command: list[str], code: int, said: byte
         (("run", "--memory", "lots", "host"), b"not a size"),
         (("run", "--rm", "--network", "nowhere", "host", "true"), b"nowhere"),
         (("run", "--runtime", "vm", "host", "true"), b"vm"),
+        (("run", "--platform", "linux/riscv64", "host", "true"), b"not linux/riscv64"),
         (("run", "--pull", "never", "no/such", "true"), b"no/such"),
         (("run", "--frobnicate", "host"), b"unknown option"),
     ],
