@@ -202,6 +202,7 @@ HOSTILE = {
     "a size of exabytes": broken(PLAIN, 124, b"\x80" + b"\x7f" * 11),
     "no octal": broken(PLAIN, 124, b"0000000000x\0"),
     "an unknown type": broken(PLAIN, 156, b"Z"),
+    "a directory with data": broken(PLAIN, 0, b"dir/"),
     "no name": broken(PLAIN, 0, bytes(100)),
     "a uid of all ones": pax({"uid": str(2**32 - 1)}),
     "a long name of gigabytes": broken(broken(PLAIN, 156, b"L"), 124, b"77777777777\0"),

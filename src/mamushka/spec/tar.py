@@ -208,7 +208,7 @@ class Reader:
             mtime_ns = _nanoseconds(records[b"mtime"]) if b"mtime" in records else mtime_ns
             xattrs = _xattrs(records)
         if kind not in _HEADER_ONLY:
-            kind = self._data_kind(kind, name)
+            kind = self._data_kind(kind, name, size)
         stored = size if kind == REGULAR else 0
         segments = None
         if kind == REGULAR and (block[156] == 83 or sparse_records or any(r.startswith(b"GNU.sp") for r in records)):
@@ -223,9 +223,13 @@ class Reader:
         )
 
     @staticmethod
-    def _data_kind(kind: bytes, name: bytes) -> bytes:
-        if kind in (b"0", b"\0", b"7"):  # V7 knew directories only by their final slash
-            return DIRECTORY if name.endswith(b"/") else REGULAR
+    def _data_kind(kind: bytes, name: bytes, size: int) -> bytes:
+        if kind in (b"0", b"\0", b"7") and name.endswith(b"/"):  # V7 knew directories only by their final slash
+            if size:  # readers differ on whether data follows: what they would find may differ, too
+                raise Invalid(f"{name[:80]!r} is a directory with {size} bytes of data")
+            return DIRECTORY
+        if kind in (b"0", b"\0", b"7"):
+            return REGULAR
         if kind == b"S":
             return REGULAR
         raise Invalid(f"{name!r} has the member type {kind!r}, which no layer may have")

@@ -36,7 +36,7 @@ _OPEN_DIRECTORIES = 64  # of the 1024 descriptors that a process has by default,
 # that are replaced by something else: honest layers have few of both, and each costs time without costing bytes.
 _STEPS = 16_000_000
 _REPLACED = 1000
-_RAISE = "raise the limit only for an image that you trust"
+_SPLIT = "this was made to fill a disk, or its content should be spread over several layers"
 _IMPLICIT = Member(b"", DIRECTORY, 0o755)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -77,7 +77,7 @@ def _bounded(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
     for chunk in chunks:
         rest -= len(chunk)
         if rest < 0:
-            raise Invalid(f"the layer has more than {size} bytes", hint=_RAISE)
+            raise Invalid(f"the layer has more than {size} bytes", hint=_SPLIT)
         yield chunk
 
 
@@ -109,7 +109,7 @@ class _Layer:
             names += len(member.name) + len(member.link)
             if entries > self._limits.entries or names > self._limits.names:
                 limit = f"{self._limits.entries} entries or {self._limits.names} bytes of names"
-                raise Invalid(f"the layer has more than {limit}", hint=_RAISE)
+                raise Invalid(f"the layer has more than {limit}", hint=_SPLIT)
             parent, base = self._place(member.name)
             if base.startswith(WHITEOUT):
                 self._whiteout(parent, base)
