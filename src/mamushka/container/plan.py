@@ -116,7 +116,9 @@ class Interior:
                 ) from error
             self.trees.append(root)
             set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
-        target = os.fsencode(readable) if self.hooked and os.path.isdir(readable) else b"/"
+        # Over "/" where nobody looks for it: there setns finds it too, which a root that was not pivoted needs.
+        visible = self.hooked and not self.no_pivot and os.path.isdir(readable)
+        target = os.fsencode(readable) if visible else b"/"
         yield rootfs.EnterRoot(self.site, root, target, readable)
 
     def _root_path(self) -> str:

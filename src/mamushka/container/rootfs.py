@@ -138,7 +138,7 @@ class PivotRoot(Inside):
 
 
 class MoveRoot(Inside):
-    """Where pivot_root is impossible (an initramfs): move the mount over "/" and chroot. --no-pivot."""
+    """Where pivot_root is impossible (an initramfs): the root lies over "/" already, so chroot. --no-pivot."""
 
     __slots__ = ("site",)
 
@@ -146,7 +146,7 @@ class MoveRoot(Inside):
         self.site = site
 
     def describe(self) -> str:
-        return "move the root filesystem over / and chroot into it"
+        return "chroot into the root filesystem"
 
     def execute(self) -> None:
         os.fchdir(self.site.root)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mamushka.errors import Invalid, MamushkaError, NotFound
+from mamushka.runtime import Stdio
 from mamushka.spec.runtime import Device, IDMapping, Mount, Root
 from mamushka.values import replace
 
@@ -212,3 +213,10 @@ def test_a_fake_procfs_is_not_written_to(ground: Ground) -> None:
         ground.run(replace(config, mounts=tuple(mount for mount in config.mounts if mount.type != "proc")))
     with open(f"{ground.rootfs}/proc/sys/net/ipv4/ip_forward") as file:
         assert file.read() == "fake"
+
+
+def test_without_pivot_root(ground: Ground) -> None:
+    config = ground.config("sleep 60")
+    ground.made.append(ground.runtime.run(ground.name, ground.bundle(config), Stdio(), no_pivot=True))
+    code, text = ground.exec("ls /; readlink /proc/1/exe")
+    assert code == 0 and "boot" not in text.split() and "/bin/busybox" in text
