@@ -199,7 +199,7 @@ class Connection:
     def _say(self, message: bytes) -> None:
         try:
             os.write(self._fd, message)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # it has ended, which reading will tell
 
     def _receive(self) -> tuple[int, Any]:
@@ -245,7 +245,7 @@ def connect(identifier: str, directory: str, flags: int, *, at_end: Callable[[],
     try:
         socket.connect(f"/proc/self/fd/{place}/{identifier}")
         socket.send(frames.attach(flags))
-    except (FileNotFoundError, ConnectionRefusedError, BrokenPipeError):
+    except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
         socket.close()
         return None
     finally:

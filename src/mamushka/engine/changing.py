@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from mamushka import document
-from mamushka.engine import frames, ids, limits, restart, wiring
-from mamushka.engine.ending import connect, running
+from mamushka.engine import frames, gc, ids, limits, restart, wiring
+from mamushka.engine.ending import connect, not_running, running
 from mamushka.engine.paths import write_json
 from mamushka.engine.workload import Workload, after, load, record
-from mamushka.errors import Conflict
+from mamushka.errors import Conflict, MamushkaError
 from mamushka.values import asdict, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mamushka.engine.engine import Engine
     from mamushka.engine.settings import Limits, Restart
 
@@ -20,7 +22,7 @@ def pause(engine: Engine, identifier: str) -> None:
     """See Engine.pause."""
     workload = running(engine, identifier)
     status = after(workload.status, "pause", workload.name)
-    engine.runtime(workload.runtime).pause(workload.id)
+    _act(engine, workload, engine.runtime(workload.runtime).pause)
     _become(engine, workload, status, "pause")
 
 
@@ -28,8 +30,18 @@ def unpause(engine: Engine, identifier: str) -> None:
     """See Engine.unpause."""
     workload = running(engine, identifier)
     status = after(workload.status, "unpause", workload.name)
-    engine.runtime(workload.runtime).resume(workload.id)
+    _act(engine, workload, engine.runtime(workload.runtime).resume)
     _become(engine, workload, status, "unpause")
+
+
+def _act(engine: Engine, workload: Workload, act: Callable[[str], None]) -> None:
+    """Whatever goes wrong with a workload that has just ended goes wrong because it has ended."""
+    try:
+        act(workload.id)
+    except (MamushkaError, OSError) as error:
+        if gc.lives(engine, workload):
+            raise
+        raise not_running(workload) from error
 
 
 def _become(engine: Engine, workload: Workload, status: str, action: str) -> None:

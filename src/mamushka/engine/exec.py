@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from mamushka.engine import bundle, frames, ids, shim, users
+from mamushka.engine import bundle, frames, gc, ids, shim, users
 from mamushka.engine.attach import Connection, pair
 from mamushka.engine.ending import not_running, running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
-from mamushka.errors import Conflict, Invalid
+from mamushka.errors import Conflict, Invalid, MamushkaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ def execute(
     connection = Connection(id, ours)
     try:
         connection.greet()
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, MamushkaError | OSError) and not gc.lives(engine, workload):
+            raise not_running(workload) from error
         raise
     _event(engine, workload, id, command)
     return connection

@@ -143,7 +143,7 @@ def finish(engine: Engine, row: Row) -> bool:
     if row.status not in ACTIVE and row.status != "removing":
         return False
     workload = load(row)
-    if row.status in ("running", "paused") and _lives(engine, workload):
+    if row.status in ("running", "paused") and lives(engine, workload):
         return False
     trace.event("workload.repair", id=row.id, status=row.status)
     if row.status == "removing" or workload.settings.remove or not os.path.isdir(engine.paths.workload(row.id)):
@@ -156,7 +156,7 @@ def finish(engine: Engine, row: Row) -> bool:
     return True
 
 
-def _lives(engine: Engine, workload: Workload) -> bool:
+def lives(engine: Engine, workload: Workload) -> bool:
     """Whether the workload runs on although its shim was killed."""
     try:
         return engine.runtime(workload.runtime).state(workload.id).status in ("running", "paused")

@@ -1,0 +1,71 @@
+"""Several processes do everything to one workload at once: each call works or says why not, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+
+import pytest
+
+from mamushka.engine.engine import Engine
+from mamushka.errors import Conflict, MamushkaError, NotFound, Unavailable
+from tests.integration.engine.test_workloads import settings
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+SECONDS = 6.0
+VERBS = ("create", "start", "stop", "kill", "remove", "inspect", "exec", "list", "rename", "update")
+
+
+def _do(engine: Engine, verb: str, dice: random.Random) -> None:
+    if verb == "create":
+        engine.create(settings("sleep", "3", name="box", remove=dice.random() < 0.3))
+    elif verb == "start":
+        engine.start("box")
+    elif verb == "stop":
+        engine.stop("box", timeout=0)
+    elif verb == "remove":
+        engine.remove("box", force=dice.random() < 0.5)
+    elif verb == "exec":
+        with engine.exec("box", ["true"]) as process:
+            process.wait(20)
+    elif verb == "list":
+        engine.workloads(all=True)
+    elif verb == "rename":
+        engine.rename("box", "box")
+    else:
+        getattr(engine, verb)("box")
+
+
+def _caller(roots: tuple[str, str], seed: int) -> int:
+    dice, end, strange = random.Random(seed), time.monotonic() + SECONDS, 0
+    with Engine(*roots) as engine:
+        while time.monotonic() < end:
+            verb = dice.choice(VERBS)
+            try:
+                _do(engine, verb, dice)
+            except (Conflict, NotFound, Unavailable):
+                pass
+            except MamushkaError as error:  # an exec that meets the very end of its workload
+                strange += verb != "exec"
+                print(verb, error, file=sys.stderr)
+            except Exception as error:
+                strange += 1
+                print(verb, repr(error), file=sys.stderr)
+    return strange
+
+
+def test_everything_at_once(engine: Engine, roots: tuple[str, str]) -> None:
+    children = []
+    for seed in range(4):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(min(_caller(roots, seed), 100))
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    for workload in engine.workloads(all=True):
+        engine.remove(workload.id, force=True)
+    data, state = roots
+    for place in (f"{data}/workloads", f"{data}/news", f"{state}/containers", f"{state}/shims"):
+        assert os.listdir(place) == []
