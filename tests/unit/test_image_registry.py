@@ -107,9 +107,14 @@ def test_a_stall_is_noticed() -> None:
 
 def test_nobody_there() -> None:
     with scripted(lambda _: b"") as server:
-        registry = client(server)
-    with pytest.raises(Unavailable, match="cannot connect"):
-        registry.manifest("a", "b")
+        pass
+    waits: list[float] = []
+    for host in (server.url, "http://no.such.host.invalid"):
+        transport = Transport({"no.such.host.invalid": Trust(plain=True)})
+        registry = Registry(host, transport, patience=Patience(sleep=waits.append))
+        with pytest.raises(Unavailable, match="cannot connect"):
+            registry.manifest("a", "b")
+    assert waits == []
 
 
 def test_resolve_by_head() -> None:

@@ -10,6 +10,7 @@ import http.client
 import ssl
 import time
 from _thread import allocate_lock
+from socket import gaierror
 from urllib.parse import unquote, urljoin, urlsplit
 
 from mamushka.errors import Denied, Invalid, Unavailable
@@ -33,6 +34,10 @@ STALL_WINDOW = 60.0
 # Bytes asked of the socket at once; a registry on a fast link fills them.
 PIECE = 512 << 10
 _IDLE_MAX = 8
+
+
+class Unreachable(Unavailable):
+    """There is no such host, or nobody listens there: trying again at once does not help."""
 
 
 @value
@@ -226,7 +231,7 @@ class Transport:
         except (ssl.SSLError, ConnectionError, http.client.HTTPException, TimeoutError):
             return False
         except OSError as error:
-            raise Unavailable(f"no answer from {host}:{port}: {_reason(error)}") from error
+            raise Unreachable(f"no answer from {host}:{port}: {_reason(error)}") from error
         return True
 
     def close(self) -> None:
@@ -255,7 +260,11 @@ class Transport:
         try:
             return self._connect(key), True
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"cannot connect to {key[0]}://{key[1]}:{key[2]}: {_reason(error)}") from error
+            kind = Unreachable if isinstance(error, gaierror | ConnectionRefusedError) else Unavailable
+            raise kind(
+                f"cannot connect to {key[0]}://{key[1]}:{key[2]}: {_reason(error)}",
+                hint="check the name, the network and, if there is one, the proxy",
+            ) from error
 
     def _connect(self, key: Key) -> http.client.HTTPConnection:
         scheme, host, port = key

@@ -15,7 +15,7 @@ from mamushka import document, trace
 from mamushka.errors import Denied, Invalid, NotFound, Unavailable
 from mamushka.image.auth import NOBODY
 from mamushka.image.authorization import Authorizer
-from mamushka.image.http import bare, join
+from mamushka.image.http import Unreachable, bare, join
 from mamushka.spec import digest as digests
 from mamushka.spec import distribution
 from mamushka.spec.image import ACCEPTED, OCI_INDEX, Descriptor, Index, parse_manifest
@@ -206,6 +206,8 @@ class Registry:
         for attempt in range(self.patience.attempts if repeatable else 1):
             try:
                 answer = self._authorized(method, path, scopes, headers, body, what)
+            except Unreachable:
+                raise
             except Unavailable:
                 if attempt + 1 >= self.patience.attempts or not repeatable:
                     raise
