@@ -461,7 +461,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_options(interface: str, options: Mapping[str, str]) -> None:
-    if len(interface) > 15 or "/" in interface or interface in (".", "..") or interface.split() != [interface]:
+    from mamushka.linux.rtnetlink import IFNAMSIZ
+
+    if len(interface) >= IFNAMSIZ or "/" in interface or interface in (".", "..") or interface.split() != [interface]:
         raise Invalid(f"{interface!r} cannot be the name of a link", hint="up to 15 characters, no slash or space")
     mtu = options.get(OPTION_MTU, "1500")
     if not mtu.isascii() or not mtu.isdigit() or not 68 <= int(mtu) <= 65535:
