@@ -7,7 +7,7 @@ from mamushka.engine import frames, gc, ids, limits, restart, wiring
 from mamushka.engine.ending import connect, not_running, running
 from mamushka.engine.paths import write_json
 from mamushka.engine.workload import Workload, after, load, record
-from mamushka.errors import Conflict, MamushkaError
+from mamushka.errors import Conflict, MamushkaError, NotFound
 from mamushka.values import asdict, replace
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ def _become(engine: Engine, workload: Workload, status: str, action: str) -> Non
 def rename(engine: Engine, identifier: str, name: str) -> None:
     """See Engine.rename."""
     new = ids.check_name(name)
+    gc.settle(engine)
     with engine.state.transaction() as state:
         row = state.find(identifier)
         taken = state.execute("select id from workloads where name=?", (new,)).fetchone()
@@ -74,6 +75,7 @@ def update(engine: Engine, identifier: str, wish: Limits | None, policy: Restart
     """See Engine.update."""
     if policy is not None:
         restart.check(policy)
+    gc.settle(engine)
     with engine.state.transaction() as state:
         row = state.find(identifier)
         workload = load(row)
@@ -109,7 +111,10 @@ def _rewrite(engine: Engine, workload: Workload) -> None:
     """What it is asked to be, in its directory and in the database."""
     item = record(workload)
     engine.state.change(workload.id, name=workload.name, record=document.dump(item).decode())
-    write_json(f"{workload.directory}/workload.json", item)
+    try:
+        write_json(f"{workload.directory}/workload.json", item)
+    except FileNotFoundError:  # it has just ended, and was to be removed
+        raise NotFound(f"no such container: {workload.name}") from None
 
 
 def _event(engine: Engine, workload: Workload, action: str, **attributes: str) -> None:
