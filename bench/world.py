@@ -49,6 +49,7 @@ class World:
 
     def __init__(self, stack: ExitStack) -> None:
         self.root = stack.enter_context(tempfile.TemporaryDirectory(prefix="mamushka-bench-", dir="/var/tmp"))
+        stack.callback(_unmount_below, self.root)
         self.programs = os.path.dirname(sys.executable)
         self._stack = stack
         self._registry = ""
@@ -134,6 +135,15 @@ def world() -> Iterator[World]:
     with ExitStack() as stack:
         stack.callback(_remove_cgroups, "mamushka-bench")
         yield World(stack)
+
+
+def _unmount_below(root: str) -> None:
+    """podman and docker keep their stores mounted."""
+    with open("/proc/self/mounts") as file:
+        places = [line.split()[1] for line in file]
+    for place in reversed(places):
+        if place.startswith(root):
+            subprocess.run(["umount", "--lazy", place], check=False)
 
 
 def _remove_cgroups(name: str) -> None:

@@ -89,6 +89,15 @@ def test_a_wrong_template_is_refused_with_the_reason(source: str, reason: str) -
         Template(source).render(DOT)
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("source", ['{{1" "}}', '{{-1" "}}', "{{1` `}}", '{{.a" "}}'])
+def test_a_quote_behind_a_number_ends(source: str) -> None:
+    try:
+        Template(source).render(DOT)
+    except Invalid:
+        pass
+
+
 WORDS = st.sampled_from(
     ["{{", "}}", "{{-", "-}}", "if", "end", "else", "range", "with", " ", ".", ".Id", ".State", "$", "$x", ":=", "=",
      "(", ")", "|", '"a"', "`", '"', "1", "-1", ",", "json", "printf", "index", "len", "x", "\\", "/*", "*/", "eq"]

@@ -97,6 +97,8 @@ def _words(action: str) -> list[str]:
             continue
         if char in '"`':
             while action[end : end + 1] != char:
+                if end >= len(action):
+                    raise Invalid("the template has a string without an end")
                 end += 2 if char == '"' and action[end : end + 1] == "\\" else 1
             end += 1
         elif action.startswith(":=", index):
@@ -105,7 +107,7 @@ def _words(action: str) -> list[str]:
             while end < len(action) and action[end] not in _SPACE + '()|,=.:"`':
                 end += 1
             if char.isdigit() or char == "-":
-                while end < len(action) and action[end] not in _SPACE + "()|,=":
+                while end < len(action) and action[end] not in _SPACE + '()|,="`':
                     end += 1
         glued = char == "." and index > 0 and action[index - 1] not in _SPACE + "(|,="
         words.append(("\0" if glued else "") + action[index:end])
