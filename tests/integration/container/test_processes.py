@@ -99,8 +99,10 @@ def test_nothing_of_the_caller_is_inherited(ground: Ground) -> None:
     descriptors = next(line for line in text.splitlines() if line.startswith("fds")).split()[1:]
     assert [os.path.basename(name) for name in descriptors][:3] == ["0", "1", "2"]
     assert len(descriptors) <= 4  # and the one by which the shell lists them
-    signals = [line for line in status.splitlines() if line.startswith(("SigBlk", "SigIgn"))]
-    assert signals == ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"]
+    signals = dict(line.split(":\t") for line in status.splitlines() if line.startswith(("SigBlk", "SigIgn")))
+    # glibc's posix_spawn, by which make starts us, ignores its own two signals, 32 and 33, in every child.
+    own = 1 << 31 | 1 << 32
+    assert {name: int(mask, 16) & ~own for name, mask in signals.items()} == {"SigBlk": 0, "SigIgn": 0}
 
 
 def test_environment_home_and_path(ground: Ground) -> None:
