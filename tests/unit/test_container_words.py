@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamushka.container import channel, namespaces, options
+from mamushka.container import channel, features, mounts, namespaces, options, plan, privileges
+from mamushka.container.affinity import cpu_list
 from mamushka.container.failure import explain
-from mamushka.container.operation import DIRECTORY, PROGRAM, Inside
+from mamushka.container.operation import DIRECTORY, PROGRAM, Inside, Site
 from mamushka.container.record import Kept, Record, alive, check_id, records, start_time
 from mamushka.container.rootfs import components
 from mamushka.errors import Conflict, Denied, Invalid, NotFound, Unsupported
@@ -20,7 +21,7 @@ from mamushka.interfaces.oci.lifecycle import signal_number
 from mamushka.interfaces.oci.limits import _bytes
 from mamushka.linux import mount as abi
 from mamushka.runtime import CannotExecute, CommandNotFound
-from mamushka.spec.runtime import Config, Hook, Hooks, Process
+from mamushka.spec.runtime import Config, Hook, Hooks, Linux, Mount, Process
 
 
 def test_later_options_win() -> None:
@@ -202,3 +203,34 @@ def test_signals_that_are_none(text: str) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert _bytes(text, "memory") == size
+
+
+def test_lists_of_cpus() -> None:
+    assert cpu_list("0-3,7, 9") == {0, 1, 2, 3, 7, 9}
+    for text in ("", "a", "1-", "-1", "1,,2", "3-1", "9999", "\u0661"):
+        with pytest.raises(Invalid):
+            cpu_list(text)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_labels_are_refused_where_they_mean_nothing(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
+    """The host's answer is what ``features`` tells, and what decides over a mount label."""
+    for name in ("apparmor", "selinux"):
+        for module in (privileges, features):
+            monkeypatch.setattr(module, name, lambda: enabled)
+    told = features.features()["linux"]
+    assert isinstance(told, dict) and told["selinux"] == told["apparmor"] == {"enabled": enabled}
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    config = Config("1.2.0", process=Process(args=("x",)), linux=Linux(mount_label=label))
+    if enabled:
+        assert plan.checked_process(config).args == ("x",)
+    else:
+        with pytest.raises(Unsupported, match="SELinux is not enabled"):
+            plan.checked_process(config)
+
+
+def test_a_mount_label_goes_to_what_can_have_one() -> None:
+    for kind, expected in (("tmpfs", (("context", "x_t"),)), ("devpts", (("context", "x_t"),)), ("proc", ())):
+        mount = Mount("/x", type=kind)
+        made = mounts.MountFilesystem(Site(), mount, mounts.parse(mount), "x_t")
+        assert made.parameters == [(key.encode(), word.encode()) for key, word in expected]

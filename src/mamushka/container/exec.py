@@ -20,6 +20,7 @@ from mamushka.runtime import Started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mamushka.container.affinity import Moved
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.record import Kept, Record
     from mamushka.runtime import Stdio
@@ -66,12 +67,18 @@ def further(
     enter.append(JoinContainer(site, pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)))
     if user:
         enter.append(BecomeRoot())
+    moved = _place(process, enter)
     operations = further_process(site, process, stdio, preserve, enter, privileges)
     for operation in operations if trace.listening() else ():
         trace.event("plan.inside", operation=operation.describe())
     pid = new = -1
     try:
-        pid, new = Birth(site, operations, flags=0, born=born, cgroup=directory).give()
+        birth = Birth(site, operations, flags=0, born=born, cgroup=directory)
+        if moved is None:
+            pid, new = birth.give()
+        else:
+            with moved:
+                pid, new = birth.give()
         os.close(site.channel)
         site.channel = -1
         return Started(pid, new, _follow(site.peer, process))
@@ -86,6 +93,17 @@ def further(
         for descriptor in (site.peer, site.channel, directory):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _place(process: Process, enter: list[Inside]) -> Moved | None:
+    """Add what keeps it on its CPUs, once it is in its cgroup; and the caller's move before that."""
+    asked = process.exec_cpu_affinity
+    if asked is None or not (asked.initial or asked.final):
+        return None
+    from mamushka.container.affinity import Moved, RunOn, cpu_list
+
+    enter.insert(1, RunOn(cpu_list(asked.final) if asked.final else None))
+    return Moved(cpu_list(asked.initial)) if asked.initial else None
 
 
 def _filter(record: Record) -> Filter | None:

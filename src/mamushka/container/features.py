@@ -7,6 +7,7 @@ import os
 from mamushka.container import options
 from mamushka.container.cgroups.layout import layout
 from mamushka.container.namespaces import FLAGS
+from mamushka.container.privileges import apparmor, selinux
 from mamushka.container.seccomp import ACTIONS
 from mamushka.container.seccomp import FLAGS as SECCOMP_FLAGS
 from mamushka.linux.capabilities import NAMES
@@ -46,8 +47,8 @@ def features() -> Mapping[str, object]:
                 "knownFlags": tuple(SECCOMP_FLAGS),
                 "supportedFlags": tuple(SECCOMP_FLAGS),
             },
-            "apparmor": {"enabled": True},
-            "selinux": {"enabled": True},
+            "apparmor": {"enabled": apparmor()},
+            "selinux": {"enabled": selinux()},
             "intelRdt": {"enabled": False},
             "memoryPolicy": {},
             "mountExtensions": {"idmap": {"enabled": True}},

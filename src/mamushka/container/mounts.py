@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # strndup_user in fsconfig(2) takes no longer values; mount(2) takes a page.
 _FSCONFIG_VALUE_MAX = 255
+# What the kernel labels itself, whatever linux.mountLabel says.
+_UNLABELLED = ("proc", "sysfs", "mqueue")
 
 
 def host_tree(source: str, asked: Options, destination: str) -> int:
@@ -111,7 +113,7 @@ class MountFilesystem(Inside):
 
     __slots__ = ("asked", "copy_up", "destination", "kind", "parameters", "site", "source")
 
-    def __init__(self, site: Site, mount: Mount, asked: Options) -> None:
+    def __init__(self, site: Site, mount: Mount, asked: Options, label: str = "") -> None:
         self.site, self.asked = site, asked
         self.kind = mount.type.encode()
         self.source = os.fsencode(mount.source)
@@ -120,6 +122,8 @@ class MountFilesystem(Inside):
         for word in asked.parameters:
             key, equals, content = word.partition("=")
             pairs.append((key.encode(), os.fsencode(content) if equals else None))
+        if label and mount.type not in _UNLABELLED:
+            pairs.append((b"context", os.fsencode(label)))
         self.parameters = pairs
         self.copy_up: Callable[[int, int], None] | None = None
         if "tmpcopyup" in asked.words and mount.type == "tmpfs":

@@ -135,7 +135,7 @@ class Interior:
                 if paths:
                     yield mounts.MountCgroups(self.site, mount.destination, asked, paths)
             else:
-                yield mounts.MountFilesystem(self.site, mount, asked)
+                yield mounts.MountFilesystem(self.site, mount, asked, self.config.linux.mount_label)
 
     def _from_host(self, mount: Mount, asked: Options) -> Inside:
         source = os.path.join(self.bundle.path, mount.source)
@@ -250,7 +250,20 @@ def checked_process(config: Config) -> Process:
         raise Unsupported("config.json asks for a seccomp listener, which this runtime does not have yet")
     if config.linux.personality and config.linux.personality.domain != "LINUX":
         raise Unsupported(f"the personality {config.linux.personality.domain} is not supported yet")
+    if config.linux.mount_label:
+        check_label(config.linux.mount_label)
     return process
+
+
+def check_label(label: str) -> None:
+    """Unsupported where no mount can have an SELinux label."""
+    from mamushka.container.privileges import selinux
+
+    if not selinux():
+        raise Unsupported(
+            f"cannot use the SELinux mount label {label!r}: SELinux is not enabled",
+            hint="leave linux.mountLabel out, or boot with selinux=1",
+        )
 
 
 def check_process(process: Process | None) -> Process:

@@ -213,17 +213,27 @@ def _limits(wanted: Iterable[Rlimit]) -> list[tuple[int, rlimit64]]:
     return list(result.items())
 
 
+def apparmor() -> bool:
+    """Whether this kernel confines by AppArmor profiles."""
+    return _first("/sys/module/apparmor/parameters/enabled") == "Y"
+
+
+def selinux() -> bool:
+    """Whether this kernel has SELinux, with its file system where it belongs."""
+    return os.path.exists("/sys/fs/selinux/enforce")
+
+
 def _label(process: Process) -> tuple[bytes, bytes]:
     """The file and text that label the next program; the thread's own, through the host's /proc."""
     if process.apparmor_profile:
-        if _first("/sys/module/apparmor/parameters/enabled") != "Y":
+        if not apparmor():
             raise Unsupported(f"cannot use the AppArmor profile {process.apparmor_profile!r}: AppArmor is not enabled",
                               hint="leave the profile out, or boot with apparmor=1")  # fmt: skip
         stacked = "/proc/thread-self/attr/apparmor/exec"
         path = stacked if os.path.exists(stacked) else "/proc/thread-self/attr/exec"
         return path.encode(), os.fsencode(f"exec {process.apparmor_profile}")
     if process.selinux_label:
-        if not os.path.exists("/sys/fs/selinux/enforce"):
+        if not selinux():
             raise Unsupported(f"cannot use the SELinux label {process.selinux_label!r}: SELinux is not enabled",
                               hint="leave the label out, or boot with selinux=1")  # fmt: skip
         return b"/proc/thread-self/attr/exec", os.fsencode(process.selinux_label)

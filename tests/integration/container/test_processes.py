@@ -13,7 +13,7 @@ import pytest
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError
 from mamushka.linux.terminal import set_size
 from mamushka.runtime import CannotExecute, CommandNotFound, Stdio
-from mamushka.spec.runtime import Box, Process, User
+from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, User
 
 from .conftest import Ground, reap
 
@@ -188,6 +188,28 @@ def test_exec_is_inside(ground: Ground) -> None:
     _, status = ground.exec("cat /proc/self/status; cat /proc/self/cgroup; hostname")
     assert "Seccomp:\t2" in status and "NoNewPrivs:\t0" in status and "CapBnd:\t00000000a80425fb" in status
     assert status.strip().endswith("box")
+
+
+def test_exec_is_on_the_cpus_it_asks_for(ground: Ground) -> None:
+    """execCPUAffinity: the final list holds for the program, the initial one for who makes it and until then."""
+    ground.start(ground.config("sleep 60"))
+    before = os.sched_getaffinity(0)
+    for cpu in before:
+        asked = ExecCPUAffinity(initial=str(min(before)), final=str(cpu))
+        _, status = ground.exec("grep Cpus_allowed_list /proc/self/status", exec_cpu_affinity=asked)
+        assert status.split()[1] == str(cpu)
+    _, alone = ground.exec(
+        "grep Cpus_allowed: /proc/self/status", exec_cpu_affinity=ExecCPUAffinity(initial=str(min(before)))
+    )
+    assert int(alone.split()[1].replace(",", ""), 16) & sum(1 << cpu for cpu in before) == sum(1 << c for c in before)
+    assert os.sched_getaffinity(0) == before
+    for asked, kind in (
+        (ExecCPUAffinity(initial="8191"), "none of them"),
+        (ExecCPUAffinity(final="8191"), "run on the CPUs 8191"),
+        (ExecCPUAffinity(final="one"), "list of CPUs"),
+    ):
+        with pytest.raises(MamushkaError, match=kind):
+            ground.exec("true", exec_cpu_affinity=asked)
 
 
 def test_exec_failures(ground: Ground) -> None:
