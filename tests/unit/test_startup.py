@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mamushka import startup
+from mamushka.engine import shim
 
 
 def compiled(path: Path) -> "startup.Compiled":
@@ -87,3 +88,11 @@ def test_the_whole_package_builds_and_runs_from_its_bundle() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed == "True {'mamushka.errors'}\n"
+
+
+def test_a_shim_that_wakes_comes_from_the_bundle() -> None:
+    startup.build()
+    *interpreter, code, package, _ = map(os.fsdecode, shim.wake_command("unused"))
+    woken = code.rpartition(";")[0] + "; print(type(sys.modules['mamushka.engine.shim'].__spec__.loader).__name__)"
+    done = subprocess.run([*interpreter, woken, package], capture_output=True, text=True, check=True, cwd="/", env={})
+    assert done.stdout == "Bundle\n"

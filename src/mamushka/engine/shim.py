@@ -253,7 +253,8 @@ class Shim:
 def wake_command(path: str) -> list[bytes]:
     """How a shim comes back: an isolated interpreter that reads what was written down before the sleep."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from mamushka.engine.shim import wake; wake(sys.argv[2])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from mamushka import startup; startup.use(); "
+    code += "from mamushka.engine.shim import wake; wake(sys.argv[2])"
     return [os.fsencode(item) for item in (sys.executable, "-I", "-S", "-c", code, package, path)]
 
 
