@@ -109,7 +109,7 @@ def test_frames_come_back() -> None:
     assert frames.parse(frames.data(frames.OUT, b"\0x")) == (frames.OUT, b"\0x")
     assert frames.parse(frames.plain(frames.END)) == (frames.END, None)
     assert frames.parse(frames.exit(Exit(signal=9, oom_killed=True))) == (frames.EXIT, Exit(signal=9, oom_killed=True))
-    assert frames.parse(frames.started(7)) == (frames.STARTED, 7)
+    assert frames.parse(frames.started(7, 1.5)) == (frames.STARTED, (7, 1.5))
     assert frames.parse(size) == (frames.RESIZE, (65535, 80))
     assert frames.parse(frames.attach(3)) == (frames.ATTACH, 3)
     assert frames.parse(frames.policy("always", 0)) == (frames.POLICY, ("always", 0))

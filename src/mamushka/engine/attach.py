@@ -66,6 +66,7 @@ class Connection:
         self._fd = fd
         self._pidfd = -1
         self.pid = 0
+        self.started = 0.0  # seconds since the epoch
         self._history: list[bytes] = []
         self._at_end = at_end  # what to do once the process has ended; its answer stands in for a lost exit
         self._ended = False
@@ -85,7 +86,7 @@ class Connection:
         while True:
             kind, content = self._receive()
             if kind == frames.STARTED:
-                self._open_process(content)
+                self._open_process(*content)
                 return
             if kind == frames.TRACE:
                 trace.event(content[0], **content[1])
@@ -110,7 +111,7 @@ class Connection:
             if kind in (frames.OUT, frames.ERR):
                 return kind, content
             if kind == frames.STARTED:  # restarted
-                self._open_process(content)
+                self._open_process(*content)
             elif kind == frames.EXIT:
                 self._finish(content)
             elif kind == 0:
@@ -217,8 +218,8 @@ class Connection:
             known = self._at_end()
             self.exit = exit or known
 
-    def _open_process(self, pid: int) -> None:
-        self.pid = pid
+    def _open_process(self, pid: int, when: float) -> None:
+        self.pid, self.started = pid, when
         if self._pidfd >= 0:
             os.close(self._pidfd)
         try:

@@ -90,6 +90,8 @@ def _account(workload: Workload, user: str) -> users.Account:
 
 
 def _serve(engine: Engine, workload: Workload, process: Process, theirs: int, flags: int, stdin: bool) -> None:
+    from time import time
+
     pump = Pump()
     pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     try:
@@ -98,9 +100,16 @@ def _serve(engine: Engine, workload: Workload, process: Process, theirs: int, fl
         pump.tell(frames.failed(error))
         pump.close()
         return
-    started = streams.started
-    pump.adopt(started.pid, started.pidfd, outputs=streams.outputs, stdin=streams.stdin, console=streams.console)
-    pump.tell(frames.started(started.pid))
+    started, now = streams.started, time()
+    pump.adopt(
+        started.pid,
+        started.pidfd,
+        started=now,
+        outputs=streams.outputs,
+        stdin=streams.stdin,
+        console=streams.console,
+    )
+    pump.tell(frames.started(started.pid, now))
     pump.run()
     assert pump.exit is not None
     pump.tell(frames.exit(pump.exit))

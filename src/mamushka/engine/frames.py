@@ -31,7 +31,7 @@ MESSAGE_MAX = DATA_MAX + 1
 
 _EXIT = Struct("<iiB")
 _SIZE = Struct("<HH")
-_NUMBER = Struct("<i")
+_STARTED = Struct("<id")
 _FLAGS = Struct("<B")
 _KINDS = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
 _KINDS |= {kind.__name__: kind for kind in (runtime.CommandNotFound, runtime.CannotExecute)}
@@ -52,9 +52,9 @@ def exit(how: Exit) -> bytes:
     return bytes((EXIT,)) + _EXIT.pack(how.code, how.signal, how.oom_killed)
 
 
-def started(pid: int) -> bytes:
-    """STARTED."""
-    return bytes((STARTED,)) + _NUMBER.pack(pid)
+def started(pid: int, when: float) -> bytes:
+    """STARTED; ``when`` in seconds since the epoch."""
+    return bytes((STARTED,)) + _STARTED.pack(pid, when)
 
 
 def resize(rows: int, columns: int) -> bytes:
@@ -104,7 +104,7 @@ def _content(kind: int, content: bytes) -> Any:
         code, signal, oom = _EXIT.unpack(content)
         return Exit(code, signal, bool(oom))
     if kind == STARTED:
-        return _NUMBER.unpack(content)[0]
+        return _STARTED.unpack(content)
     if kind == RESIZE:
         return _SIZE.unpack(content)
     if kind == ATTACH:

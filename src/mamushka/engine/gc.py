@@ -52,6 +52,8 @@ def _take_over(engine: Engine, id: str, number: str, news: dict[str, Any]) -> No
         known = document.parse(row.news.encode(), "news")
         if known.get("number", "") >= number:
             return
+        if row.status == "starting":  # it ended before its starter could tell
+            tell_start(state, load(row), news["started"])
         for time, action, attributes in news.pop("events"):
             state.add_event(time, "workload", action, id, attributes)
         if news["removed"]:
@@ -63,6 +65,12 @@ def _take_over(engine: Engine, id: str, number: str, news: dict[str, Any]) -> No
         forget(engine, gone, news["finished"])
     elif news["status"] == "exited":
         release(engine, load(row))
+
+
+def tell_start(state: State, workload: Workload, when: float) -> None:
+    """The event of a start. Whoever moves a workload on from ``starting`` tells it, so it stands before the end."""
+    attributes = {"name": workload.name, "image": workload.image_name}
+    state.add_event(when, "workload", "start", workload.id, attributes)
 
 
 def _change(state: State, id: str, status: str, news: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ class Pump:
         self.log = log
         self.clients: list[Client] = []
         self.pid = 0
+        self.started = 0.0
         self.pidfd = -1
         self.outputs: dict[int, int] = {}  # descriptor: frames.OUT | frames.ERR
         self.stdin = -1
@@ -76,13 +77,13 @@ class Pump:
         self._input = b""
         self._end_of_input = False
 
-    def adopt(self, pid: int, pidfd: int, *, outputs: dict[int, int], stdin: int, console: int) -> None:
+    def adopt(self, pid: int, pidfd: int, *, started: float, outputs: dict[int, int], stdin: int, console: int) -> None:
         """Serve this process from now on. ``stdin`` of a terminal is a copy of ``console``."""
         for fd in (*outputs, stdin):
             if fd >= 0:
                 os.set_blocking(fd, False)
         self.pid, self.pidfd, self.outputs, self.stdin, self.console = pid, pidfd, outputs, stdin, console
-        self.exit, self._input, self._end_of_input = None, b"", False
+        self.started, self.exit, self._input, self._end_of_input = started, None, b"", False
 
     def rest(self) -> None:
         """No process for a while: the last one ended, another may follow."""
@@ -246,7 +247,7 @@ class Pump:
         if kind == frames.ATTACH and isinstance(content, int):
             client.flags = content & (frames.OUTPUT | frames.INPUT) | client.flags & frames.ONCE
             if self.pid:
-                self._send(client, frames.started(self.pid))
+                self._send(client, frames.started(self.pid, self.started))
         elif kind == frames.STDIN and isinstance(content, bytes):
             self._input += content if self.stdin >= 0 else b""
             self._write_input()

@@ -89,12 +89,17 @@ class Shim:
         from time import time
 
         streams = launch(self._runtime, self._post.launch, self._config, root)
-        started = streams.started
+        started, now = streams.started, time()
         self._pump.adopt(
-            started.pid, started.pidfd, outputs=streams.outputs, stdin=streams.stdin, console=streams.console
+            started.pid,
+            started.pidfd,
+            started=now,
+            outputs=streams.outputs,
+            stdin=streams.stdin,
+            console=streams.console,
         )
-        self._post = replace(self._post, started=time())
-        self._pump.tell(frames.started(started.pid))
+        self._post = replace(self._post, started=now)
+        self._pump.tell(frames.started(started.pid, now))
 
     def serve(self) -> None:
         """Until the workload has ended for good."""
@@ -269,6 +274,7 @@ def wake(path: str) -> NoReturn:
     pump.adopt(
         note["pid"],
         note["pidfd"],
+        started=post.started,
         outputs=dict(note["outputs"]),
         stdin=note["stdin"],
         console=note["console"],

@@ -77,7 +77,7 @@ def _start(
     finally:
         for fd in open_fds:
             os.close(fd)
-    _record(engine, workload, place, connection.pid)
+    _record(engine, workload, place, connection)
     return connection
 
 
@@ -232,25 +232,23 @@ def _listen(engine: Engine, id: str) -> int:
         os.close(directory)
 
 
-def _record(engine: Engine, workload: Workload, place: Place, pid: int) -> None:
-    from time import time
-
-    now = time()
+def _record(engine: Engine, workload: Workload, place: Place, connection: Connection) -> None:
     news = {
-        "pid": pid,
-        "started": now,
+        "pid": connection.pid,
+        "started": connection.started,
         "connections": encode(place.connections),
         "published": encode(place.published),
         "number": "",
     }
     with engine.state.transaction() as state:
-        # A short program may have ended and been settled by another process meanwhile: then its end stands.
+        # A short program may have ended and been settled by another process meanwhile: then its end stands, and
+        # that process has told of the start too.
         told = document.dump(news).decode()
-        state.execute(
+        changed = state.execute(
             "update workloads set status='running', news=? where id=? and status='starting'", (told, workload.id)
         )
-        attributes = {"name": workload.name, "image": workload.image_name}
-        state.add_event(now, "workload", "start", workload.id, attributes)
+        if changed.rowcount:
+            gc.tell_start(state, workload, connection.started)
 
 
 def _fail(engine: Engine, workload: Workload, error: BaseException) -> None:

@@ -8,10 +8,11 @@ import os
 import tarfile
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mamushka.engine import gc, starting
 from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Limits, Mount, Namespaces, Restart, Security, Settings
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
@@ -369,6 +370,32 @@ def test_waiting_for_a_removal_and_events(engine: Engine) -> None:
     assert sorted(actions) == ["destroy", "die", "start"]
     with pytest.raises(TimeoutError):
         engine.wait(engine.create(settings("true")), condition="next-exit", timeout=0.1)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_events_are_in_order(engine: Engine, monkeypatch: pytest.MonkeyPatch, removed: bool) -> None:
+    """Even where a workload ends, and another process takes that over, before its starter tells of the start."""
+    told = starting._record
+
+    def late(*arguments: Any) -> None:
+        while not os.listdir(engine.paths.news):
+            time.sleep(0.01)
+        gc.settle(engine)
+        told(*arguments)
+
+    monkeypatch.setattr(starting, "_record", late)
+    begun = time.time()
+    id = engine.create(settings("true", remove=removed))
+    engine.start(id)
+    seen = [event for event in engine.events(since=begun, until=time.time()) if event.id == id]
+    assert [event.action for event in seen] == ["create", "start", "die", *(["destroy"] if removed else [])]
+    assert [event.time for event in seen] == sorted(event.time for event in seen)
+    monkeypatch.setattr(starting, "_record", lambda *arguments: (time.sleep(0.2), told(*arguments)))
+    id = engine.create(settings("true"))
+    engine.start(id)
+    engine.wait(id, timeout=20)
+    found = engine.inspect(id)
+    assert found.created <= found.started <= found.finished
 
 
 def test_filters_and_prune(engine: Engine, sleeper: str) -> None:
