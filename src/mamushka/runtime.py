@@ -6,7 +6,7 @@ Its verbs are those of the OCI runtime-spec (runtime.md), its states those of ``
 
 from __future__ import annotations
 
-from mamushka.errors import Invalid
+from mamushka.errors import Conflict, Invalid
 from mamushka.spec.runtime import Config, Process, Resources
 from mamushka.values import EMPTY, value
 
@@ -24,6 +24,10 @@ class CommandNotFound(Invalid):
 
 class CannotExecute(Invalid):
     """The program exists and cannot be executed. A shell would answer 126."""
+
+
+class NotRunning(Conflict):
+    """The container has ended, or is just ending: nothing can be done to it or in it any more."""
 
 
 @value

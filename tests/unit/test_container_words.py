@@ -20,7 +20,7 @@ from mamushka.interfaces.oci import arguments
 from mamushka.interfaces.oci.lifecycle import signal_number
 from mamushka.interfaces.oci.limits import _bytes
 from mamushka.linux import mount as abi
-from mamushka.runtime import CannotExecute, CommandNotFound
+from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
 from mamushka.spec.runtime import Config, Hook, Hooks, Linux, Mount, Process
 
 
@@ -77,6 +77,7 @@ def test_a_failure_survives_its_packet(number: int, text: str, path: str) -> Non
         (PROGRAM, OSError(8, "x"), CannotExecute, "exec format error"),
         (DIRECTORY, FileNotFoundError(2, "Gone"), CannotExecute, 'chdir to cwd ("/w") set in config.json failed: gone'),
         ("", PermissionError(1, "No"), Denied, "cannot do it: no"),
+        ("", ProcessLookupError(3, "No such process"), NotRunning, "container not running: cannot do it"),
         ("", OSError(38, "No call"), Unsupported, "cannot do it: no call"),
         ("", ValueError("bug"), Exception, "unexpected ValueError('bug')"),
     ],

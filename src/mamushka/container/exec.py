@@ -16,7 +16,7 @@ from mamushka.container.spawn import Birth
 from mamushka.errors import MamushkaError
 from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, setns
 from mamushka.linux.seccomp import Filter
-from mamushka.runtime import Started
+from mamushka.runtime import NotRunning, Started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ def further(
         os.close(site.channel)
         site.channel = -1
         return Started(pid, new, _follow(site.peer, process))
-    except BaseException:
+    except BaseException as error:
         if pid > 0:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
             os.close(new)
+        if isinstance(error, ProcessLookupError):  # the container's first process is ending, and has no namespaces
+            raise NotRunning(f"container not running: {error}") from error
         raise
     finally:
         entrance.close()

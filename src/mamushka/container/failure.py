@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM
+from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH
 
 from mamushka.container.channel import parse_failure
 from mamushka.container.operation import DIRECTORY, PROGRAM
 from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
-from mamushka.runtime import CannotExecute, CommandNotFound
+from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def explain(packet: bytes, process: Process) -> MamushkaError:
             f'chdir to cwd ("{process.cwd}") set in config.json failed: {_lower(text)}',
             hint="the working directory must exist inside the container and be a directory",
         )
+    if number == ESRCH:  # its namespaces went before its process did
+        return NotRunning(f"container not running: cannot {operation}: {_lower(text)}")
     kind = _KINDS.get(number, MamushkaError)
     return kind(f"cannot {operation}: {_lower(text)}")
 

@@ -14,7 +14,7 @@ from mamushka.container.privileges import prepare
 from mamushka.container.record import Kept, Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.process import pidfd_send_signal
-from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, State
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, NotRunning, State
 from mamushka.spec.runtime import Linux
 from mamushka.values import replace
 
@@ -212,11 +212,11 @@ class ContainerRuntime:
         pidfd = record.open_process()
         if pidfd < 0:
             record.read()  # NotFound for an unknown id
-            raise Conflict("container not running")
+            raise NotRunning("container not running")
         try:
             pidfd_send_signal(pidfd, signal, None, 0)
         except ProcessLookupError:
-            raise Conflict("container not running") from None
+            raise NotRunning("container not running") from None
         finally:
             os.close(pidfd)
         if signal == _SIGKILL and _frozen(cgroup := self._cgroup(record)):
@@ -253,7 +253,7 @@ class ContainerRuntime:
         record = self._record(id)
         if not record.living():
             record.read()
-            raise Conflict("container not running")
+            raise NotRunning("container not running")
         self._cgroup(record).set(resources)
 
     def exec(
@@ -272,7 +272,7 @@ class ContainerRuntime:
         kept = record.read()
         pidfd = record.open_process()
         if pidfd < 0:
-            raise Conflict("container not running", hint="exec needs a container whose first process runs")
+            raise NotRunning("container not running", hint="exec needs a container whose first process runs")
         try:
             cgroup = open_cgroup(kept.cgroup)
             if not ignore_paused and _frozen(cgroup):

@@ -11,7 +11,7 @@ from mamushka.engine.attach import Connection
 from mamushka.engine.attach import connect as connect_shim
 from mamushka.engine.workload import ACTIVE, Workload, load
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
-from mamushka.runtime import Exit
+from mamushka.runtime import Exit, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ def kill(engine: Engine, identifier: str, name: str) -> None:
     workload = running(engine, identifier)
     if number == signal.SIGKILL:
         _be_quiet(engine, workload.id)
-    engine.runtime(workload.runtime).kill(workload.id, number)
+    try:
+        engine.runtime(workload.runtime).kill(workload.id, number)
+    except NotRunning as error:
+        raise not_running(workload) from error
     _event(engine, workload, "kill", signal=str(number))
 
 

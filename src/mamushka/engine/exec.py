@@ -10,6 +10,7 @@ from mamushka.engine.ending import not_running, running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
 from mamushka.errors import Conflict, Invalid, MamushkaError
+from mamushka.runtime import NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def execute(
         connection.greet()
     except BaseException as error:
         connection.close()
-        if isinstance(error, MamushkaError | OSError) and not gc.lives(engine, workload):
+        if isinstance(error, NotRunning) or (
+            isinstance(error, MamushkaError | OSError) and not gc.lives(engine, workload)
+        ):
             raise not_running(workload) from error
         raise
     _event(engine, workload, id, command)

@@ -34,7 +34,7 @@ _SIZE = Struct("<HH")
 _STARTED = Struct("<id")
 _FLAGS = Struct("<B")
 _KINDS = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
-_KINDS |= {kind.__name__: kind for kind in (runtime.CommandNotFound, runtime.CannotExecute)}
+_KINDS |= {kind.__name__: kind for kind in (runtime.CommandNotFound, runtime.CannotExecute, runtime.NotRunning)}
 
 
 def data(kind: int, content: bytes) -> bytes:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from mamushka.container.record import Record
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError
 from mamushka.linux.terminal import set_size
-from mamushka.runtime import CannotExecute, CommandNotFound, Stdio
+from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning, Stdio
 from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, User
 
 from .conftest import Ground, reap
@@ -227,6 +228,17 @@ def test_exec_failures(ground: Ground) -> None:
         ground.exec("true")
     ground.runtime.resume(ground.name)
     assert ground.exec("true")[0] == 0
+
+
+def test_exec_in_one_that_is_just_ending(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first process is a zombie whose namespaces are gone, and the runtime had seen it alive."""
+    ground.start(ground.config("sleep 60"))
+    pid = ground.runtime.state(ground.name).pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(Record, "open_process", lambda _: os.pidfd_open(pid))
+    with pytest.raises(NotRunning):
+        ground.exec("true")
 
 
 def test_exec_on_a_terminal(ground: Ground) -> None:

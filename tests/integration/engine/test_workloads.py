@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mamushka.engine import gc, starting
+from mamushka.container.runtime import ContainerRuntime
+from mamushka.engine import exec, gc, starting
 from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Limits, Mount, Namespaces, Restart, Security, Settings
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
-from mamushka.runtime import CannotExecute, CommandNotFound, Exit
+from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
 
 if TYPE_CHECKING:
     from mamushka.engine.attach import Attached
@@ -370,6 +371,22 @@ def test_waiting_for_a_removal_and_events(engine: Engine) -> None:
     assert sorted(actions) == ["destroy", "die", "start"]
     with pytest.raises(TimeoutError):
         engine.wait(engine.create(settings("true")), condition="next-exit", timeout=0.1)
+
+
+def test_what_the_wall_says_of_one_that_is_just_ending(
+    engine: Engine, sleeper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime is refused the namespaces of a process whose state still says running."""
+
+    def ending(*_: Any, **__: Any) -> None:
+        raise NotRunning("container not running: setns: no such process")
+
+    monkeypatch.setattr(exec, "launch_exec", ending)  # the forked shim inherits it
+    monkeypatch.setattr(ContainerRuntime, "kill", ending)
+    for ask in (lambda: engine.exec(sleeper, ["true"]), lambda: engine.kill(sleeper)):
+        with pytest.raises(Conflict, match=f"container {sleeper} is not running"):
+            ask()
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("removed", [False, True])
