@@ -73,7 +73,16 @@ class ContainerRuntime:
         """create and start in one go, without the gate between them."""
         started = self._make(id, bundle, stdio, root, preserve, gated=False, no_pivot=no_pivot, keyring=keyring)
         if bundle.config.hooks.poststart:
-            self._poststart(self._record(id), started.pid)
+            try:
+                self._poststart(self._record(id), started.pid)
+            except BaseException:
+                # What was made for the caller never reaches it.
+                self.delete(id, force=True)
+                os.waitpid(started.pid, 0)
+                for descriptor in (started.pidfd, started.console):
+                    if descriptor >= 0:
+                        os.close(descriptor)
+                raise
         return started
 
     def _make(
