@@ -9,6 +9,7 @@ from mamushka.engine.settings import Mount, Port, Settings
 from mamushka.engine.volumes import VolumeSummary
 from mamushka.engine.workload import Connection, Published, Workload
 from mamushka.interfaces.docker import container, event, image, network, volume
+from mamushka.interfaces.docker.container_config import _bindings
 from mamushka.interfaces.docker.template import Template
 from mamushka.interfaces.docker.template_functions import to_json
 from mamushka.runtime import Exit
@@ -22,7 +23,7 @@ WEB = Workload(
         image="nginx",
         labels={"tier": "front"},
         expose=("80/tcp", "443/tcp"),
-        ports=(Port(80, "tcp", "", 8080),),
+        ports=(Port(80, "tcp", "", 8080), Port(81, "tcp", "", 8090, 8099)),
         mounts=(Mount("bind", "/srv", "/data", read_only=True), Mount("tmpfs", "/t", size=4096)),
         terminal=True,
     ),
@@ -158,3 +159,11 @@ def test_what_has_ended_answers_on_no_port() -> None:
     assert container.row(gone)["Ports"] == ""
     settings = container.inspect(gone)["NetworkSettings"]
     assert (settings["Ports"], settings["IPAddress"], settings["Networks"]) == ({}, "", {})
+
+
+def test_ports_as_they_were_asked_for() -> None:
+    assert _bindings(WEB.settings.ports) == {
+        "80/tcp": [{"HostIp": "", "HostPort": "8080"}],
+        "81/tcp": [{"HostIp": "", "HostPort": "8090-8099"}],
+    }
+    assert _bindings((Port(5),)) == {"5/tcp": [{"HostIp": "", "HostPort": ""}]}

@@ -179,8 +179,8 @@ def _plug(
         outward = next((row.id for row, _ in places if not row.internal), "")
         fresh = [_connect(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
         mappings = []
-        for mapping in _mappings(places, ports, outward):
-            reserved, held = _reserve(networks, workload, mapping)
+        for mapping, port in zip(_mappings(places, ports, outward), ports, strict=False):
+            reserved, held = _reserve(networks, workload, mapping, port.host_port_last)
             reservations.append(held)
             mappings.append(reserved)
         if mappings:
@@ -232,7 +232,18 @@ def _mappings(places: Places, ports: Iterable[Port], outward: str) -> list[PortM
     return mappings
 
 
-def _reserve(networks: Networks, workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int]:
+def _reserve(networks: Networks, workload: Workload, mapping: PortMapping, last: int) -> tuple[PortMapping, int]:
+    """The mapping with the first port that is free, up to ``last`` where that is given."""
+    while True:
+        try:
+            return _reserve_one(networks, workload, mapping)
+        except Conflict:
+            if mapping.host_port >= last:
+                raise
+            mapping = replace(mapping, host_port=mapping.host_port + 1)
+
+
+def _reserve_one(networks: Networks, workload: Workload, mapping: PortMapping) -> tuple[PortMapping, int]:
     """The port and the descriptor that keeps it. A workload that outlived its shim keeps its ports without one."""
     passed_over: list[int] = []
     try:

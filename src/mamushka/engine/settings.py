@@ -34,12 +34,14 @@ class Mount:
 
 @value
 class Port:
-    """A port of the workload that the host answers on; ``host_port`` 0 takes a free one."""
+    """A port of the workload that the host answers on; ``host_port`` 0 takes a free one, ``host_port_last`` the
+    first free one from ``host_port`` up to it."""
 
     port: int
     protocol: str = "tcp"
     host_address: str = ""  # empty: all, IPv4
     host_port: int = 0
+    host_port_last: int = 0
 
 
 @value

@@ -148,6 +148,18 @@ def test_a_port_of_a_workload_that_outlives_its_shim_stays_its_own(world: World)
     assert world.host.outside.reaches(listener, HOST, 8080)
 
 
+def test_the_first_free_port_of_a_range(world: World) -> None:
+    ports = (Port(80, host_port=8080, host_port_last=8082),)
+    assert [item.host_port for item in world.start("one", ports=ports).published] == [8080]
+    assert [item.host_port for item in world.start("two", ports=(*ports, *ports)).published] == [8081, 8082]
+    listener = world.places["two"].listen("0.0.0.0", 80)
+    assert world.host.outside.reaches(listener, HOST, 8081)
+    with pytest.raises(Conflict, match="port is already allocated"):
+        world.start("late", ports=ports)
+    world.end("one")
+    assert [item.host_port for item in world.start("next", ports=ports).published] == [8080]
+
+
 def test_a_taken_port_gives_everything_back(world: World) -> None:
     world.start("web", ports=(Port(80, host_port=8080),))
     with pytest.raises(Conflict, match=r"endpoint late .*port is already allocated"):

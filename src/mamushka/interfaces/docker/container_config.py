@@ -178,7 +178,8 @@ def _throttles(throttles: tuple[Throttle, ...]) -> list[dict[str, Any]]:
 def _bindings(ports: tuple[Port, ...]) -> dict[str, Any]:
     result: dict[str, list[dict[str, str]]] = {}
     for port in ports:
-        binding = {"HostIp": port.host_address, "HostPort": str(port.host_port) if port.host_port else ""}
+        host = f"{port.host_port}-{port.host_port_last}" if port.host_port_last else str(port.host_port or "")
+        binding = {"HostIp": port.host_address, "HostPort": host}
         result.setdefault(f"{port.port}/{port.protocol}", []).append(binding)
     return result
 

@@ -49,7 +49,7 @@ def _address(text: str) -> str:
 
 
 def published(text: str) -> tuple[Port, ...]:
-    """What one ``-p`` publishes; ranges on both sides must be of one length."""
+    """What one ``-p`` publishes; ranges on both sides must be of one length, or the workload's is a single port."""
     rest, protocol = _protocol(text)
     head, _, inside = rest.rpartition(":")
     address, _, outside = head.rpartition(":") if ":" in head else ("", "", head)
@@ -58,6 +58,10 @@ def published(text: str) -> tuple[Port, ...]:
     if not outside:
         return tuple(Port(port, protocol, host_address) for port in targets)
     sources = _range(outside, lowest=0)
+    if sources[0] == 0 and len(sources) > 1:
+        raise _bad(f"the range {outside} of the host's ports begins with 0, which is any free one")
+    if len(targets) == 1 and len(sources) > 1:
+        return (Port(targets[0], protocol, host_address, sources[0], sources[-1]),)
     if len(sources) != len(targets):
         raise _bad(f"{len(sources)} ports of the host cannot answer for {len(targets)} of the workload")
     return tuple(Port(port, protocol, host_address, host) for host, port in zip(sources, targets, strict=True))
