@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from mamushka.engine import names
 from mamushka.engine.catalogue import seconds
 from mamushka.engine.images import Images
-from mamushka.engine.untag import labelled
-from mamushka.errors import Conflict
+from mamushka.engine.pruning import labelled, moment, split
+from mamushka.errors import Conflict, Invalid
 from mamushka.image.store import ImageStore
 from mamushka.spec.digest import sha256
 from mamushka.spec.image import OCI_MANIFEST, Descriptor
@@ -123,3 +124,17 @@ def test_nanoseconds_and_utc() -> None:
 def test_labels() -> None:
     assert labelled({"a": "b"}, "a") and labelled({"a": "b"}, "a=b")
     assert not labelled({"a": "b"}, "a=c") and not labelled({}, "a")
+
+
+def test_moments_of_filters() -> None:
+    assert moment("12.5") == 12.5 and moment("1970-01-02T00:00:00Z") == 86400
+    assert abs(time.time() - 5400 - moment("1h30m")) < 60
+    for text in ("", "h", "1h3", "1.2.3s", "a-b", "yesterday", "1970-01-99", "\u0661h"):
+        with pytest.raises(Invalid):
+            moment(text)
+
+
+def test_what_prune_chooses_by() -> None:
+    fits, rest = split({"until": ["100"], "label!": ["keep"], "label": ["x"]})
+    assert rest == {"label": ["x"]}
+    assert fits(99.0, {}) and not fits(100.0, {}) and not fits(1.0, {"keep": "1"})

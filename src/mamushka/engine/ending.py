@@ -239,13 +239,15 @@ def _remove(engine: Engine, id: str, *, force: bool, volumes: bool) -> None:
 
 def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:
     """See Engine.prune."""
+    from mamushka.engine import pruning
     from mamushka.engine.inspection import workloads
     from mamushka.storage.usage import usage
 
+    fits, rest = pruning.split(filters)
     removed: list[str] = []
     freed = 0
-    for item in workloads(engine, True, filters):
-        if item.status in ("created", "exited", "dead"):
+    for item in workloads(engine, True, rest):
+        if item.status in ("created", "exited", "dead") and fits(item.created, item.settings.labels):
             size = usage(f"{item.directory}/upper").size
             try:
                 remove(engine, item.id, force=False, volumes=False)

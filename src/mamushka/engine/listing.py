@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from mamushka.engine.catalogue import seconds
-from mamushka.engine.untag import labelled
+from mamushka.engine.pruning import labelled
 from mamushka.errors import Invalid
 from mamushka.spec import reference as references
 

@@ -242,8 +242,13 @@ class Networks:
 
     def prune(self, *, filters: Mapping[str, Sequence[str]] | None = None) -> list[str]:
         """Remove user-made networks that nobody is in; their names."""
+        from mamushka.engine import pruning
+
         removed = []
-        for summary in self.networks(filters=filters):
+        fits, rest = pruning.split(filters or {})
+        for summary in self.networks(filters=rest):
+            if not fits(summary.created, summary.labels):
+                continue
             wanted = self.state.execute("select 1 from endpoints where network=? limit 1", (summary.id,)).fetchone()
             if summary.driver == "bridge" and summary.name != DEFAULT and not wanted:
                 self.remove(summary.id)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 
 from mamushka.engine import names
-from mamushka.engine.catalogue import seconds, stored
+from mamushka.engine.catalogue import stored
+from mamushka.engine.pruning import labelled, split
 from mamushka.errors import Conflict, Invalid, Unavailable
 from mamushka.spec import reference as references
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from mamushka.engine.catalogue import Catalogue, Present
     from mamushka.engine.images import Users
-    from mamushka.engine.summary import ImageSummary
     from mamushka.image.store import Entry
     from mamushka.linux.flock import Lock
     from mamushka.spec.digest import Digest
@@ -71,6 +71,8 @@ class Removal:
 
     def prune(self, *, all: bool, filters: Mapping[str, Sequence[str]]) -> tuple[Removed, int]:
         """Remove what has no tag, or with ``all`` what no workload uses. Unavailable while others pull or load."""
+        fits, rest = split(filters)
+        _check(rest)
         alone = self._alone()
         if alone is None:
             raise Unavailable(
@@ -79,7 +81,10 @@ class Removal:
         removed: Removed = []
         with alone:
             for summary in self._catalogue.summaries():
-                if (summary.names and not all) or self._users_of(summary.id) or not _matches(summary, filters):
+                if (summary.names and not all) or self._users_of(summary.id):
+                    continue
+                missing = [text for text in rest.get("label", ()) if not labelled(summary.labels, text)]
+                if missing or not fits(summary.created, summary.labels):
                     continue
                 removed += [(UNTAGGED, name) for name in (*summary.names, *summary.digests)]
                 names.forget(self._store, self._tops(summary.id, self._store.entries()))
@@ -162,39 +167,8 @@ def _without(mine: list[Entry], name: str) -> list[Entry]:
     return doomed
 
 
-def _matches(summary: ImageSummary, filters: Mapping[str, Sequence[str]]) -> bool:
-    """Docker's filters of prune: until, label, label!, dangling."""
-    for key, wanted in filters.items():
-        if key == "until":
-            if not all(summary.created < _moment(text) for text in wanted):
-                return False
-        elif key in ("label", "label!"):
-            if all(labelled(summary.labels, text) for text in wanted) == (key == "label!"):
-                return False
-        elif key != "dangling":
+def _check(filters: Mapping[str, Sequence[str]]) -> None:
+    """Raises Invalid for a filter that Docker's prune does not have."""
+    for key in filters:
+        if key not in ("label", "dangling"):
             raise Invalid(f"invalid filter {key!r}", hint="filters are until, label, label! and dangling")
-    return True
-
-
-def labelled(labels: Mapping[str, str], wanted: str) -> bool:
-    """Whether there is a label ``key`` or ``key=text``."""
-    key, equals, text = wanted.partition("=")
-    return key in labels and (not equals or labels[key] == text)
-
-
-def _moment(text: str) -> float:
-    """A time: seconds since the epoch, RFC 3339, or so long ago (10m, 1h30m, 24h)."""
-    if text.replace(".", "", 1).isdecimal():
-        return float(text)
-    if "T" in text or "-" in text:
-        return seconds(text if "T" in text else f"{text}T00:00:00Z")
-    total, number = 0.0, ""
-    for character in text:
-        if character in "0123456789.":
-            number += character
-        elif character in "smhd" and number:
-            total += float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[character]
-            number = ""
-        else:
-            raise Invalid(f"{text!r} is not a time", hint="write 24h, 2026-01-31T12:00:00Z, or seconds since 1970")
-    return time.time() - total

@@ -135,6 +135,9 @@ def test_prunes_ask_first(mamushka: Command) -> None:
     done = mamushka("container", "prune", input=b"y\n")
     assert done.returncode == 0 and b"Deleted Containers:" in done.stdout
     assert mamushka("system", "prune", "-af", "--volumes").returncode == 0
+    aged = mamushka("system", "prune", "-f", "--volumes", "--filter", "until=1h")
+    assert aged.returncode == 1 and b"not supported" in aged.stderr
+    assert mamushka("system", "prune", "-f", "--filter", "until=1h").returncode == 0
 
 
 def test_events_tell_what_happened(mamushka: Command) -> None:

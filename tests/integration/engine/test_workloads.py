@@ -422,6 +422,9 @@ def test_filters_and_prune(engine: Engine, sleeper: str) -> None:
     assert set(names(ancestor=["host"])) == {done, sleeper} and names(since=[sleeper]) == [done]
     with pytest.raises(Invalid):
         engine.workloads(filters={"colour": ["red"]})
+    assert engine.prune(filters={"until": ["1h"]})[0] == engine.prune(filters={"label!": ["tier=web"]})[0] == []
+    assert engine.prune(filters={"until": [str(time.time() + 1)]})[0] == [done]
+    done = engine.create(settings("true"))
     assert engine.prune()[0] == [done] and [item.id for item in engine.workloads(all=True)] == [sleeper]
 
 

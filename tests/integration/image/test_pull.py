@@ -224,7 +224,10 @@ def test_while_others_work_an_image_only_loses_its_name(images: Images, busybox_
         assert images.get(image.id).names == ()
         with pytest.raises(Unavailable, match="another process"):
             images.prune()
-    assert ("deleted", image.id) in images.prune()[0]
+    assert images.prune(filters={"until": [str(image.created)]})[0] == []
+    with pytest.raises(Invalid, match="colour"):
+        images.prune(filters={"colour": ["red"]})
+    assert ("deleted", image.id) in images.prune(filters={"until": ["1s"]})[0]
 
 
 def test_lists(images: Images, layered_reference: str, busybox_reference: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from mamushka.errors import Invalid
 from mamushka.interfaces.cli.confirm import confirmed, reclaimed
 from mamushka.interfaces.cli.options import Command, flag, many, one
 from mamushka.interfaces.cli.output import out, printable
@@ -166,12 +167,14 @@ def _usage_row(title: str, count: int, active: int, size: int, free: int) -> dic
 
 def prune(arguments: Arguments, session: Session) -> int:
     """``system prune``: workloads first, for they hold on to the rest."""
+    engine, wanted = session.engine, filters(arguments.filter)
+    if arguments.volumes and "until" in wanted:
+        raise Invalid('the "until" filter is not supported with "--volumes"', hint="volumes have no age")
     what = ["all workloads that have ended", "all networks that nobody is in"]
     what.append("all images that no workload uses" if arguments.all else "all images without a name")
     what += ["all anonymous volumes that no workload uses"] if arguments.volumes else []
     if not confirmed(arguments, "This will remove " + ", ".join(what) + "."):
         return 1
-    engine, wanted = session.engine, filters(arguments.filter)
     workloads, freed = engine.prune(filters=wanted)
     reclaimed("Deleted Containers:", workloads)
     reclaimed("Deleted Networks:", engine.networks.prune(filters=wanted))
