@@ -101,6 +101,8 @@ class Stats:
     pids_limit: int = 0
     io_read: int = 0
     io_written: int = 0
+    net_received: int = 0  # over all links but the loopback; the engine counts them, a wall need not
+    net_sent: int = 0
     oom_kills: int = 0
 
 

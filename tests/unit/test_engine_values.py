@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mamushka import document
-from mamushka.engine import frames, ids, records, restart
+from mamushka.engine import frames, ids, records, restart, traffic
 from mamushka.engine.settings import Attachment, Health, Limits, Mount, Restart, Settings, Throttle, Ulimit
 from mamushka.engine.workload import ACTIVE, LIFE, Connection, Workload, after, load, record
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.runtime import CommandNotFound, Exit
+from mamushka.runtime import CommandNotFound, Exit, Stats
 
 STATES = set(LIFE)
 
@@ -156,3 +158,16 @@ def test_the_wait_before_a_restart_doubles_up_to_a_minute() -> None:
 def test_bad_restart_policies(policy: Restart) -> None:
     with pytest.raises(Invalid):
         restart.check(policy)
+
+
+def test_traffic_is_that_of_all_links_but_the_loopback() -> None:
+    text = """Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 7777777       1    0    0    0     0          0         0      99       1    0    0    0     0       0          0
+  eth0:    1000      10    0    0    0     0          0         0     200       3    0    0    0     0       0          0
+eth1:9:      10       1    0    0    0     0          0         0       5       1    0    0    0     0       0          0
+"""  # noqa: E501
+    assert traffic.counted(text) == (1010, 205)
+    own = traffic.add(Stats(pids=3), os.getpid())
+    assert own.pids == 3
+    assert traffic.add(Stats(pids=3), 0) == Stats(pids=3)

@@ -321,7 +321,11 @@ class Engine:
         from mamushka.engine.ending import running
 
         workload = running(self, identifier)
-        return self.runtime(workload.runtime).stats(workload.id)
+        stats = self.runtime(workload.runtime).stats(workload.id)
+        from mamushka.engine import traffic, wiring
+
+        # With the host's network every counter would be the host's.
+        return stats if wiring.mode(workload.settings) == "host" else traffic.add(stats, workload.pid)
 
     def processes(self, identifier: str) -> tuple[int, ...]:
         """Pids inside a running workload, as the host counts them."""

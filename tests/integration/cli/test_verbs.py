@@ -52,6 +52,9 @@ def test_top_stats_diff_and_df(mamushka: Command, box: str) -> None:
     assert b"sleep" in mamushka("top", "box", "-o", "pid,comm").stdout
     stats = mamushka("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}").stdout
     assert stats == b"box 1\n"
+    assert json.loads(mamushka("stats", "--no-stream", "--format", "json").stdout)["NetIO"] == "0B / 0B"
+    head = mamushka("stats", "--no-stream").stdout.splitlines()[0]
+    assert b"MEM %" in head and head.index(b"NET I/O") < head.index(b"BLOCK I/O")
     mamushka("exec", "box", "touch", "/root/new")
     assert b"A /root/new\n" in mamushka("diff", "box").stdout
     assert b"Containers" in mamushka("system", "df").stdout

@@ -18,6 +18,7 @@ from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Limits, Mount, Namespaces, Restart, Security, Settings
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
 from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
+from mamushka.values import replace
 
 if TYPE_CHECKING:
     from mamushka.engine.attach import Attached
@@ -360,6 +361,14 @@ def test_privileged_and_confined(engine: Engine) -> None:
     assert b"00000000a80425fb" in confined and b"NoNewPrivs:\t1" in confined and b"Seccomp:\t2" in confined
     free, _ = run(engine, "grep", "-E", "Seccomp:|NoNewPrivs", "/proc/self/status", security=Security(privileged=True))
     assert b"Seccomp:\t0" in free and b"NoNewPrivs:\t0" in free
+
+
+def test_the_hosts_traffic_is_not_the_workloads(engine: Engine) -> None:
+    id = engine.create(replace(settings("sleep", "100"), networks=(Attachment("host"),)))
+    engine.start(id)
+    found = engine.stats(id)
+    assert found.pids == 1 and found.net_received == found.net_sent == 0
+    engine.remove(id, force=True)
 
 
 def test_waiting_for_a_removal_and_events(engine: Engine) -> None:

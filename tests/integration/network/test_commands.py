@@ -62,6 +62,8 @@ def answers(port: str) -> bool:
 
 def test_a_published_port_lives_as_long_as_its_workload(mamushka: Command, web: str, roots: tuple[str, str]) -> None:
     until(lambda: answers(web))
+    received, sent = mamushka("stats", "--no-stream", "--format", "{{.NetIO}}").stdout.decode().strip().split(" / ")
+    assert received != "0B" and sent != "0B"
     taken = mamushka("run", "--rm", "-p", f"{web}:80", "host", "true")
     assert taken.returncode == 125
     assert b"port is already allocated" in taken.stderr

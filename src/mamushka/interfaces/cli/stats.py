@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 HEADERS = {
     "ID": "CONTAINER ID", "Container": "CONTAINER", "Name": "NAME", "CPUPerc": "CPU %",
-    "MemUsage": "MEM USAGE / LIMIT", "MemPerc": "MEM %", "BlockIO": "BLOCK I/O", "PIDs": "PIDS",
+    "MemUsage": "MEM USAGE / LIMIT", "MemPerc": "MEM %", "NetIO": "NET I/O", "BlockIO": "BLOCK I/O", "PIDs": "PIDS",
 }  # fmt: skip
-_DEFAULT = "ID Name CPUPerc MemUsage MemPerc BlockIO PIDs"
+_DEFAULT = "ID Name CPUPerc MemUsage MemPerc NetIO BlockIO PIDs"
 # A share of CPU time needs two looks; Docker's are a second apart too.
 _INTERVAL = 1.0
 
@@ -72,7 +72,7 @@ def _row(
     identifier = workload.id if arguments.no_trunc else workload.id[:12]
     row = {"ID": identifier, "Container": identifier, "Name": workload.name}
     if use is None:
-        return {**row, **dict.fromkeys(("CPUPerc", "MemUsage", "MemPerc", "BlockIO", "PIDs"), "--")}
+        return {**row, **dict.fromkeys(("CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs"), "--")}
     _, last, then = before.get(workload.id, (workload, None, 0.0))
     share = 100.0 * (use.cpu - last.cpu) / (when - then) if last and when > then else 0.0
     limit = use.memory_limit or _memory()
@@ -81,6 +81,7 @@ def _row(
         "CPUPerc": f"{max(0.0, share):.2f}%",
         "MemUsage": f"{units.human_bytes(use.memory)} / {units.human_bytes(limit)}",
         "MemPerc": f"{100.0 * use.memory / limit if limit else 0.0:.2f}%",
+        "NetIO": f"{units.human_size(use.net_received)} / {units.human_size(use.net_sent)}",
         "BlockIO": f"{units.human_size(use.io_read)} / {units.human_size(use.io_written)}",
         "PIDs": str(use.pids),
     }
