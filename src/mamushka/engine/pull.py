@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mamushka.image.remote import Source
     from mamushka.spec.digest import Digest
     from mamushka.spec.image import Descriptor, ImageConfig, Manifest
+    from mamushka.spec.platform import Platform
     from mamushka.spec.reference import Reference
 
     Pieces = Generator[bytes, None, None]
@@ -63,6 +64,11 @@ class Pull:
         if not self._is_here():
             self.fetched = True
             manifest, config = self._documents()
+            if not self._platform and _foreign(config.platform):
+                yield Progress(
+                    f"WARNING: The requested image's platform ({config.platform}) does not match the detected host "
+                    f"platform ({platforms.host()}) and no specific platform was requested"
+                )
             yield from self._fetch_layers(manifest, config)
         assert self.top is not None
         yield Progress(f"Digest: {self.top.digest}")
@@ -213,3 +219,9 @@ def _ahead(pieces: Pieces) -> Pieces:
     finally:
         gone.set()
         thread.join(GRACE)
+
+
+def _foreign(platform: Platform) -> bool:
+    """Whether this machine runs nothing of the kind; an image that does not say its platform is not foreign."""
+    own = {(item.os, item.architecture) for item in platforms.compatible(platforms.host())}
+    return bool(platform.architecture) and (platform.os, platform.architecture) not in own

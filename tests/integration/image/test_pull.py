@@ -13,6 +13,7 @@ from mamushka.engine.images import Images
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
 from mamushka.image.remote import Remotes
 from mamushka.image.upload import Upload
+from mamushka.spec import platform as platforms
 from mamushka.spec.digest import sha256
 from tests import peers
 from tests import registry as registries
@@ -198,6 +199,24 @@ def test_what_is_used_stays(tmp_path: Path, busybox_reference: str) -> None:
     assert images.remove(busybox_reference, force=True)[0] == ("untagged", busybox_reference)
     assert images.get(image.id).names == ()
     assert images.prune(all=True)[0] == []
+
+
+def test_a_foreign_image_is_pulled_with_a_warning(
+    images: Images, registry: str, busybox_image: Layout, tmp_path: Path
+) -> None:
+    """A name that leads to one platform only, and nobody asked for that one."""
+    name = two_platforms(registry, busybox_image, tmp_path)
+    foreign = "arm64" if platforms.host().architecture == "amd64" else "amd64"
+    native = "amd64" if foreign == "arm64" else "arm64"
+    one = name.rpartition(":")[0] + ":"
+    warning = (
+        f"WARNING: The requested image's platform (linux/{foreign}) does not match the detected host platform "
+        f"({platforms.host()}) and no specific platform was requested"
+    )
+    for _ in range(2):
+        assert warning in [step.status for step in images.pull(one + foreign)]
+    for steps in (images.pull(one + native), images.pull(one + foreign, platform=f"linux/{foreign}")):
+        assert not [step.status for step in steps if "WARNING" in step.status]
 
 
 def test_an_image_of_another_platform_protects_the_name(tmp_path: Path, registry: str, busybox_image: Layout) -> None:
