@@ -1,7 +1,8 @@
 """Whole-file locks: flock(2), which the kernel drops when the last descriptor of the open file is gone.
 
 That is what makes them crash-only: a process that is killed holds nothing afterwards. The lock belongs to
-the open file description, so a forked child shares it and only one of them needs to stay alive.
+the open file description, so a forked child shares it and only one of them needs to stay alive. Where a lock must
+be asked about, or a file holds several, there is linux/lock.py; this kind every kernel and file system has.
 """
 
 from __future__ import annotations
