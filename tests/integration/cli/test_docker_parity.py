@@ -23,6 +23,7 @@ NOT_IN_THE_KERNEL_ANY_MORE = {"--cpu-rt-period", "--cpu-rt-runtime", "--kernel-m
 REPLACED_BY_NAMES = {"--link", "-l", "--link-local-ip"}
 TRUST_WITHOUT_SERVERS = {"--disable-content-trust"}
 OF_THE_DAEMON = {"--use-api-socket", "--volume-driver", "--ipam-driver", "--ipam-opt", "--driver-opt"}
+OF_OTHER_ORCHESTRATORS = {"--kubeconfig"}  # of docker 20.10's version
 NOT_YET = {
     *("--blkio-weight-device", "--cgroup-parent", "--storage-opt", "--health-start-interval", "--details"),
     *("--checkpoint", "--checkpoint-dir", "--platform", "--tree", "--ip6", "--gw-priority", "--aux-address", "--ipv4"),
@@ -30,7 +31,7 @@ NOT_YET = {
 }
 DECLINED = {
     *WINDOWS, *SWARM, *NOT_IN_THE_KERNEL_ANY_MORE, *REPLACED_BY_NAMES, *TRUST_WITHOUT_SERVERS, *OF_THE_DAEMON,
-    *NOT_YET,
+    *OF_OTHER_ORCHESTRATORS, *NOT_YET,
 }  # fmt: skip
 OURS_ALONE = {"doctor", "completion"}
 

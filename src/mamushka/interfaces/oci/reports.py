@@ -8,7 +8,7 @@ import time
 
 from mamushka import document
 from mamushka.container import defaults
-from mamushka.errors import Conflict
+from mamushka.errors import Conflict, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.lifecycle import runtime
 from mamushka.runtime import STOPPED
@@ -80,7 +80,11 @@ def ps(options: Arguments, given: Arguments, id: str, *words: str) -> None:
 def _ps_lines(pids: set[str], words: tuple[str, ...]) -> None:
     from subprocess import PIPE, run
 
-    head, *lines = run(["ps", *words], stdout=PIPE, check=True, text=True).stdout.splitlines()
+    try:
+        done = run(["ps", *words], stdout=PIPE, check=True, text=True)
+    except FileNotFoundError as error:
+        raise NotFound("this machine has no ps", hint="install the package procps, or use --format json") from error
+    head, *lines = done.stdout.splitlines()
     if "PID" not in head.split():
         raise UsageError("these options of ps show no column PID")
     column = head.split().index("PID")
