@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 from tests import peers
 
+# A daemon that leaves links, packet filter and forwarding of its network namespace as they are.
+NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip-forward=false")
+
 
 @contextmanager
 def dockerd(base: str, *options: str, run: str = "", configuration: str = "{}") -> Iterator[list[str]]:

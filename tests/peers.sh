@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
     attr bubblewrap busybox-static crun docker-registry docker.io gcc iproute2 libc6-dev libcap2-bin libseccomp2
-    linux-libc-dev mmdebstrap mount nftables podman procps runc skopeo strace umoci zstd
+    linux-libc-dev mmdebstrap mount nftables podman procps qemu-user-static runc skopeo strace umoci zstd
 )
 
 missing=()

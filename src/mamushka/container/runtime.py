@@ -314,10 +314,13 @@ class ContainerRuntime:
         self._poststop(kept)
 
     def _tidy(self, cgroup: str) -> None:
-        """With the last container goes the directory that held the cgroups of all, so that nothing stays behind."""
+        """With the last container go the directories that held the cgroups of all, so that nothing stays behind."""
+        if os.listdir(self.root):
+            return
         parent = os.path.dirname(cgroup)
-        if parent == PARENT and not os.listdir(self.root):
+        while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
             prune(parent)
+            parent = os.path.dirname(parent)
 
     def _delete_unread(self, record: Record) -> None:
         path = record.kept_cgroup()

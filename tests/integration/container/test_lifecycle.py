@@ -57,6 +57,12 @@ def test_create_start_kill_delete(ground: Ground) -> None:
     runtime.delete(name, force=True)
 
 
+def test_a_relative_cgroup_goes_with_all_that_was_made_above_it(ground: Ground) -> None:
+    ground.run(ground.config("true", linux={"cgroups_path": f"{ground.name}/below/{ground.name}"}))
+    left = [path for path, *_ in os.walk("/sys/fs/cgroup") if path.endswith(f"/mamushka/{ground.name}")]
+    assert left == []
+
+
 def test_a_created_container_is_deleted_without_force(ground: Ground) -> None:
     ground.create(ground.config("sleep 60"))
     ground.runtime.delete(ground.name)

@@ -9,7 +9,7 @@ import pytest
 
 from mamushka.engine.images import Images
 from tests import peers
-from tests.dockerd import dockerd
+from tests.dockerd import NO_NETWORK, dockerd
 from tests.integration.image.conftest import consume
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.peer, pytest.mark.slow]
@@ -22,7 +22,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """The docker command, speaking to a dockerd that has no network and lives as long as this file's tests."""
     peers.need_root()
     base = tmp_path_factory.mktemp("d")
-    with dockerd(str(base), "--bridge=none", "--iptables=false", "--storage-driver=vfs") as client:
+    with dockerd(str(base), *NO_NETWORK, "--storage-driver=vfs") as client:
         yield lambda *words, **more: peers.run(*client, *words, **more)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests import peers
-from tests.dockerd import dockerd
+from tests.dockerd import NO_NETWORK, dockerd
 from tests.images import Layout
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.slow]
@@ -24,7 +24,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory, busybox_image: Layout) -> I
     peers.need_root()
     base = str(tmp_path_factory.mktemp("d"))
     runtime = os.path.join(os.path.dirname(sys.executable), "mamushka-oci")
-    options = ["--add-runtime", f"ours={runtime}", "--default-runtime", "ours", "--bridge=none", "--iptables=false"]
+    options = ["--add-runtime", f"ours={runtime}", "--default-runtime", "ours", *NO_NETWORK]
     with dockerd(base, *options, "--storage-driver=vfs", "--cgroup-parent", "mamushka-docker") as client:
         peers.run(
             "skopeo", "copy", "--quiet", busybox_image.skopeo, f"docker-archive:{base}/busybox.tar:busybox:latest"
