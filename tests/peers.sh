@@ -4,8 +4,9 @@
 set -euo pipefail
 
 packages=(
-    attr bubblewrap busybox-static crun docker-registry docker.io gcc iproute2 libc6-dev libcap2-bin libseccomp2
-    linux-libc-dev mmdebstrap mount nftables podman procps qemu-user-static runc skopeo strace umoci zstd
+    attr binutils-aarch64-linux-gnu binutils-riscv64-linux-gnu bubblewrap busybox-static crun docker-registry
+    docker.io gcc iproute2 libc6-dev libcap2-bin libseccomp2 linux-libc-dev mmdebstrap mount nftables podman
+    procps qemu-user-static runc skopeo strace umoci zstd
 )
 
 missing=()

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from mamushka.container import channel, features, mounts, namespaces, options, plan, privileges
 from mamushka.container.affinity import cpu_list
 from mamushka.container.failure import explain
-from mamushka.container.operation import DIRECTORY, PROGRAM, Inside, Site
+from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, PROGRAM
 from mamushka.container.record import Kept, Record, alive, check_id, records, start_time
 from mamushka.container.rootfs import components
-from mamushka.errors import Conflict, Denied, Invalid, NotFound, Unsupported
+from mamushka.errors import Conflict, Denied, Invalid, MamushkaError, NotFound, Unsupported
 from mamushka.interfaces.oci import arguments
 from mamushka.interfaces.oci.lifecycle import signal_number
 from mamushka.interfaces.oci.limits import _bytes
 from mamushka.linux import mount as abi
+from mamushka.linux.script import failure, parse
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
 from mamushka.spec.runtime import Config, Hook, Hooks, Linux, Mount, Process
 
@@ -52,21 +53,20 @@ def test_any_options_are_read_or_invalid(words: list[str]) -> None:
     assert not asked.recursive_set & asked.recursive_clear & ~abi.MOUNT_ATTR__ATIME
 
 
-class _Step(Inside):
-    def __init__(self, about: str) -> None:
-        self.about = about  # type: ignore[misc]
-
-    def describe(self) -> str:
-        return "do it"
-
-
 @given(st.integers(1, 130), st.text(max_size=40), st.text(max_size=40))
 def test_a_failure_survives_its_packet(number: int, text: str, path: str) -> None:
-    packet = channel.failure(_Step(""), OSError(number, text.replace("\0", ""), path))
+    said = f"={text}: {path!r}".replace("\0", "")
+    packet = failure(number, "kind\0do it", said)
     assert len(packet) <= channel.PACKET_MAX
-    found, about, operation, told = channel.parse_failure(packet)
-    assert (found, about, operation) == (number, "", "do it")
-    assert told.endswith(repr(path)) or max(path, default="a") >= "\ud800"
+    assert parse(packet)[:3] == (number, "kind", "do it")
+    assert parse(packet)[3] == said[1:] or max(said) >= "\ud800"
+
+
+@given(st.binary(max_size=600))
+def test_any_packet_is_read(raw: bytes) -> None:
+    """Whatever follows the E, the parts are texts and nothing is raised."""
+    number, *texts = parse(b"E" + raw)
+    assert number >= 0 and all(isinstance(text, str) for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,13 @@ def test_a_failure_survives_its_packet(number: int, text: str, path: str) -> Non
         ("", PermissionError(1, "No"), Denied, "cannot do it: no"),
         ("", ProcessLookupError(3, "No such process"), NotRunning, "container not running: cannot do it"),
         ("", OSError(38, "No call"), Unsupported, "cannot do it: no call"),
-        ("", ValueError("bug"), Exception, "unexpected ValueError('bug')"),
+        (HOOK, OSError(256, HOOK_ENDED), MamushkaError, "cannot do it: the hook ended with exit status 1"),
+        (HOOK, OSError(9, HOOK_ENDED), MamushkaError, "cannot do it: the hook ended by signal 9"),
     ],
 )
-def test_failures_are_explained(about: str, error: Exception, kind: type[Exception], message: str) -> None:
-    explained = explain(channel.failure(_Step(about), error), Process(args=("nope",), cwd="/w"))
+def test_failures_are_explained(about: str, error: OSError, kind: type[Exception], message: str) -> None:
+    packet = failure(error.errno or 0, f"{about}\0do it", f"={error.strerror}")
+    explained = explain(packet, Process(args=("nope",), cwd="/w"))
     assert isinstance(explained, kind) and message in str(explained)
 
 
@@ -233,5 +235,5 @@ def test_labels_are_refused_where_they_mean_nothing(monkeypatch: pytest.MonkeyPa
 def test_a_mount_label_goes_to_what_can_have_one() -> None:
     for kind, expected in (("tmpfs", (("context", "x_t"),)), ("devpts", (("context", "x_t"),)), ("proc", ())):
         mount = Mount("/x", type=kind)
-        made = mounts.MountFilesystem(Site(), mount, mounts.parse(mount), "x_t")
+        made = mounts.MountFilesystem(mount, mounts.parse(mount), "x_t")
         assert made.parameters == [(key.encode(), word.encode()) for key, word in expected]

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mamushka.linux.script import Script
+
 # More than any kernel is built for: CONFIG_NR_CPUS ends at 8192.
 _CPUS_MAX = 8192
 
@@ -44,8 +46,10 @@ class RunOn(Inside):
     def describe(self) -> str:
         return f"run on the CPUs {','.join(map(str, sorted(self.cpus)))}"
 
-    def execute(self) -> None:
-        os.sched_setaffinity(0, self.cpus)
+    def write(self, script: Script) -> None:
+        size = _CPUS_MAX // 8
+        mask = sum(1 << cpu for cpu in self.cpus).to_bytes(size, "little")
+        script.call("sched_setaffinity", 0, size, script.place(mask))
 
 
 class Moved:

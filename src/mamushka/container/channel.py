@@ -1,11 +1,13 @@
 """The line between who builds a container and the process that becomes it.
 
-    child to parent   E errno about \0 operation \0 text   it failed; nothing follows
+    child to parent   E errno about \0 operation \0 text   it failed; nothing follows (linux/script.py)
                       C (a descriptor)                    the terminal's master side
+                      P (a descriptor, or none)           the image's accounts; the answer is A
                       H                                   run the hooks that belong here, then go on
                       R                                   ready behind the gate
                       end of file                         the program runs
     parent to child   G pid                               go on; pid is the child's as the host counts
+                      A NAME=text                         the program's HOME
 
 Packets keep their bounds (SOCK_SEQPACKET). The child that reads the end of file instead of G has lost its parent
 before it was recorded, and ends: nothing nameless goes on living.
@@ -16,16 +18,18 @@ from __future__ import annotations
 import _socket
 import os
 
-from mamushka.container.operation import Inside
+from mamushka.container.operation import GATE, OUTCOME, RESULT, Inside
+from mamushka.linux.executable import words
+from mamushka.linux.script import CHANNEL, PACKET, PACKET_SIZE, ROOM, Label, Variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mamushka.container.operation import Site
+    from mamushka.linux.script import Script
 
-FAILED, CONSOLE, HOOKS, READY, GO = b"E", b"C", b"H", b"R", b"G"
+FAILED, CONSOLE, ACCOUNTS, HOOKS, READY, GO, ANSWER = b"E", b"C", b"P", b"H", b"R", b"G", b"A"
 # An operation's own sentence, with a path of at most 4096 bytes.
 PACKET_MAX = 8192
-_DESCRIPTION_MAX = 1024  # an execve's arguments may fill megabytes
+PID_WIDTH = 10  # digits and spaces, which in JSON are a number too
 _DESCRIPTOR = 4  # bytes of an int, which SCM_RIGHTS carries
 
 
@@ -35,12 +39,17 @@ def pair() -> tuple[int, int]:
     return parent.detach(), child.detach()
 
 
-def send_descriptor(channel: int, kind: bytes, descriptor: int) -> None:
-    """Send a packet with a descriptor."""
-    end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
-    rights = descriptor.to_bytes(_DESCRIPTOR, "little")
-    end.sendmsg([kind], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    end.detach()
+def go(channel: int, pid: int) -> None:
+    """Let the child go on."""
+    send(channel, GO + f"{pid:<{PID_WIDTH}}".encode())
+
+
+def send(channel: int, packet: bytes) -> None:
+    """Say something to the child; nothing, where it has failed already: what it said is still to be read."""
+    try:
+        os.write(channel, packet)
+    except BrokenPipeError:
+        pass
 
 
 def receive(channel: int) -> tuple[bytes, int]:
@@ -60,77 +69,62 @@ def receive(channel: int) -> tuple[bytes, int]:
     return packet, -1
 
 
-def failure(operation: Inside | None, error: BaseException) -> bytes:
-    """What a failed operation sends."""
-    number = error.errno if isinstance(error, OSError) and error.errno else 0
-    text = error.strerror or os.strerror(number) if isinstance(error, OSError) else f"unexpected {error!r}"
-    if isinstance(error, OSError) and error.filename is not None:
-        text += f": {os.fsdecode(error.filename)!r}"
-    about, description = (operation.about, operation.describe()) if operation else ("", "enter the namespaces")
-    packet = f"{number} {about}\0{description[:_DESCRIPTION_MAX]}\0{text}"
-    return FAILED + packet.encode(errors="surrogateescape")[: PACKET_MAX - 1]
-
-
-def parse_failure(packet: bytes) -> tuple[int, str, str, str]:
-    """(errno or 0, what it is about, the operation, what went wrong)."""
-    number, _, rest = packet[1:].decode(errors="surrogateescape").partition(" ")
-    about, operation, text = rest.split("\0", 2)
-    return int(number), about, operation, text
-
-
-def wait(channel: int) -> int:
-    """In the child: wait for G; the pid that it tells."""
-    packet = os.read(channel, PACKET_MAX)
-    if packet[:1] != GO:
-        os._exit(1)
-    return int(packet[1:])
+def descriptor_packet(script: Script, kind: bytes) -> tuple[int, Variable]:
+    """A struct msghdr that carries a descriptor: (its address, where the descriptor's number goes). sendmsg(2)."""
+    vector = script.place(words([script.place(kind), len(kind)], 8))
+    control = script.copy(words([16 + _DESCRIPTOR], 8) + words([_socket.SOL_SOCKET, _socket.SCM_RIGHTS, 0, 0], 4))
+    # msg_name and its length, msg_iov and how many, msg_control and its length, msg_flags
+    header = script.place(words([0, 0, vector, 1, control, _socket.CMSG_SPACE(_DESCRIPTOR), 0], 8))
+    return header, Variable(control + 16)
 
 
 class AwaitGo(Inside):
-    """Wait until this process is on record, and its ids are mapped."""
+    """Wait until this process is on record."""
 
-    __slots__ = ("site",)
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    __slots__ = ()
 
     def describe(self) -> str:
         return "wait until the process is recorded"
 
-    def execute(self) -> None:
-        self.site.pid = wait(self.site.channel)
+    def write(self, script: Script) -> None:
+        # What comes stays: the hooks are told the pid.
+        listen(script, PACKET, PACKET_SIZE, GO)
+
+
+def listen(script: Script, buffer: int, size: int, kind: bytes) -> None:
+    """Read a packet of this kind; end where the other end has gone."""
+    heard, lost = Label(), Label()
+    script.call("read", CHANNEL, buffer, size, into=RESULT)
+    script.compare(RESULT, -1, 0, heard)
+    script.mark(lost)
+    script.call("exit_group", 126)
+    script.mark(heard)
+    script.compare(buffer, 0xFF, kind[0], lost)
 
 
 class AwaitHooks(Inside):
     """Let the parent run the hooks of the runtime's namespaces."""
 
-    __slots__ = ("site",)
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    __slots__ = ()
 
     def describe(self) -> str:
         return "run the prestart and createRuntime hooks"
 
-    def execute(self) -> None:
-        os.write(self.site.channel, HOOKS)
-        wait(self.site.channel)
+    def write(self, script: Script) -> None:
+        script.call("write", CHANNEL, HOOKS, 1)
+        listen(script, ROOM, PID_WIDTH + 1, GO)
 
 
 class AwaitStart(Inside):
     """Stand behind the gate until ``start`` sends a byte through it."""
 
-    __slots__ = ("site",)
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    __slots__ = ()
 
     def describe(self) -> str:
         return "wait for start"
 
-    def execute(self) -> None:
-        site = self.site
-        os.write(site.channel, READY)
+    def write(self, script: Script) -> None:
+        script.call("write", CHANNEL, READY, 1)
         # From now on a failure goes where ``start``, in whatever process, will look for it.
-        os.dup2(site.status, site.channel, inheritable=False)
-        os.read(site.gate, 1)
+        script.call("dup3", OUTCOME, CHANNEL, os.O_CLOEXEC)
+        script.call("read", GATE, ROOM, 1)

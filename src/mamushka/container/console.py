@@ -9,27 +9,29 @@ from __future__ import annotations
 import os
 from errno import EINVAL
 
-from mamushka.container.channel import CONSOLE, send_descriptor
-from mamushka.container.operation import Inside
-from mamushka.container.rootfs import COPY, make_target
-from mamushka.linux.fd import AT_EMPTY_PATH, open_in_root
-from mamushka.linux.mount import attach, open_tree
-from mamushka.linux.terminal import TIOCSCTTY, open_pair, set_size
+from mamushka.container.channel import CONSOLE as CONSOLE_PACKET
+from mamushka.container.channel import descriptor_packet
+from mamushka.container.operation import CONSOLE, DEVPTS, TARGET, TREE, Inside
+from mamushka.container.rootfs import COPY, S_IFCHR, attach, expect_device, look, make_target, open_in_root
+from mamushka.linux.fd import AT_EMPTY_PATH
+from mamushka.linux.script import CHANNEL, Label
+from mamushka.linux.terminal import winsize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mamushka.container.operation import Site
+    from mamushka.linux.script import Script, Variable
     from mamushka.spec.runtime import Process
 
 
 class OpenConsole(Inside):
     """A pseudo-terminal for the program; ``mounted`` also puts it at /dev/console."""
 
-    __slots__ = ("gid", "mounted", "site", "size", "uid")
+    __slots__ = ("mounted", "pts", "size", "uid")
 
-    def __init__(self, site: Site, process: Process, *, mounted: bool) -> None:
-        self.site, self.mounted = site, mounted
-        self.uid, self.gid = process.user.uid, process.user.gid
+    def __init__(self, process: Process, *, mounted: bool, pts: bool) -> None:
+        self.mounted = mounted
+        self.pts = pts  # whether the container's devpts is at hand as DEVPTS
+        self.uid = process.user.uid
         box = process.console_size
         # A size that does not fit the kernel's 16 bits is no terminal's.
         self.size = (min(box.height, 0xFFFF), min(box.width, 0xFFFF)) if box else (0, 0)
@@ -37,28 +39,36 @@ class OpenConsole(Inside):
     def describe(self) -> str:
         return "make a terminal" + (" and mount it at /dev/console" if self.mounted else "")
 
-    def execute(self) -> None:
-        master, slave = open_pair(self._open_ptmx())
+    def write(self, script: Script) -> None:
+        # The message's control part has the descriptor's number where the call that opens it leaves it.
+        packet, master = descriptor_packet(script, CONSOLE_PACKET)
+        self._open_ptmx(script, master)
+        script.ioctl("TIOCSPTLCK", master, script.room(4))
+        script.ioctl("TIOCGPTPEER", master, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, into=CONSOLE)
         if any(self.size):
-            set_size(master, *self.size)
-        os.fchown(slave, self.uid, -1)
+            script.ioctl("TIOCSWINSZ", master, winsize(ws_row=self.size[0], ws_col=self.size[1]))
+        script.call("fchownat", CONSOLE, b"", self.uid, -1, AT_EMPTY_PATH)
         if self.mounted:
-            tree = open_tree(slave, b"", COPY | AT_EMPTY_PATH)
-            target = make_target(self.site.root, b"/dev/console", directory=False)
-            attach(tree, target)
-            os.close(target)
-            os.close(tree)
-        send_descriptor(self.site.channel, CONSOLE, master)
-        os.close(master)
-        self.site.console, self.site.control = slave, TIOCSCTTY
+            script.call("open_tree", CONSOLE, b"", COPY | AT_EMPTY_PATH, into=TREE)
+            make_target(script, b"/dev/console", TARGET, directory=False)
+            attach(script, TREE, TARGET, b"/dev/console")
+            script.call("close", TARGET)
+            script.call("close", TREE)
+        script.call("sendmsg", CHANNEL, packet, 0)
+        script.call("close", master)
 
-    def _open_ptmx(self) -> int:
+    def _open_ptmx(self, script: Script, into: Variable) -> None:
         flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-        if self.site.devpts >= 0:
-            return os.open("ptmx", flags, dir_fd=self.site.devpts)
-        ptmx = open_in_root(self.site.root, b"dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW)
-        found = os.fstat(ptmx)
-        if found.st_mode & 0o170000 != 0o020000 or found.st_rdev != os.makedev(5, 2):
-            raise OSError(EINVAL, "is not the terminal multiplexer", "/dev/pts/ptmx")
-        os.close(ptmx)
-        return open_in_root(self.site.root, b"dev/pts/ptmx", flags)
+        if self.pts:
+            script.call("openat", DEVPTS, b"ptmx", flags, 0, into=into, about=": '/dev/pts/ptmx'")
+            return
+        other, certain = Label(), Label()
+        open_in_root(script, b"dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW, TARGET)
+        look(script, TARGET, b"")
+        expect_device(script, S_IFCHR, os.makedev(5, 2), other)
+        script.jump(certain)
+        script.mark(other)
+        script.fail(EINVAL, "=is not the terminal multiplexer: '/dev/pts/ptmx'")
+        script.mark(certain)
+        script.call("close", TARGET)
+        open_in_root(script, b"dev/pts/ptmx", flags, into)

@@ -1,16 +1,97 @@
-"""Filling a new tmpfs with what the image has at its mount point (``tmpcopyup``).
+"""A tmpfs that starts with what the image has at its mount point (``tmpcopyup``).
 
-Both trees are walked by descriptor, links are never followed, and only what a small writable directory holds is
-copied: directories, regular files and symbolic links. The tmpfs' own size bounds the bytes.
+It is made and filled before the container's process exists, and attached like whatever else comes from the host. Both
+trees are walked by descriptor, links are never followed, and only what a small writable directory holds is copied:
+directories, regular files and symbolic links. The tmpfs' own size bounds the bytes.
 """
 
 from __future__ import annotations
 
 import os
 
+from mamushka.container import rootfs
+from mamushka.container.mounts import described
+from mamushka.container.operation import TARGET, Inside
+from mamushka.errors import Invalid
+from mamushka.linux.fd import open_in_root
+from mamushka.linux.mount import (
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    FSMOUNT_CLOEXEC,
+    FSOPEN_CLOEXEC,
+    fsconfig,
+    fsmount,
+    fsopen,
+    set_attributes,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.container.options import Options
+    from mamushka.linux.script import Script
+
 _CHUNK = 1 << 20
 # Deeper trees are not configuration or cache directories; each level holds two descriptors.
 _DEPTH_MAX = 64
+
+
+class AttachCopy(Inside):
+    """A tmpfs, filled already."""
+
+    __slots__ = ("destination", "pairs", "tree")
+
+    def __init__(self, tree: int, destination: str, pairs: list[tuple[bytes, bytes | None]]) -> None:
+        self.tree, self.pairs = tree, pairs
+        self.destination = os.fsencode(destination)
+
+    def describe(self) -> str:
+        where = os.fsdecode(self.destination)
+        return f"mount -t tmpfs {described(self.pairs)}{where} (with a copy of what is there)"
+
+    def write(self, script: Script) -> None:
+        rootfs.make_directory(script, self.destination, TARGET)
+        rootfs.attach(script, script.descriptor(self.tree), TARGET, self.destination)
+        script.call("close", TARGET)
+
+
+def filled(destination: str, pairs: list[tuple[bytes, bytes | None]], asked: Options, tree: int, path: bytes) -> int:
+    """A detached tmpfs with a copy of what is at ``path`` in a tree, if there is a directory; the caller closes it."""
+    made = _make(destination, pairs)
+    try:
+        source = _open(tree, path)
+        if source >= 0:
+            try:
+                copy_tree(source, made)
+            finally:
+                os.close(source)
+        # What is to be copied into it cannot be copied into a read-only mount.
+        set_attributes(made, set=asked.set)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def _open(tree: int, path: bytes) -> int:
+    """The directory there; -1 where there is none, or nothing yet."""
+    try:
+        return open_in_root(tree, path, os.O_PATH | os.O_DIRECTORY) if tree >= 0 else -1
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+
+
+def _make(destination: str, pairs: list[tuple[bytes, bytes | None]]) -> int:
+    filesystem = fsopen(b"tmpfs", FSOPEN_CLOEXEC)
+    try:
+        for key, item in pairs:
+            fsconfig(filesystem, FSCONFIG_SET_FLAG if item is None else FSCONFIG_SET_STRING, key, item, 0)
+        fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
+        return fsmount(filesystem, FSMOUNT_CLOEXEC, 0)
+    except OSError as error:
+        raise Invalid(f"cannot mount -t tmpfs {described(pairs)}{destination}: {error.strerror}") from error
+    finally:
+        os.close(filesystem)
 
 
 def copy_tree(source: int, target: int, depth: int = 0) -> None:

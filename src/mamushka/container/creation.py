@@ -12,6 +12,7 @@ from mamushka import trace
 from mamushka.container import channel
 from mamushka.container.namespaces import map_ids
 from mamushka.container.plan import Interior
+from mamushka.container.program import home
 from mamushka.container.spawn import Birth
 from mamushka.errors import Invalid
 from mamushka.linux.process import CLONE_NEWCGROUP
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.privileges import Privileges
     from mamushka.container.record import Record
+    from mamushka.linux.script import Script
 
 
 class Claim:
@@ -92,20 +94,20 @@ class BearInit:
         return f"start {self.interior.process.args[0]} in its own namespaces"
 
     def execute(self) -> None:
-        interior, site = self.interior, self.interior.site
+        interior = self.interior
         entrance = self.cgroup.entrance()
         ends = []
         try:
             interior.build(self.root, self.preserve, self.privileges, self.cgroup, entrance)
             for operation in interior.operations if trace.listening() else ():
                 trace.event("plan.inside", operation=operation.describe())
-            site.peer, site.channel = channel.pair()
-            ends.append(site.channel)
-            self.channel = site.peer
+            self.channel, theirs = channel.pair()
+            ends.append(theirs)
+            gate = outcome = -1
             if interior.gated:
-                site.gate, site.status = self.record.make_gate()
-                ends += [site.gate, site.status]
-            self._bear()
+                gate, outcome = self.record.make_gate()
+                ends += [gate, outcome]
+            self._bear(interior.script(theirs, gate, outcome), theirs)
         finally:
             entrance.close()
             for end in ends:
@@ -114,25 +116,25 @@ class BearInit:
         os.close(self.channel)
         self.channel = -1
 
-    def _bear(self) -> None:
+    def _bear(self, script: Script, theirs: int) -> None:
         namespaces, linux = self.interior.namespaces, self.interior.config.linux
         directory = self.cgroup.descriptor()
         try:
             birth = Birth(
-                self.interior.site,
-                self.interior.operations,
+                script,
+                theirs,
+                self.channel,
+                self.interior.first,
                 # The cgroup namespace's root is where the process is when it is made: it unshares it later.
                 flags=namespaces.new & ~CLONE_NEWCGROUP,
                 born=namespaces.born,
                 offsets=linux.time_offsets,
                 cgroup=directory,
             )
-            self.pid, self.pidfd = birth.give()
+            self.pid, self.pidfd = birth.give(lambda pid: map_ids(pid, linux.uid_mappings, linux.gid_mappings))
         finally:
             if directory >= 0:
                 os.close(directory)
-        if self.interior.user_namespace:
-            map_ids(self.pid, linux.uid_mappings, linux.gid_mappings)
 
     def _follow(self) -> None:
         trace.event("container.born", pid=self.pid)
@@ -140,26 +142,22 @@ class BearInit:
         self.record.keep(self.interior.kept, self.seccomp)
         self.record.keep_process(self.pid)
         trace.event("container.recorded", pid=self.pid)
-        self._go()
+        channel.go(self.channel, self.pid)
         while True:
             packet, descriptor = channel.receive(self.channel)
             if packet[:1] == channel.CONSOLE:
                 self.console = descriptor
+            elif packet[:1] == channel.ACCOUNTS:
+                channel.send(self.channel, home(descriptor, self.interior.process.user.uid))
             elif packet[:1] == channel.HOOKS:
                 self._run_hooks()
-                self._go()
+                channel.go(self.channel, self.pid)
             elif packet[:1] == channel.FAILED:
                 from mamushka.container.failure import explain
 
                 raise explain(packet, self.interior.process)
             else:  # ready behind the gate, or the end of file: the program runs
                 return
-
-    def _go(self) -> None:
-        try:
-            os.write(self.channel, channel.GO + b"%d" % self.pid)
-        except BrokenPipeError:
-            pass  # it failed before, and what it said about that is still to be read
 
     def _run_hooks(self) -> None:
         from mamushka.container import hooks

@@ -7,14 +7,16 @@ import os
 from mamushka import trace
 from mamushka.container import channel
 from mamushka.container.failure import explain
-from mamushka.container.namespaces import FLAGS, BecomeRoot
-from mamushka.container.operation import Inside, Site
+from mamushka.container.namespaces import FLAGS
+from mamushka.container.operation import ROOT, Inside, script_of
 from mamushka.container.plan import check_process, further_process
 from mamushka.container.privileges import prepare
-from mamushka.container.program import Prepare
+from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
 from mamushka.errors import MamushkaError
-from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, setns
+from mamushka.linux.fd import AT_FDCWD
+from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
+from mamushka.linux.script import CHANNEL, Script
 from mamushka.linux.seccomp import Filter
 from mamushka.runtime import NotRunning, Started
 
@@ -30,17 +32,17 @@ if TYPE_CHECKING:
 class JoinContainer(Inside):
     """Enter the container's namespaces, and with its mount namespace its root."""
 
-    __slots__ = ("kinds", "pidfd", "site")
+    __slots__ = ("kinds", "pidfd")
 
-    def __init__(self, site: Site, pidfd: int, kinds: int) -> None:
-        self.site, self.pidfd, self.kinds = site, pidfd, kinds
+    def __init__(self, pidfd: int, kinds: int) -> None:
+        self.pidfd, self.kinds = pidfd, kinds
 
     def describe(self) -> str:
         return "join the container's namespaces"
 
-    def execute(self) -> None:
-        setns(self.pidfd, self.kinds)
-        self.site.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def write(self, script: Script) -> None:
+        script.call("setns", script.descriptor(self.pidfd), self.kinds)
+        script.call("openat", AT_FDCWD, b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, into=ROOT)
 
 
 def further(
@@ -57,31 +59,33 @@ def further(
     own = {namespace.type for namespace in kept.config.linux.namespaces}
     kinds = sum(FLAGS[kind] for kind in own)
     born = [(pidfd, flag, kind) for kind in ("user", "pid", "time") if kind in own for flag in (FLAGS[kind],)]
-    user = "user" in own
-    site = Site()
-    privileges = prepare(process, filter=_filter(record), user_namespace=user)
+    privileges = prepare(process, filter=_filter(record), user_namespace="user" in own)
     entrance = cgroup.entrance()
     directory = cgroup.descriptor()
-    site.peer, site.channel = channel.pair()
-    enter: list[Inside] = [Prepare(privileges, entrance)]
-    enter.append(JoinContainer(site, pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)))
-    if user:
-        enter.append(BecomeRoot())
-    moved = _place(process, enter)
-    operations = further_process(site, process, stdio, preserve, enter, privileges)
-    for operation in operations if trace.listening() else ():
-        trace.event("plan.inside", operation=operation.describe())
+    peer, theirs = channel.pair()
     pid = new = -1
     try:
-        birth = Birth(site, operations, flags=0, born=born, cgroup=directory)
+        first = first_writes(privileges, entrance)
+        enter: list[Inside] = [
+            Prepare(privileges, () if "user" in own else first),
+            JoinContainer(pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)),
+        ]
+        moved = _place(process, enter)
+        operations = further_process(process, stdio, preserve, enter, privileges)
+        for operation in operations if trace.listening() else ():
+            trace.event("plan.inside", operation=operation.describe())
+        script = Script()
+        script.give(CHANNEL, script.descriptor(theirs))
+        script_of(operations, script)
+        birth = Birth(script, theirs, peer, first, flags=0, born=born, cgroup=directory)
         if moved is None:
-            pid, new = birth.give()
+            pid, new = birth.give(_has_ids)
         else:
             with moved:
-                pid, new = birth.give()
-        os.close(site.channel)
-        site.channel = -1
-        return Started(pid, new, _follow(site.peer, process))
+                pid, new = birth.give(_has_ids)
+        os.close(theirs)
+        theirs = -1
+        return Started(pid, new, _follow(peer, process))
     except BaseException as error:
         if pid > 0:
             os.kill(pid, 9)
@@ -92,9 +96,13 @@ def further(
         raise
     finally:
         entrance.close()
-        for descriptor in (site.peer, site.channel, directory):
+        for descriptor in (peer, theirs, directory):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _has_ids(_pid: int) -> None:
+    """The user namespace that it joins has had them for long."""
 
 
 def _place(process: Process, enter: list[Inside]) -> Moved | None:
@@ -122,6 +130,8 @@ def _follow(peer: int, process: Process) -> int:
         packet, descriptor = channel.receive(peer)
         if packet[:1] == channel.CONSOLE:
             console = descriptor
+        elif packet[:1] == channel.ACCOUNTS:
+            channel.send(peer, home(descriptor, process.user.uid))
         elif packet[:1] == channel.FAILED:
             if console >= 0:
                 os.close(console)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH
 
-from mamushka.container.channel import parse_failure
-from mamushka.container.operation import DIRECTORY, PROGRAM
+from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, PROGRAM
 from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
+from mamushka.linux.script import parse
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ _KINDS: dict[int, type[MamushkaError]] = {
 
 def explain(packet: bytes, process: Process) -> MamushkaError:
     """The error that a failed operation's packet tells; ``process`` is what was to be executed."""
-    number, about, operation, text = parse_failure(packet)
+    number, about, operation, text = parse(packet)
     if about == PROGRAM:
         return _of_program(process.args[0], number, text)
     if about == DIRECTORY:
@@ -34,6 +35,10 @@ def explain(packet: bytes, process: Process) -> MamushkaError:
             f'chdir to cwd ("{process.cwd}") set in config.json failed: {_lower(text)}',
             hint="the working directory must exist inside the container and be a directory",
         )
+    if about == HOOK and text.startswith(HOOK_ENDED):
+        code = os.waitstatus_to_exitcode(number)
+        how = f"with exit status {code}" if code >= 0 else f"by signal {-code}"
+        return MamushkaError(f"cannot {operation}: {HOOK_ENDED} {how}{text[len(HOOK_ENDED) :]}")
     if number == ESRCH:  # its namespaces went before its process did
         return NotRunning(f"container not running: cannot {operation}: {_lower(text)}")
     kind = _KINDS.get(number, MamushkaError)

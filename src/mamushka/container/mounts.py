@@ -8,37 +8,31 @@ mqueue, tmpfs) are made inside, because the namespaces of the maker decide what 
 from __future__ import annotations
 
 import os
-from errno import ENODATA
 
 from mamushka.container import options as words
-from mamushka.container.operation import Inside
-from mamushka.container.rootfs import COPY, make_directory, make_target
+from mamushka.container import rootfs
+from mamushka.container.operation import CURRENT, TARGET, TREE, Inside
+from mamushka.container.rootfs import COPY, about, make_directory, make_target
 from mamushka.errors import Invalid, NotFound, Unsupported
-from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW, proc_path
+from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW
 from mamushka.linux.mount import (
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
+    MOVE_MOUNT_F_EMPTY_PATH,
     MS_PRIVATE,
     MS_REC,
-    attach,
-    attach_at,
-    fsconfig,
-    fsmount,
-    fsopen,
-    mount,
     open_tree,
     set_attributes,
 )
+from mamushka.linux.script import REASONING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mamushka.container.operation import Site
     from mamushka.container.options import Options
+    from mamushka.linux.script import Script, Variable
     from mamushka.spec.runtime import Mount
 
 # strndup_user in fsconfig(2) takes no longer values; mount(2) takes a page.
@@ -92,116 +86,110 @@ def parse(mount: Mount) -> Options:
 class AttachTree(Inside):
     """Something of the host's, at a place inside."""
 
-    __slots__ = ("destination", "directory", "recursive", "site", "source", "tree")
+    __slots__ = ("destination", "directory", "recursive", "source", "tree")
 
-    def __init__(self, site: Site, tree: int, destination: str, source: str, *, recursive: bool) -> None:
-        self.site, self.tree, self.source, self.recursive = site, tree, source, recursive
+    def __init__(self, tree: int, destination: str, source: str, *, recursive: bool) -> None:
+        self.tree, self.source, self.recursive = tree, source, recursive
         self.destination = os.fsencode(destination)
         self.directory = os.fstat(tree).st_mode & 0o170000 == 0o040000
 
     def describe(self) -> str:
         return f"mount --{'r' if self.recursive else ''}bind {self.source} {os.fsdecode(self.destination)}"
 
-    def execute(self) -> None:
-        target = make_target(self.site.root, self.destination, directory=self.directory)
-        attach(self.tree, target)
-        os.close(target)
+    def write(self, script: Script) -> None:
+        make_target(script, self.destination, TARGET, directory=self.directory)
+        rootfs.attach(script, script.descriptor(self.tree), TARGET, self.destination)
+        script.call("close", TARGET)
 
 
 class MountFilesystem(Inside):
-    """A filesystem of the container's own."""
+    """A filesystem of the container's own; ``keep`` is where its descriptor stays for later operations."""
 
-    __slots__ = ("asked", "copy_up", "destination", "kind", "parameters", "site", "source")
+    __slots__ = ("asked", "destination", "keep", "kind", "parameters", "source")
 
-    def __init__(self, site: Site, mount: Mount, asked: Options, label: str = "") -> None:
-        self.site, self.asked = site, asked
+    def __init__(self, mount: Mount, asked: Options, label: str = "") -> None:
+        self.asked = asked
         self.kind = mount.type.encode()
         self.source = os.fsencode(mount.source)
         self.destination = os.fsencode(mount.destination)
-        pairs: list[tuple[bytes, bytes | None]] = [(word.encode(), None) for word in asked.flags]
-        for word in asked.parameters:
-            key, equals, content = word.partition("=")
-            pairs.append((key.encode(), os.fsencode(content) if equals else None))
-        if label and mount.type not in _UNLABELLED:
-            pairs.append((b"context", os.fsencode(label)))
-        self.parameters = pairs
-        self.copy_up: Callable[[int, int], None] | None = None
-        if "tmpcopyup" in asked.words and mount.type == "tmpfs":
-            from mamushka.container.copyup import copy_tree
-
-            self.copy_up = copy_tree
+        self.parameters = parameters(mount, asked, label)
+        self.keep: Variable | None = None
 
     def describe(self) -> str:
-        given = ",".join(key.decode() + (f"={os.fsdecode(item)}" if item else "") for key, item in self.parameters)
-        text = f"mount -t {self.kind.decode()}{' -o ' if given else ''}{given} {os.fsdecode(self.destination)}"
-        return text + (" (with a copy of what is there)" if self.copy_up else "")
+        return f"mount -t {self.kind.decode()} {described(self.parameters)}{os.fsdecode(self.destination)}"
 
-    def execute(self) -> None:
-        target = make_directory(self.site.root, self.destination)
+    def write(self, script: Script) -> None:
+        make_directory(script, self.destination, TARGET)
         if any(item and len(item) > _FSCONFIG_VALUE_MAX for _, item in self.parameters):
-            self._mount_by_path(target)
+            self._mount_by_path(script)
             return
-        tree = self._make()
-        if self.copy_up:
-            self.copy_up(target, tree)
-            set_attributes(tree, set=self.asked.set)
+        tree = self.keep or TREE
+        configure(script, self.kind, self.source, self.parameters)
+        script.call("fsmount", REASONING, FSMOUNT_CLOEXEC, self.asked.set, into=tree, reason=True)
+        script.call("close", REASONING)
         if self.asked.recursive_set or self.asked.propagation:
-            _set(tree, self.asked)
-        attach(tree, target)
-        os.close(target)
-        self._keep(tree)
+            set_options(script, tree, self.asked)
+        rootfs.attach(script, tree, TARGET, self.destination)
+        script.call("close", TARGET)
+        if self.keep is None:
+            script.call("close", TREE)
 
-    def _make(self) -> int:
-        filesystem = fsopen(self.kind, FSOPEN_CLOEXEC)
-        try:
-            if self.source:
-                fsconfig(filesystem, FSCONFIG_SET_STRING, b"source", self.source, 0)
-            for key, item in self.parameters:
-                command = FSCONFIG_SET_FLAG if item is None else FSCONFIG_SET_STRING
-                fsconfig(filesystem, command, key, item, 0)
-            fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
-        except OSError as error:
-            raise _with_reason(error, filesystem) from None
-        # What is to be copied into it first cannot be copied into a read-only mount.
-        tree = fsmount(filesystem, FSMOUNT_CLOEXEC, 0 if self.copy_up else self.asked.set)
-        os.close(filesystem)
-        return tree
-
-    def _mount_by_path(self, target: int) -> None:
+    def _mount_by_path(self, script: Script) -> None:
         given = b",".join(key + (b"=" + item if item is not None else b"") for key, item in self.parameters)
-        mount(self.source, proc_path(target), self.kind, 0, given)
-        os.close(target)
-        tree = make_directory(self.site.root, self.destination)
-        _set(tree, self.asked)
-        os.close(tree)
-
-    def _keep(self, tree: int) -> None:
-        if self.kind == b"proc" and self.site.proc < 0:
-            self.site.proc = tree
-        elif self.kind == b"devpts" and self.site.devpts < 0:
-            self.site.devpts = tree
-        else:
-            os.close(tree)
+        script.call("fchdir", TARGET)
+        script.call("mount", self.source, b".", self.kind, 0, given)
+        script.call("close", TARGET)
+        make_directory(script, self.destination, TREE)
+        set_options(script, TREE, self.asked)
+        script.call("close", TREE)
 
 
-def _with_reason(error: OSError, filesystem: int) -> OSError:
-    """The kernel's own sentence about what it refused, which it keeps for the descriptor of fsopen."""
-    try:
-        reason = os.read(filesystem, 512).decode(errors="replace").strip()
-    except OSError as nothing:
-        if nothing.errno != ENODATA:
-            raise
-        return error
-    return OSError(error.errno, f"{error.strerror}: {reason[2:]}")  # "e " marks an error
+def parameters(mount: Mount, asked: Options, label: str) -> list[tuple[bytes, bytes | None]]:
+    """What the filesystem itself is told: names, with or without a value."""
+    pairs: list[tuple[bytes, bytes | None]] = [(word.encode(), None) for word in asked.flags]
+    for word in asked.parameters:
+        key, equals, content = word.partition("=")
+        pairs.append((key.encode(), os.fsencode(content) if equals else None))
+    if label and mount.type not in _UNLABELLED:
+        pairs.append((b"context", os.fsencode(label)))
+    return pairs
+
+
+def described(pairs: list[tuple[bytes, bytes | None]]) -> str:
+    """As mount(8) takes them."""
+    given = ",".join(key.decode() + (f"={os.fsdecode(item)}" if item else "") for key, item in pairs)
+    return f"-o {given} " if given else ""
+
+
+def configure(script: Script, kind: bytes, source: bytes, pairs: list[tuple[bytes, bytes | None]]) -> None:
+    """A superblock behind the descriptor REASONING, which also says why one is refused."""
+    script.call("fsopen", kind, FSOPEN_CLOEXEC, into=REASONING)
+    if source:
+        script.call("fsconfig", REASONING, FSCONFIG_SET_STRING, b"source", source, 0, reason=True)
+    for key, item in pairs:
+        command, content = (FSCONFIG_SET_FLAG, 0) if item is None else (FSCONFIG_SET_STRING, item)
+        script.call("fsconfig", REASONING, command, key, content, 0, reason=True)
+    script.call("fsconfig", REASONING, FSCONFIG_CMD_CREATE, 0, 0, 0, reason=True)
+
+
+def set_options(script: Script, tree: Variable, asked: Options, *, flags: int = 0) -> None:
+    """The properties of a mount that the options ask for."""
+    if asked.set or asked.clear:
+        rootfs.set_attributes(script, tree, set=asked.set, clear=asked.clear, flags=flags)
+    if asked.recursive_set or asked.recursive_clear:
+        rootfs.set_attributes(script, tree, set=asked.recursive_set, clear=asked.recursive_clear, flags=AT_RECURSIVE)
+    for propagation in asked.propagation:
+        deep = AT_RECURSIVE if propagation & MS_REC else 0
+        rootfs.set_attributes(script, tree, propagation=propagation & ~MS_REC, flags=deep)
 
 
 class MountCgroups(Inside):
     """The container's view of its own cgroups: one tree, or on older layouts a directory for each hierarchy."""
 
-    __slots__ = ("asked", "destination", "links", "paths", "site")
+    __slots__ = ("asked", "destination", "links", "paths")
 
-    def __init__(self, site: Site, destination: str, asked: Options, paths: tuple[tuple[str, str], ...]) -> None:
-        self.site, self.asked = site, asked
+    def __init__(self, destination: str, asked: Options, paths: tuple[tuple[str, str], ...]) -> None:
+        self.asked = asked
         self.destination = os.fsencode(destination)
         self.paths = tuple((name.encode(), os.fsencode(path)) for name, path in paths)
         # cpu,cpuacct in one hierarchy are also found as cpu and as cpuacct.
@@ -210,30 +198,28 @@ class MountCgroups(Inside):
     def describe(self) -> str:
         return f"mount the container's {len(self.paths)} cgroups at {os.fsdecode(self.destination)}"
 
-    def execute(self) -> None:
-        target = make_directory(self.site.root, self.destination)
+    def write(self, script: Script) -> None:
+        make_directory(script, self.destination, TARGET)
         if len(self.paths) == 1 and not self.paths[0][0]:
-            tree = open_tree(AT_FDCWD, self.paths[0][1], COPY)
-            _set(tree, self.asked)
-            attach(tree, target)
-            os.close(tree)
+            path = self.paths[0][1]
+            script.call("open_tree", AT_FDCWD, path, COPY, into=TREE, about=about(path))
+            set_options(script, TREE, self.asked)
+            rootfs.attach(script, TREE, TARGET, self.destination)
         else:
-            self._bind_each(target)
-        os.close(target)
+            self._bind_each(script)
+        script.call("close", TREE)
+        script.call("close", TARGET)
 
-    def _bind_each(self, target: int) -> None:
-        filesystem = fsopen(b"tmpfs", FSOPEN_CLOEXEC)
-        fsconfig(filesystem, FSCONFIG_SET_STRING, b"mode", b"755", 0)
-        fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
-        tree = fsmount(filesystem, FSMOUNT_CLOEXEC, 0)
-        os.close(filesystem)
-        attach(tree, target)
+    def _bind_each(self, script: Script) -> None:
+        configure(script, b"tmpfs", b"", [(b"mode", b"755")])
+        script.call("fsmount", REASONING, FSMOUNT_CLOEXEC, 0, into=TREE)
+        script.call("close", REASONING)
+        rootfs.attach(script, TREE, TARGET, self.destination)
         for name, path in self.paths:
-            os.mkdir(name, 0o755, dir_fd=tree)
-            hierarchy = open_tree(AT_FDCWD, path, COPY)
-            attach_at(hierarchy, tree, name)
-            os.close(hierarchy)
+            script.call("mkdirat", TREE, name, 0o755, about=about(name))
+            script.call("open_tree", AT_FDCWD, path, COPY, into=CURRENT, about=about(path))
+            script.call("move_mount", CURRENT, b"", TREE, name, MOVE_MOUNT_F_EMPTY_PATH, about=about(name))
+            script.call("close", CURRENT)
         for link, name in self.links:
-            os.symlink(name, link, dir_fd=tree)
-        _set(tree, self.asked, flags=AT_RECURSIVE)
-        os.close(tree)
+            script.call("symlinkat", name, TREE, link, about=about(link))
+        set_options(script, TREE, self.asked, flags=AT_RECURSIVE)

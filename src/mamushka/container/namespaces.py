@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from errno import EINVAL
 
-from mamushka.container.operation import Inside
+from mamushka.container.operation import OPENED, PROC, Inside
 from mamushka.errors import Denied, Invalid, NotFound, Unsupported
 from mamushka.linux.abi import sizeof
-from mamushka.linux.fd import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, open_how, openat2
+from mamushka.linux.fd import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, open_how
 from mamushka.linux.process import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -18,17 +18,13 @@ from mamushka.linux.process import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
-    setdomainname,
-    sethostname,
-    setns,
-    unshare,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mamushka.container.operation import Site
+    from mamushka.linux.script import Script
     from mamushka.spec.runtime import IDMapping, Linux, TimeOffset
 
 FLAGS = {
@@ -135,8 +131,8 @@ class Join(Inside):
     def describe(self) -> str:
         return f"join the namespace {self.path}"
 
-    def execute(self) -> None:
-        setns(self.descriptor, self.flag)
+    def write(self, script: Script) -> None:
+        script.call("setns", script.descriptor(self.descriptor), self.flag)
 
 
 class HideCgroups(Inside):
@@ -147,22 +143,8 @@ class HideCgroups(Inside):
     def describe(self) -> str:
         return "unshare the cgroup namespace"
 
-    def execute(self) -> None:
-        unshare(CLONE_NEWCGROUP)
-
-
-class BecomeRoot(Inside):
-    """Take the identity of the user namespace's root, who owns what is made from now on."""
-
-    __slots__ = ()
-
-    def describe(self) -> str:
-        return "become root of the user namespace"
-
-    def execute(self) -> None:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+    def write(self, script: Script) -> None:
+        script.call("unshare", CLONE_NEWCGROUP)
 
 
 class SetNames(Inside):
@@ -176,37 +158,36 @@ class SetNames(Inside):
     def describe(self) -> str:
         return f"set the host name {os.fsdecode(self.hostname)!r} and domain name {os.fsdecode(self.domainname)!r}"
 
-    def execute(self) -> None:
+    def write(self, script: Script) -> None:
         if self.hostname:
-            sethostname(self.hostname, len(self.hostname))
+            script.call("sethostname", self.hostname, len(self.hostname))
         if self.domainname:
-            setdomainname(self.domainname, len(self.domainname))
+            script.call("setdomainname", self.domainname, len(self.domainname))
 
 
 class SetSysctls(Inside):
     """Kernel settings of the container's namespaces, written below the procfs that we mounted, never by path."""
 
-    __slots__ = ("settings", "site")
+    __slots__ = ("mounted", "settings")
 
-    def __init__(self, site: Site, settings: Mapping[str, str]) -> None:
-        self.site = site
+    def __init__(self, settings: Mapping[str, str], *, mounted: bool) -> None:
+        self.mounted = mounted  # whether there is a procfs of ours
         self.settings = [(b"sys/" + _sysctl_path(name), os.fsencode(text)) for name, text in settings.items()]
 
     def describe(self) -> str:
         return "sysctl " + " ".join(f"{os.fsdecode(path)[4:]}={os.fsdecode(text)}" for path, text in self.settings)
 
-    def execute(self) -> None:
-        if self.site.proc < 0:
-            raise OSError(EINVAL, "sysctls need a mount of type proc in the bundle")
+    def write(self, script: Script) -> None:
+        if not self.mounted:
+            script.fail(EINVAL, "=sysctls need a mount of type proc in the bundle")
+            return
         resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
         how = open_how(flags=os.O_WRONLY | os.O_CLOEXEC, resolve=resolve)
         for path, text in self.settings:
-            setting = openat2(self.site.proc, path, how, sizeof(how))
-            try:
-                os.write(setting, text)
-            except OSError as error:
-                raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {os.fsdecode(text)!r}", path) from None
-            os.close(setting)
+            name = os.fsdecode(path)
+            script.call("openat2", PROC, path, how, sizeof(how), into=OPENED, about=f": {name!r}")
+            script.call("write", OPENED, text, len(text), about=f": {os.fsdecode(text)!r}: {name!r}")
+            script.call("close", OPENED)
 
 
 def _sysctl_path(name: str) -> bytes:

@@ -1,41 +1,41 @@
 """What the operations inside a new container share.
 
-They run between clone3 and execve, in a copy of the caller's process: system calls only, through ``linux/`` and
-``os``; whatever they need is imported, encoded and looked up before. Nothing they do outlives the container's
-namespaces, so there is nothing to undo.
+They are performed between clone3 and execve, by a process that knows nothing but its script (``linux/script.py``):
+an operation writes down what is to be called, and whatever that needs is looked up, encoded and opened before. Nothing
+they do outlives the container's namespaces, so there is nothing to undo.
 """
 
 from __future__ import annotations
 
+from mamushka.linux.script import FURTHER, variable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from mamushka.linux.script import Script
 
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
-PROGRAM, DIRECTORY = "program", "directory"
+PROGRAM, DIRECTORY, HOOK = "program", "directory", "hook"
 
+HOOK_ENDED = "the hook ended"  # and the number told with it is its wait status
 
-def _no_terminal(_fd: int, _steal: int) -> None:
-    raise AssertionError("there is a terminal that no operation has made")
-
-
-class Site:
-    """The place where a container is being built: descriptors that one operation leaves for the next; -1 is none."""
-
-    __slots__ = ("channel", "console", "control", "devpts", "empty", "gate", "peer", "pid", "proc", "root", "status")
-
-    def __init__(self) -> None:
-        self.root = -1  # the container's root directory
-        self.proc = -1  # the container's procfs, as the kernel made it
-        self.devpts = -1
-        self.empty = -1  # a read-only empty directory, for masks
-        self.console = -1  # the terminal's slave side
-        self.control: Callable[[int, int], None] = _no_terminal  # TIOCSCTTY, where there is one
-        self.channel = -1  # to the process that builds the container
-        self.peer = -1  # the other end, which only the builder may hold
-        self.gate = -1  # a fifo: a byte from it starts the program
-        self.status = -1  # where a failure after the gate is written
-        self.pid = 0  # this process as the host counts
+# Descriptors that one operation leaves for the next.
+ROOT = variable(FURTHER)  # the container's root directory
+PROC = variable(FURTHER + 1)  # the container's procfs, as the kernel made it
+DEVPTS = variable(FURTHER + 2)
+EMPTY = variable(FURTHER + 3)  # a read-only empty directory, for masks; -1 until there is one
+NULL = variable(FURTHER + 4)  # the container's null device, certainly; -1 until it was looked at
+CONSOLE = variable(FURTHER + 5)  # the terminal's slave side
+GATE = variable(FURTHER + 6)  # a fifo: a byte from it starts the program
+OUTCOME = variable(FURTHER + 7)  # where a failure after the gate is written
+FILE = variable(FURTHER + 8)  # the program's path, once it was found: an address
+LABEL = variable(FURTHER + 14)  # where the next program's security label is written
+# And those that hold for one operation.
+TARGET = variable(FURTHER + 9)
+TREE = variable(FURTHER + 10)
+OPENED = variable(FURTHER + 11)
+CURRENT = variable(FURTHER + 12)
+RESULT = variable(FURTHER + 13)
+BACK = variable(FURTHER + 15)
 
 
 class Inside:
@@ -48,9 +48,17 @@ class Inside:
         """One line, as a person would type or say it."""
         raise NotImplementedError
 
-    def execute(self) -> None:
-        """Make the change, or raise OSError."""
+    def write(self, script: Script) -> None:
+        """Write down the calls that make the change."""
         raise NotImplementedError
 
-    def undo(self) -> None:
-        """Nothing: the kernel takes it back when the namespaces end."""
+
+# An execve's arguments may fill megabytes, and a description names them.
+_DESCRIPTION_MAX = 1024
+
+
+def script_of(operations: list[Inside], script: Script) -> None:
+    """All operations, one after the other."""
+    for operation in operations:
+        script.begin(f"{operation.about}\0{operation.describe()[:_DESCRIPTION_MAX]}")
+        operation.write(script)

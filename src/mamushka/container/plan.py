@@ -15,27 +15,30 @@ import os
 from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
 from mamushka.container.defaults import DEVICE_LINKS, DEVICES
-from mamushka.container.namespaces import BecomeRoot, HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
-from mamushka.container.operation import Inside, Site
+from mamushka.container.namespaces import HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
+from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, Inside, script_of
 from mamushka.container.options import PROPAGATION
 from mamushka.container.program import (
     ArrangeDescriptors,
     Confine,
     EnterDirectory,
     Execute,
+    FindHome,
     FindProgram,
     Prepare,
     ResetSignals,
+    first_writes,
 )
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
 from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWUSER
+from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from mamushka.container.cgroups.cgroup import Cgroup, Entrance
     from mamushka.container.options import Options
@@ -53,8 +56,11 @@ class Interior:
         self.bundle, self.config, self.kept, self.stdio = bundle, config, kept, stdio
         self.gated, self.no_pivot = gated, no_pivot
         self.process = checked_process(config)
-        self.site = Site()
         self.trees: list[int] = []
+        # What lies where in the root, the latest last: a tree's descriptor, or what the process makes.
+        self.places: list[tuple[list[bytes], int]] = []
+        self.first: list[tuple[int | bytes, bytes]] = []
+        self.kept_mounts: set[str] = set()  # filesystems whose descriptors later operations find
         self.operations: list[Inside] = []
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
@@ -76,13 +82,10 @@ class Interior:
         """Fill ``operations``. Opens what is taken from the host."""
         put = self.operations.append
         hooks = self.config.hooks
-        put(Prepare(privileges, entrance))
-        if self.user_namespace:
-            put(AwaitGo(self.site))
+        self.first = first_writes(privileges, entrance)
+        put(Prepare(privileges, () if self.namespaces.has("user") else self.first))
         for descriptor, flag, path in self.namespaces.entered:
             put(Join(descriptor, flag, path))
-        if self.namespaces.has("user"):
-            put(BecomeRoot())
         if self.namespaces.new & CLONE_NEWCGROUP:
             put(HideCgroups())
         self.operations += self._root(root)
@@ -91,17 +94,17 @@ class Interior:
         if self.process.terminal:
             from mamushka.container.console import OpenConsole
 
-            put(OpenConsole(self.site, self.process, mounted=True))
+            put(OpenConsole(self.process, mounted=True, pts="devpts" in self.kept_mounts))
         if self.config.hostname or self.config.domainname:
             put(SetNames(self.config.hostname, self.config.domainname))
-        if self.hooked and not self.user_namespace:
-            put(AwaitGo(self.site))
+        if self.hooked:
+            put(AwaitGo())
         if hooks.prestart or hooks.create_runtime:
-            put(AwaitHooks(self.site))
+            put(AwaitHooks())
         if hooks.create_container:
             from mamushka.container.hooks import RunHooks
 
-            put(RunHooks(self.site, "createContainer", hooks.create_container, self.kept, CREATING))
+            put(RunHooks("createContainer", hooks.create_container, self.kept, CREATING))
         self.operations += self._behind_the_root()
         self.operations += self._program(preserve, privileges)
 
@@ -119,7 +122,8 @@ class Interior:
         # Over "/" where nobody looks for it: there setns finds it too, which a root that was not pivoted needs.
         visible = self.hooked and not self.no_pivot and os.path.isdir(readable)
         target = os.fsencode(readable) if visible else b"/"
-        yield rootfs.EnterRoot(self.site, root, target, readable)
+        self.places.append(([], root))
+        yield rootfs.EnterRoot(root, target, readable)
 
     def _root_path(self) -> str:
         path = self.config.root.path if self.config.root else "rootfs"
@@ -128,14 +132,38 @@ class Interior:
     def _filesystems(self, cgroup: Cgroup) -> Iterator[Inside]:
         for mount in self.config.mounts:
             asked = mounts.parse(mount)
+            where = rootfs.components(os.fsencode(mount.destination))
             if asked.bind:
                 yield self._from_host(mount, asked)
-            elif mount.type in ("cgroup", "cgroup2"):
+                self.places.append((where, self.trees[-1]))
+                continue
+            if mount.type in ("cgroup", "cgroup2"):
                 paths = cgroup.paths()
                 if paths:
-                    yield mounts.MountCgroups(self.site, mount.destination, asked, paths)
+                    yield mounts.MountCgroups(mount.destination, asked, paths)
+            elif mount.type == "tmpfs" and "tmpcopyup" in asked.words:
+                yield self._copy(mount, asked, where)
+                self.places.append((where, self.trees[-1]))
+                continue
             else:
-                yield mounts.MountFilesystem(self.site, mount, asked, self.config.linux.mount_label)
+                yield self._filesystem(mount, asked)
+            self.places.append((where, _NEW if mount.type == "tmpfs" else _OTHER))
+
+    def _filesystem(self, mount: Mount, asked: Options) -> Inside:
+        made = mounts.MountFilesystem(mount, asked, self.config.linux.mount_label)
+        if mount.type in _KEPT and mount.type not in self.kept_mounts:
+            made.keep = _KEPT[mount.type]
+            self.kept_mounts.add(mount.type)
+        return made
+
+    def _copy(self, mount: Mount, asked: Options, where: list[bytes]) -> Inside:
+        from mamushka.container.copyup import AttachCopy, filled
+
+        pairs = mounts.parameters(mount, asked, self.config.linux.mount_label)
+        above, tree = next(place for place in reversed(self.places) if where[: len(place[0])] == place[0])
+        made = filled(mount.destination, pairs, asked, tree, b"/".join(where[len(above) :]))
+        self.trees.append(made)
+        return AttachCopy(made, mount.destination, pairs)
 
     def _from_host(self, mount: Mount, asked: Options) -> Inside:
         source = os.path.join(self.bundle.path, mount.source)
@@ -143,7 +171,7 @@ class Interior:
         self.trees.append(tree)
         if mount.uid_mappings or mount.gid_mappings or "idmap" in asked.words or "ridmap" in asked.words:
             self._map_ids(tree, mount, asked)
-        return mounts.AttachTree(self.site, tree, mount.destination, source, recursive=asked.recursive)
+        return mounts.AttachTree(tree, mount.destination, source, recursive=asked.recursive)
 
     def _map_ids(self, tree: int, mount: Mount, asked: Options) -> None:
         from mamushka.container.idmap import apply
@@ -158,7 +186,7 @@ class Interior:
         for device in given.values():
             check_device(device)
         if not self.user_namespace:
-            yield rootfs.MakeDevices(self.site, given.values(), DEVICE_LINKS)
+            yield rootfs.MakeDevices(given.values(), DEVICE_LINKS, fresh=self._fresh(given.values()))
             return
         mounted = {mount.destination for mount in self.config.mounts}
         for device in given.values():
@@ -166,46 +194,69 @@ class Interior:
                 path = os.fsencode(device.path)
                 tree = open_tree(AT_FDCWD, path, rootfs.COPY)
                 self.trees.append(tree)
-                yield rootfs.BindDevice(self.site, path, tree)
-        yield rootfs.MakeDevices(self.site, (), DEVICE_LINKS)
+                yield rootfs.BindDevice(path, tree)
+        yield rootfs.MakeDevices((), DEVICE_LINKS, fresh=False)
+
+    def _fresh(self, devices: Iterable[Device]) -> bool:
+        """Whether /dev is a tmpfs that was made just now, with nothing in it that one of the devices could meet."""
+        whole = [tree for where, tree in self.places if where == [b"dev"]]
+        names = {rootfs.components(os.fsencode(device.path))[-1] for device in devices}
+        taken = {where[1] for where, _ in self.places if where[:1] == [b"dev"] and len(where) > 1}
+        return whole[-1:] == [_NEW] and taken.isdisjoint(names)
 
     def _behind_the_root(self) -> Iterator[Inside]:
         linux = self.config.linux
-        yield rootfs.MoveRoot(self.site) if self.no_pivot else rootfs.PivotRoot(self.site)
+        yield rootfs.MoveRoot() if self.no_pivot else rootfs.PivotRoot()
         if linux.sysctl:
-            yield SetSysctls(self.site, linux.sysctl)
+            yield SetSysctls(linux.sysctl, mounted="proc" in self.kept_mounts)
         readonly = bool(self.config.root and self.config.root.readonly)
         propagation = PROPAGATION.get(linux.rootfs_propagation, 0)
         if linux.rootfs_propagation and not propagation:
             raise Invalid(f"there is no propagation {linux.rootfs_propagation!r}")
         if readonly or propagation:
-            yield rootfs.SetRoot(self.site, readonly=readonly, propagation=propagation)
+            yield rootfs.SetRoot(readonly=readonly, propagation=propagation)
         if linux.readonly_paths:
-            yield rootfs.ReadOnly(self.site, linux.readonly_paths)
+            yield rootfs.ReadOnly(linux.readonly_paths)
         if linux.masked_paths:
-            yield rootfs.Mask(self.site, linux.masked_paths)
+            yield rootfs.Mask(linux.masked_paths)
 
     def _program(self, preserve: tuple[int, ...], privileges: Privileges) -> Iterator[Inside]:
         process, start_container = self.process, self.config.hooks.start_container
         find = FindProgram(process)
-        yield ArrangeDescriptors(self.site, self.stdio, preserve)
+        yield ArrangeDescriptors(self.stdio, preserve, terminal=process.terminal, gated=self.gated)
         yield EnterDirectory(process)
         yield find
         yield ResetSignals()
-        if not self.user_namespace and not self.hooked:
-            yield AwaitGo(self.site)
+        if not self.hooked:
+            yield AwaitGo()
+        if b"HOME" not in find.environment:
+            yield FindHome()
         if self.gated:
-            yield AwaitStart(self.site)
+            yield AwaitStart()
         if start_container:
             from mamushka.container.hooks import RunHooks
 
-            yield RunHooks(self.site, "startContainer", start_container, self.kept, CREATED)
+            yield RunHooks("startContainer", start_container, self.kept, CREATED)
         yield Confine(privileges, confinement(process, seccomp=self.config.linux.seccomp is not None))
         yield Execute(find, process.args)
 
+    def script(self, channel: int, gate: int, outcome: int) -> Script:
+        """What the process is to do, all of it; with its ends of the channel and, if it is gated, of the gate."""
+        script = Script()
+        script.give(CHANNEL, script.descriptor(channel))
+        if self.gated:
+            script.give(GATE, script.descriptor(gate))
+            script.give(OUTCOME, script.descriptor(outcome))
+        script_of(self.operations, script)
+        return script
+
+
+_NEW, _OTHER = -1, -2  # an empty tmpfs, and any other filesystem, that the container's process makes
+_KEPT = {"proc": PROC, "devpts": DEVPTS}
+
 
 def further_process(
-    site: Site, process: Process, stdio: Stdio, preserve: tuple[int, ...], enter: list[Inside], privileges: Privileges
+    process: Process, stdio: Stdio, preserve: tuple[int, ...], enter: list[Inside], privileges: Privileges
 ) -> list[Inside]:
     """The operations of exec: a process in namespaces that are there already."""
     find = FindProgram(process)
@@ -213,12 +264,16 @@ def further_process(
     if process.terminal:
         from mamushka.container.console import OpenConsole
 
-        operations.append(OpenConsole(site, process, mounted=False))
+        operations.append(OpenConsole(process, mounted=False, pts=False))
     operations += [
-        ArrangeDescriptors(site, stdio, preserve),
+        ArrangeDescriptors(stdio, preserve, terminal=process.terminal, gated=False),
         EnterDirectory(process),
         find,
         ResetSignals(),
+    ]
+    if b"HOME" not in find.environment:
+        operations.append(FindHome())
+    operations += [
         Confine(privileges, confinement(process, seccomp=False)),
         Execute(find, process.args),
     ]

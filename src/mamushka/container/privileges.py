@@ -6,26 +6,41 @@ CAP_SETPCAP, changing ids CAP_SETUID; a system call filter needs CAP_SYS_ADMIN, 
   limits, groups, filter (without no_new_privs), bounding set, ids (keeping capabilities), capabilities,
   ambient set, no_new_privs, filter (with it), label of the next program.
 
-Everything is looked up, encoded and allocated by ``prepare``, before the clone; the child only makes calls.
+Everything is looked up and encoded by ``prepare``; ``early`` and ``apply`` write down the calls.
 """
 
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 
 from mamushka import trace
+from mamushka.container.operation import LABEL
+from mamushka.container.rootfs import about
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import capabilities
-from mamushka.linux.capabilities import HEADER, NUMBERS, capset, drop_bounding, members, pack, raise_ambient
-from mamushka.linux.keyring import join_session_keyring
-from mamushka.linux.process import PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
+from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
+from mamushka.linux.executable import words
+from mamushka.linux.fd import AT_FDCWD
+from mamushka.linux.keyring import KEYCTL_JOIN_SESSION_KEYRING
+from mamushka.linux.process import (
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+)
 from mamushka.linux.rlimit import NUMBERS as RLIMITS
-from mamushka.linux.rlimit import prlimit64, rlimit64
+from mamushka.linux.rlimit import rlimit64
+from mamushka.linux.script import Label
+from mamushka.linux.seccomp import INSTRUCTION_SIZE, SECCOMP_SET_MODE_FILTER, sock_fprog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mamushka.linux.script import Script
     from mamushka.linux.seccomp import Filter
     from mamushka.spec.runtime import Capabilities, Process, Rlimit
 
@@ -81,6 +96,9 @@ def _mask(names: Iterable[str]) -> int:
     return bits
 
 
+_CAPABILITIES_MAX = 64  # the sets have no more bits
+
+
 class Privileges:
     """All that ``apply`` needs, laid out; made by ``prepare``. ``missing`` names capabilities that cannot be given."""
 
@@ -92,13 +110,13 @@ class Privileges:
         "_groups",
         "_keyring",
         "_label",
-        "_label_fd", "_label_path",
+        "_label_path",
         "_limits",
         "_no_new_privs",
-        "_oom_score",
         "_uid_gid",
         "_umask",
         "missing",
+        "oom_score",
     )  # fmt: skip
 
     def __init__(self, process: Process, filter: Filter | None, keyring: str, held: int, groups: bool) -> None:
@@ -110,9 +128,8 @@ class Privileges:
         self._filter = filter
         self._keyring = os.fsencode(keyring)
         self._limits = _limits(process.rlimits)
-        self._oom_score = b"" if process.oom_score_adj is None else b"%d" % process.oom_score_adj
+        self.oom_score = b"" if process.oom_score_adj is None else b"%d" % process.oom_score_adj
         self._label_path, self._label = _label(process)
-        self._label_fd = -1
         self.missing: tuple[str, ...] = ()
         self._bounding: frozenset[int] | None = None
         self._capset = b""
@@ -134,51 +151,58 @@ class Privileges:
         # The kernel lets only what is permitted and inheritable be ambient. capabilities(7).
         self._ambient = tuple(members(ambient & permitted & inheritable))
 
-    def early(self) -> None:
-        """What needs the host's /proc: before the root changes, in the process that is to be confined."""
+    def early(self, script: Script) -> None:
+        """What needs the host's /proc: before the root changes, by the process that is to be confined."""
         if self._keyring:
-            join_session_keyring(self._keyring)
-        if self._oom_score:
-            _write(b"/proc/self/oom_score_adj", self._oom_score)
+            script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, self._keyring, 0, 0, 0)
         if self._label_path:
-            self._label_fd = os.open(self._label_path, os.O_WRONLY | os.O_CLOEXEC)
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            script.call("openat", AT_FDCWD, self._label_path, flags, 0, into=LABEL, about=about(self._label_path))
 
-    def apply(self) -> int:
-        """Give up what is not to be had, for good. The seccomp listener's descriptor, -1 without one."""
+    def apply(self, script: Script) -> None:
+        """Give up what is not to be had, for good."""
         for number, limit in self._limits:
-            prlimit64(0, number, limit, None)
+            script.call("prlimit64", 0, number, limit, 0)
         if self._umask is not None:
-            os.umask(self._umask)
+            script.call("umask", self._umask)
         if self._groups is not None:
-            os.setgroups(self._groups)
-        listener = -1
+            script.call("setgroups", len(self._groups), script.place(words(self._groups, 4)))
         if self._filter and not self._no_new_privs:
-            listener = self._install(self._filter)
-        self._change_ids_and_capabilities()
+            self._install(script, self._filter)
+        self._change_ids_and_capabilities(script)
         if self._no_new_privs:
-            prctl(PR_SET_NO_NEW_PRIVS, 1)
-        if self._label_fd >= 0:
-            os.write(self._label_fd, self._label)
+            script.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if self._label_path:
+            script.call("write", LABEL, self._label, len(self._label), about=f": {os.fsdecode(self._label)!r}")
         if self._filter and self._no_new_privs:
-            listener = self._install(self._filter)
-        return listener
+            self._install(script, self._filter)
 
-    def _install(self, filter: Filter) -> int:
-        result = filter.install()
-        return result if filter.listens else -1
+    def _install(self, script: Script, filter: Filter) -> None:
+        program = sock_fprog(len=len(filter.program) // INSTRUCTION_SIZE, filter=script.place(filter.program))
+        script.call("seccomp", SECCOMP_SET_MODE_FILTER, filter.flags, program)
 
-    def _change_ids_and_capabilities(self) -> None:
+    def _change_ids_and_capabilities(self, script: Script) -> None:
         if self._bounding is not None:
-            drop_bounding(self._bounding)
+            self._drop_bounding(script, self._bounding)
         uid, gid = self._uid_gid
-        os.setresgid(gid, gid, gid)
+        script.call("setresgid", gid, gid, gid)
         if uid:
             # Leaving uid 0 would clear the permitted set; what is to stay is set just below.
-            prctl(PR_SET_KEEPCAPS, 1)
-        os.setresuid(uid, uid, uid)
+            script.call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        script.call("setresuid", uid, uid, uid)
         if self._bounding is not None:
-            capset(HEADER, self._capset)
-            raise_ambient(self._ambient)
+            script.call("capset", HEADER, script.place(self._capset))
+            script.call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+            for number in self._ambient:
+                script.call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0)
+
+    def _drop_bounding(self, script: Script, keep: frozenset[int]) -> None:
+        """Also those newer than our table: EINVAL comes beyond the kernel's last one. Needs CAP_SETPCAP."""
+        done = Label()
+        for number in range(_CAPABILITIES_MAX):
+            if number not in keep:
+                script.call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0, on={EINVAL: done})
+        script.mark(done)
 
 
 def prepare(
@@ -246,13 +270,3 @@ def _first(path: str) -> str:
             return file.readline().strip()
     except OSError:
         return ""
-
-
-def _write(path: bytes, text: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text)
-    except OSError as error:
-        raise OSError(error.errno, f"write {text.decode()}: {error.strerror}", os.fsdecode(path)) from None
-    finally:
-        os.close(fd)

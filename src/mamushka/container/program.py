@@ -1,9 +1,8 @@
 """The last steps before the program: its descriptors, its directory, its file, its privileges, execve.
 
 By now the process sees the container's root and nothing else. Two things of the host could still leak: an open
-descriptor, so all but the program's own are closed before any path is used (CVE-2024-21626), and the interpreter
-itself as ``/proc/self/exe``, so the process is not dumpable and a program must not be reached through procfs'
-magic links (CVE-2019-5736).
+descriptor, so all but the program's own are closed before any path is used (CVE-2024-21626), and an executable as
+``/proc/self/exe``. That is the script's own sealed memory file and nothing of the host's (CVE-2019-5736).
 """
 
 from __future__ import annotations
@@ -12,91 +11,101 @@ import _signal  # type: ignore[import-not-found]
 import os
 from errno import EACCES, EISDIR, ENOENT, ENOTDIR
 
+from mamushka.container import channel
+from mamushka.container.channel import ACCOUNTS, descriptor_packet, listen
 from mamushka.container.defaults import PATH
-from mamushka.container.operation import DIRECTORY, PROGRAM, Inside
+from mamushka.container.operation import BACK, CONSOLE, DIRECTORY, FILE, GATE, OPENED, OUTCOME, PROGRAM, RESULT, Inside
+from mamushka.container.rootfs import MODE, S_IFDIR, S_IFMT, S_IFREG, about, components, look
 from mamushka.linux.abi import sizeof
-from mamushka.linux.fd import (
-    AT_FDCWD,
-    F_DUPFD_CLOEXEC,
-    RESOLVE_NO_MAGICLINKS,
-    close_range,
-    fcntl,
-    open_how,
-    open_in_root,
-    openat2,
-)
-from mamushka.linux.process import PR_SET_DUMPABLE, prctl
+from mamushka.linux.fd import AT_FDCWD, F_DUPFD_CLOEXEC, RESOLVE_NO_MAGICLINKS, open_how
+from mamushka.linux.process import PR_SET_DUMPABLE, PR_SET_NAME
+from mamushka.linux.script import ANSWER, ANSWER_SIZE, ANY, CHANNEL, NEXT, ROOM, ROOM_SIZE, Label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mamushka.container.cgroups.cgroup import Entrance
-    from mamushka.container.operation import Site
     from mamushka.container.privileges import Privileges
+    from mamushka.linux.script import Script
     from mamushka.runtime import Stdio
     from mamushka.spec.runtime import Process
 
-_FD_MAX = (1 << 32) - 1
 # A passwd file of a real distribution has a few KiB; the image's might be anything.
 _PASSWD_MAX = 1 << 20
 _UMASK = 0o022
-_SHEBANG_MAX = 256  # the kernel reads no more of a script's first line: BINPRM_BUF_SIZE
+_SIG_SETMASK = 2
+_SIGSET_SIZE = 8
+# glibc keeps two signals for itself, and its posix_spawn leaves them ignored in every program it starts.
+_GLIBC_SIGNALS = (32, 33)
 
 
 class Prepare(Inside):
-    """As the caller still: hide the interpreter from the container, and enter the cgroup."""
+    """As the caller still: hide the process from the container, and enter the cgroup.
 
-    __slots__ = ("entrance", "privileges")
+    ``writes`` are what only the caller's own user may write, and where; none, if a forked child has written it.
+    """
 
-    def __init__(self, privileges: Privileges, entrance: Entrance) -> None:
-        self.privileges, self.entrance = privileges, entrance
+    __slots__ = ("privileges", "writes")
+
+    def __init__(self, privileges: Privileges, writes: Sequence[tuple[int | bytes, bytes]]) -> None:
+        self.privileges, self.writes = privileges, writes
 
     def describe(self) -> str:
         return "make the process undumpable and enter its cgroup"
 
-    def execute(self) -> None:
-        prctl(PR_SET_DUMPABLE, 0)
-        self.privileges.early()
-        self.entrance.enter()
+    def write(self, script: Script) -> None:
+        script.call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+        script.call("prctl", PR_SET_NAME, b"mamushka-init", 0, 0, 0)
+        self.privileges.early(script)
+        for place, text in self.writes:
+            if isinstance(place, int):
+                script.call("write", script.descriptor(place), text, len(text))
+                continue
+            script.call("openat", AT_FDCWD, place, os.O_WRONLY | os.O_CLOEXEC, 0, into=OPENED, about=about(place))
+            script.call("write", OPENED, text, len(text), about=f": {text.decode()!r}{about(place)}")
+            script.call("close", OPENED)
+        script.call("umask", 0)
+
+
+def first_writes(privileges: Privileges, entrance: Entrance) -> list[tuple[int | bytes, bytes]]:
+    """What is written before anything else: into the cgroup, and who is to be killed first when memory runs out."""
+    writes: list[tuple[int | bytes, bytes]] = [(door, b"0") for door in entrance.doors]
+    if privileges.oom_score:
+        writes.append((b"/proc/self/oom_score_adj", privileges.oom_score))
+    return writes
 
 
 class ArrangeDescriptors(Inside):
     """Standard streams as 0, 1, 2, preserved descriptors as 3, 4, …; everything else is closed or will be."""
 
-    __slots__ = ("preserve", "site", "stdio")
+    __slots__ = ("gated", "preserve", "stdio", "terminal")
 
-    def __init__(self, site: Site, stdio: Stdio, preserve: tuple[int, ...]) -> None:
-        self.site, self.stdio, self.preserve = site, stdio, preserve
+    def __init__(self, stdio: Stdio, preserve: tuple[int, ...], *, terminal: bool, gated: bool) -> None:
+        self.stdio, self.preserve, self.terminal, self.gated = stdio, preserve, terminal, gated
 
     def describe(self) -> str:
         more = f" and {len(self.preserve)} preserved ones" if self.preserve else ""
         return f"close all descriptors but the standard streams{more}"
 
-    def execute(self) -> None:
-        site, console = self.site, self.site.console
-        streams = (self.stdio.stdin, self.stdio.stdout, self.stdio.stderr) if console < 0 else (console,) * 3
-        wanted = (*streams, *self.preserve)
-        count = len(wanted)
+    def write(self, script: Script) -> None:
+        given = (self.stdio.stdin, self.stdio.stdout, self.stdio.stderr) if not self.terminal else ()
+        wanted = [*map(script.descriptor, given), *(() if given else (CONSOLE,) * 3)]
+        wanted += map(script.descriptor, self.preserve)
+        ours = (CHANNEL, GATE, OUTCOME) if self.gated else (CHANNEL,)
+        count = len(wanted) + len(ours)
         # All are lifted above their places before any place is taken: one might be another's place.
-        lifted = [fcntl(descriptor, F_DUPFD_CLOEXEC, count) for descriptor in wanted]
-        ours = []
-        for name in ("channel", "gate", "status"):
-            descriptor = getattr(site, name)
-            if descriptor >= 0:
-                descriptor = descriptor if descriptor >= count else fcntl(descriptor, F_DUPFD_CLOEXEC, count)
-                setattr(site, name, descriptor)
-                ours.append(descriptor)
-        for place, descriptor in enumerate(lifted):
-            os.dup2(descriptor, place, inheritable=True)
-        first = count
-        for descriptor in sorted(ours):
-            if first < descriptor:
-                close_range(first, descriptor - 1, 0)
-            first = descriptor + 1
-        close_range(first, _FD_MAX, 0)
-        site.root = site.proc = site.devpts = site.empty = site.console = -1
-        os.setsid()
-        if console >= 0:
-            site.control(0, 0)
+        lifted = [script.variable() for _ in range(count)]
+        for descriptor, high in zip((*wanted, *ours), lifted, strict=True):
+            script.call("fcntl", descriptor, F_DUPFD_CLOEXEC, count, into=high)
+        for place, high in enumerate(lifted[: len(wanted)]):
+            script.call("dup3", high, place, 0)
+        for place, (high, kept) in enumerate(zip(lifted[len(wanted) :], ours, strict=True), len(wanted)):
+            script.call("dup3", high, place, os.O_CLOEXEC, into=kept)
+        script.call("close_range", count, -1, 0)
+        script.call("setsid")
+        if self.terminal:
+            script.ioctl("TIOCSCTTY", 0, 0)
 
 
 class EnterDirectory(Inside):
@@ -106,133 +115,167 @@ class EnterDirectory(Inside):
     about = DIRECTORY
 
     def __init__(self, process: Process) -> None:
-        self.cwd, self.uid, self.gid = process.cwd, process.user.uid, process.user.gid
+        self.cwd, self.uid, self.gid = os.fsencode(process.cwd), process.user.uid, process.user.gid
 
     def describe(self) -> str:
-        return f"chdir {self.cwd}"
+        return f"chdir {os.fsdecode(self.cwd)}"
 
-    def execute(self) -> None:
-        try:
-            os.chdir(self.cwd)
-        except FileNotFoundError:
-            os.makedirs(self.cwd, 0o755, exist_ok=True)
-            os.chown(self.cwd, self.uid, self.gid)
-            os.chdir(self.cwd)
+    def write(self, script: Script) -> None:
+        missing, there, outside, inside = Label(), Label(), Label(), Label()
+        script.call("chdir", self.cwd, on={ENOENT: missing}, about=about(self.cwd))
+        script.jump(there)
+        script.mark(missing)
+        so_far = b""
+        for name in components(self.cwd):
+            so_far += b"/" + name
+            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={ANY: NEXT}, about=about(so_far))
+        script.call("fchownat", AT_FDCWD, self.cwd, self.uid, self.gid, 0, about=about(self.cwd))
+        script.call("chdir", self.cwd, about=about(self.cwd))
+        script.mark(there)
         # getcwd answers "(unreachable)/…", ENOENT or anything but an absolute path where the root is not above it.
-        if not os.getcwdb().startswith(b"/"):
-            raise OSError(EACCES, "the working directory is outside the container", self.cwd)
+        script.call("getcwd", ROOM, ROOM_SIZE, about=about(self.cwd))
+        script.compare(ROOM, 0xFF, ord("/"), outside)
+        script.jump(inside)
+        script.mark(outside)
+        script.fail(EACCES, f"=the working directory is outside the container{about(self.cwd)}")
+        script.mark(inside)
+
+
+class FindHome(Inside):
+    """Have the user's home directory looked up in the image's accounts, by the builder."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "look up the home directory"
+
+    def write(self, script: Script) -> None:
+        absent, sent = Label(), Label()
+        packet, accounts = descriptor_packet(script, ACCOUNTS)
+        how = open_how(flags=os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
+        script.call("openat2", AT_FDCWD, b"/etc/passwd", how, sizeof(how), into=accounts, on={ANY: absent})
+        script.call("sendmsg", CHANNEL, packet, 0)
+        script.call("close", accounts)
+        script.jump(sent)
+        script.mark(absent)
+        script.call("write", CHANNEL, ACCOUNTS, 1)
+        script.mark(sent)
+        listen(script, ANSWER, ANSWER_SIZE, channel.ANSWER)
+
+
+def home(accounts: int, uid: int) -> bytes:
+    """The answer to FindHome: the user's by a passwd file, which is closed; "/" where it tells none."""
+    raw = b""
+    if accounts >= 0:
+        try:
+            raw = os.read(accounts, _PASSWD_MAX)
+        except OSError:
+            pass
+        finally:
+            os.close(accounts)
+    found = b"/root" if uid == 0 and not raw else b"/"
+    for line in raw.splitlines():
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == b"%d" % uid:
+            found = fields[5] or b"/"
+            break
+    return channel.ANSWER + b"HOME=" + found[: ANSWER_SIZE - 8] + b"\0"
 
 
 class FindProgram(Inside):
-    """Look the program up as the user who will run it, so that ``create`` can tell what ``start`` would meet."""
+    """Look the program up, so that ``create`` can tell what ``start`` would meet."""
 
-    __slots__ = ("environment", "name", "path", "search", "uid")
+    __slots__ = ("environment", "name", "search")
     about = PROGRAM
 
     def __init__(self, process: Process) -> None:
         self.name = os.fsencode(process.args[0])
-        self.uid = process.user.uid
         self.environment = {
             os.fsencode(name): os.fsencode(text)
             for name, equals, text in (e.partition("=") for e in process.env)
             if equals
         }
         self.search = self.environment.get(b"PATH", PATH.encode()).split(b":")
-        self.path = b""
 
     def describe(self) -> str:
         return f"find the program {os.fsdecode(self.name)}"
 
-    def execute(self) -> None:
-        if b"HOME" not in self.environment:
-            self.environment[b"HOME"] = _home(self.uid)
+    def write(self, script: Script) -> None:
         if b"/" in self.name:
-            check_executable(self.name)
-            self.path = self.name
+            self._named(script)
             return
-        denied: OSError | None = None
+        found, check, none, absent = Label(), Label(), Label(), Label()
+        how = _how()
+        script.store(0, RESULT)
         for directory in self.search:
+            further, denied = Label(), Label()
             candidate = (directory or b".") + b"/" + self.name
-            try:
-                check_executable(candidate)
-            except OSError as error:
-                if error.errno not in (ENOENT, ENOTDIR):
-                    denied = denied or error
-            else:
-                self.path = candidate
-                return
-        raise denied or OSError(ENOENT, "executable file not found in $PATH", os.fsdecode(self.name))
+            on = {ENOENT: further, ENOTDIR: further, ANY: denied}
+            script.call("openat2", AT_FDCWD, candidate, how, sizeof(how), into=OPENED, on=on)
+            script.store(script.text(candidate), FILE)
+            script.jump(check, BACK)
+            script.mark(denied)
+            script.store(1, RESULT)
+            script.mark(further)
+        script.jump(none)
+        script.mark(check)
+        no = Label()
+        _check(script, no, no)
+        script.jump(found)
+        script.mark(no)
+        script.leap(BACK)
+        script.mark(none)
+        script.compare(RESULT, -1, 1, absent)
+        script.fail(EACCES, about(self.name))
+        script.mark(absent)
+        script.fail(ENOENT, f"=executable file not found in $PATH{about(self.name)}")
+        script.mark(found)
+
+    def _named(self, script: Script) -> None:
+        special, directory, fine = Label(), Label(), Label()
+        how = _how()
+        script.call("openat2", AT_FDCWD, self.name, how, sizeof(how), into=OPENED, about=about(self.name))
+        _check(script, special, directory)
+        script.jump(fine)
+        script.mark(directory)
+        script.compare(MODE, S_IFMT, S_IFDIR, special)
+        script.fail(EISDIR, about(self.name))
+        script.mark(special)
+        script.fail(EACCES, about(self.name))
+        script.mark(fine)
+        script.store(script.text(self.name), FILE)
 
 
-def check_executable(path: bytes) -> None:
-    """Raise OSError unless this is a regular file that may be executed and is not reached by a magic link.
-
-    The same holds for a script's interpreter: ``#!/proc/self/exe`` would execute the host's Python in here.
-    """
-    found = _open_program(path, os.O_PATH)
-    try:
-        mode = os.fstat(found).st_mode
-    finally:
-        os.close(found)
-    if mode & 0o170000 == 0o040000:
-        raise OSError(EISDIR, "is a directory", os.fsdecode(path))
-    if mode & 0o170000 != 0o100000 or not mode & 0o111:
-        raise OSError(EACCES, "permission denied", os.fsdecode(path))
-    interpreter = _interpreter(path)
-    if interpreter:
-        os.close(_open_program(interpreter, os.O_PATH))
+def _how() -> open_how:
+    """What procfs leads to by a magic link is no program of the image's."""
+    return open_how(flags=os.O_PATH | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
 
 
-def _open_program(path: bytes, flags: int) -> int:
-    how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
-    try:
-        return openat2(AT_FDCWD, path, how, sizeof(how))
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), os.fsdecode(path)) from None
-
-
-def _interpreter(path: bytes) -> bytes:
-    """What a script's first line names; nothing for other programs, or one that cannot be read."""
-    try:
-        program = _open_program(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    head = os.read(program, _SHEBANG_MAX)
-    os.close(program)
-    words = head[2:].split(b"\n", 1)[0].split(None, 1) if head[:2] == b"#!" else []
-    return words[0] if words else b""
-
-
-def _home(uid: int) -> bytes:
-    """The user's home directory by the image's passwd file; "/" where it tells none."""
-    try:
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        passwd = open_in_root(root, b"etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
-        os.close(root)
-        raw = os.read(passwd, _PASSWD_MAX)
-        os.close(passwd)
-    except OSError:
-        raw = b""
-    for line in raw.splitlines():
-        fields = line.split(b":")
-        if len(fields) >= 6 and fields[2] == b"%d" % uid:
-            return fields[5] or b"/"
-    return b"/root" if uid == 0 and not raw else b"/"
+def _check(script: Script, special: Label, directory: Label) -> None:
+    """Close OPENED and go on if it is a regular file that somebody may execute; else one of the labels leads on."""
+    executable = Label()
+    look(script, OPENED, b"")
+    script.call("close", OPENED)
+    script.compare(MODE, S_IFMT, S_IFREG, directory)
+    script.compare(MODE, 0o111, 0, executable)
+    script.jump(special)
+    script.mark(executable)
 
 
 class ResetSignals(Inside):
-    """Signals as a new program expects them, whatever the interpreter or its caller ignored or blocked."""
+    """Signals as a new program expects them, whatever the caller ignored or blocked."""
 
     __slots__ = ()
 
     def describe(self) -> str:
         return "reset signals"
 
-    def execute(self) -> None:
-        for number in range(1, _signal.NSIG):
-            if _signal.getsignal(number) == _signal.SIG_IGN:
-                _signal.signal(number, _signal.SIG_DFL)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    def write(self, script: Script) -> None:
+        default = script.room(32)  # a struct sigaction: SIG_DFL, no flag, nothing blocked
+        ignored = [number for number in range(1, _signal.NSIG) if _signal.getsignal(number) == _signal.SIG_IGN]
+        for number in {*ignored, *_GLIBC_SIGNALS}:
+            script.call("rt_sigaction", number, default, 0, _SIGSET_SIZE)
+        script.call("rt_sigprocmask", _SIG_SETMASK, default, 0, _SIGSET_SIZE)
 
 
 class Confine(Inside):
@@ -246,9 +289,9 @@ class Confine(Inside):
     def describe(self) -> str:
         return self.summary
 
-    def execute(self) -> None:
-        os.umask(_UMASK)  # unless the process asks for another
-        self.privileges.apply()
+    def write(self, script: Script) -> None:
+        script.call("umask", _UMASK)  # unless the process asks for another
+        self.privileges.apply(script)
 
 
 class Execute(Inside):
@@ -264,5 +307,15 @@ class Execute(Inside):
     def describe(self) -> str:
         return f"execve {' '.join(map(os.fsdecode, self.arguments))}"
 
-    def execute(self) -> None:
-        os.execve(self.find.path, self.arguments, self.find.environment)
+    def write(self, script: Script) -> None:
+        environment = self.find.environment
+        entries = [script.text(name + b"=" + text) for name, text in environment.items()]
+        if b"HOME" not in environment:
+            entries.append(ANSWER + len(channel.ANSWER))
+        script.call(
+            "execve",
+            FILE,
+            script.vector([script.text(argument) for argument in self.arguments]),
+            script.vector(entries),
+            about=about(self.find.name),
+        )

@@ -8,10 +8,19 @@ path a second time.
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL
+from errno import EAGAIN, EEXIST, EINVAL, ENOENT, ENOTDIR
 
-from mamushka.container.operation import Inside
-from mamushka.linux.fd import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, open_in_root
+from mamushka.container.operation import BACK, CURRENT, EMPTY, NULL, OPENED, ROOT, TARGET, TREE, Inside
+from mamushka.linux.abi import sizeof
+from mamushka.linux.fd import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    open_how,
+)
 from mamushka.linux.mount import (
     FSCONFIG_CMD_CREATE,
     FSMOUNT_CLOEXEC,
@@ -22,33 +31,37 @@ from mamushka.linux.mount import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MOUNT_ATTR_SIZE,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_EMPTY_PATH,
     MS_REC,
     MS_SLAVE,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
-    attach,
-    fsconfig,
-    fsmount,
-    fsopen,
     mount_attr,
-    mount_setattr,
-    open_tree,
-    pivot_root,
-    set_attributes,
-    umount2,
 )
+from mamushka.linux.script import NEXT, SELF, STATUS, Label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from mamushka.container.operation import Site
+    from mamushka.linux.script import Script, Variable
     from mamushka.spec.runtime import Device
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 COPY = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
 # A path of more components than this is no mistake of a person: PATH_MAX is 4096.
 _COMPONENTS_MAX = 256
+_HOW_SIZE = sizeof(open_how)
+# struct statx, include/uapi/linux/stat.h: where its fields lie, and which are to be filled.
+_STATX_BASIC_STATS = 0x7FF
+MODE, _RDEV_MAJOR, _RDEV_MINOR = STATUS + 28, STATUS + 128, STATUS + 132
+S_IFMT, S_IFDIR, S_IFREG, S_IFCHR = 0o170000, 0o040000, 0o100000, 0o020000
+
+
+def about(path: bytes) -> str:
+    """What a failed call says about a path."""
+    return f": {os.fsdecode(path)!r}"
 
 
 def components(path: bytes) -> list[bytes]:
@@ -64,122 +77,153 @@ def components(path: bytes) -> list[bytes]:
     return names
 
 
-def make_directory(root: int, path: bytes, mode: int = 0o755) -> int:
+def open_in_root(
+    script: Script, path: bytes, flags: int, into: Variable, on: Mapping[int, Label | int] | None = None
+) -> None:
+    """Open ``path`` as a process sees it whose root is the container's; see ``linux.fd.open_in_root``."""
+    how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    # EAGAIN: a rename raced with the resolution.
+    errors = {EAGAIN: SELF, **(on or {})}
+    script.call("openat2", ROOT, path or b".", how, _HOW_SIZE, into=into, on=errors, about=about(path))
+
+
+def make_directory(script: Script, path: bytes, into: Variable, mode: int = 0o755) -> None:
     """The directory at ``path`` inside, made with its parents where missing; an O_PATH descriptor."""
-    try:
-        return open_in_root(root, path, _DIRECTORY)
-    except FileNotFoundError:
-        pass
-    current = open_in_root(root, b".", _DIRECTORY)
+    missing, there = Label(), Label()
+    open_in_root(script, path, _DIRECTORY, into, {ENOENT: missing})
+    script.jump(there)
+    script.mark(missing)
+    open_in_root(script, b".", _DIRECTORY, into)
     so_far = b""
     for name in components(path):
-        try:
-            os.mkdir(name, mode, dir_fd=current)
-        except FileExistsError:
-            pass
-        os.close(current)
+        script.call("mkdirat", into, name, mode, on={EEXIST: NEXT}, about=about(path))
+        script.call("close", into)
         so_far += b"/" + name
-        current = open_in_root(root, so_far, _DIRECTORY)
-    return current
+        open_in_root(script, so_far, _DIRECTORY, into)
+    script.mark(there)
 
 
-def make_target(root: int, path: bytes, *, directory: bool) -> int:
+def make_target(script: Script, path: bytes, into: Variable, *, directory: bool) -> None:
     """Where something can be mounted: what is at ``path``, or a new empty directory or file; O_PATH."""
     if directory:
-        return make_directory(root, path)
-    try:
-        return open_in_root(root, path, os.O_PATH)
-    except FileNotFoundError:
-        pass
+        make_directory(script, path, into)
+        return
+    missing, there = Label(), Label()
+    open_in_root(script, path, os.O_PATH, into, {ENOENT: missing})
+    script.jump(there)
+    script.mark(missing)
     *parents, name = components(path) or [b"."]
-    parent = make_directory(root, b"/".join(parents))
-    try:
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    finally:
-        os.close(parent)
+    make_directory(script, b"/".join(parents), CURRENT)
+    make = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    script.call("openat", CURRENT, name, make, 0o644, into=into, about=about(path))
+    script.call("close", into)
+    script.call("openat", CURRENT, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, into=into, about=about(path))
+    script.call("close", CURRENT)
+    script.mark(there)
+
+
+def attach(script: Script, tree: Variable | int, target: Variable, path: bytes = b"") -> None:
+    """Put a detached mount on what a descriptor names; the path is where that lies."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    script.call("move_mount", tree, b"", target, b"", flags, about=about(path) if path else "")
+
+
+def set_attributes(
+    script: Script, tree: Variable, *, set: int = 0, clear: int = 0, propagation: int = 0, flags: int = 0
+) -> None:
+    """Change a mount that a descriptor names."""
+    attributes = mount_attr(attr_set=set, attr_clr=clear, propagation=propagation)
+    script.call("mount_setattr", tree, b"", AT_EMPTY_PATH | flags, attributes, MOUNT_ATTR_SIZE)
+
+
+def look(script: Script, directory: Variable, name: bytes) -> None:
+    """Fill STATUS with what is at a name, or for an empty one with what the descriptor itself names."""
+    flags = AT_SYMLINK_NOFOLLOW | (0 if name else AT_EMPTY_PATH)
+    script.call("statx", directory, name, flags, _STATX_BASIC_STATS, STATUS, about=about(name))
+
+
+def expect_device(script: Script, kind: int, number: int, otherwise: Label) -> None:
+    """Go on when STATUS is of this device."""
+    script.compare(MODE, S_IFMT, kind, otherwise)
+    script.compare(_RDEV_MAJOR, -1, os.major(number), otherwise)
+    script.compare(_RDEV_MINOR, -1, os.minor(number), otherwise)
 
 
 class EnterRoot(Inside):
     """Cut the ties to the host's mounts and put the root filesystem, a detached tree, into this namespace."""
 
-    __slots__ = ("readable", "site", "target", "tree")
+    __slots__ = ("readable", "target", "tree")
 
-    def __init__(self, site: Site, tree: int, target: bytes, readable: str) -> None:
-        self.site, self.tree, self.target, self.readable = site, tree, target, readable
+    def __init__(self, tree: int, target: bytes, readable: str) -> None:
+        self.tree, self.target, self.readable = tree, target, readable
 
     def describe(self) -> str:
         return f"mount the root filesystem {self.readable}"
 
-    def execute(self) -> None:
+    def write(self, script: Script) -> None:
         # What follows must not appear on the host; what the host unmounts may vanish here.
-        mount_setattr(AT_FDCWD, b"/", AT_RECURSIVE, mount_attr(propagation=MS_SLAVE), MOUNT_ATTR_SIZE)
-        attach(self.tree, self.target)
-        self.site.root = self.tree
+        script.call("mount_setattr", AT_FDCWD, b"/", AT_RECURSIVE, mount_attr(propagation=MS_SLAVE), MOUNT_ATTR_SIZE)
+        script.give(ROOT, script.descriptor(self.tree))
+        script.call("move_mount", ROOT, b"", AT_FDCWD, self.target, MOVE_MOUNT_F_EMPTY_PATH, about=about(self.target))
 
 
 class PivotRoot(Inside):
     """Make the root filesystem "/" and let go of the host's."""
 
-    __slots__ = ("site",)
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    __slots__ = ()
 
     def describe(self) -> str:
         return "pivot_root, and detach the host's root"
 
-    def execute(self) -> None:
-        os.fchdir(self.site.root)
+    def write(self, script: Script) -> None:
+        script.call("fchdir", ROOT)
         # The old root comes to lie on top of the new one at ".", so no directory inside is needed for it.
-        pivot_root(b".", b".")
-        umount2(b".", MNT_DETACH)
-        os.chdir("/")
+        script.call("pivot_root", b".", b".")
+        script.call("umount2", b".", MNT_DETACH)
+        script.call("chdir", b"/")
 
 
 class MoveRoot(Inside):
     """Where pivot_root is impossible (an initramfs): the root lies over "/" already, so chroot. --no-pivot."""
 
-    __slots__ = ("site",)
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    __slots__ = ()
 
     def describe(self) -> str:
         return "chroot into the root filesystem"
 
-    def execute(self) -> None:
-        os.fchdir(self.site.root)
-        os.chroot(".")
-        os.chdir("/")
+    def write(self, script: Script) -> None:
+        script.call("fchdir", ROOT)
+        script.call("chroot", b".")
+        script.call("chdir", b"/")
 
 
 class SetRoot(Inside):
     """The root mount's own properties, once nothing inside must be made any more."""
 
-    __slots__ = ("propagation", "readonly", "site")
+    __slots__ = ("propagation", "readonly")
 
-    def __init__(self, site: Site, *, readonly: bool, propagation: int) -> None:
-        self.site, self.readonly, self.propagation = site, readonly, propagation
+    def __init__(self, *, readonly: bool, propagation: int) -> None:
+        self.readonly, self.propagation = readonly, propagation
 
     def describe(self) -> str:
         return "make the root filesystem read-only" if self.readonly else "set the root filesystem's propagation"
 
-    def execute(self) -> None:
+    def write(self, script: Script) -> None:
         if self.readonly:
-            set_attributes(self.site.root, set=MOUNT_ATTR_RDONLY)
+            set_attributes(script, ROOT, set=MOUNT_ATTR_RDONLY)
         if self.propagation:
             flags = AT_RECURSIVE if self.propagation & MS_REC else 0
-            set_attributes(self.site.root, propagation=self.propagation & ~MS_REC, flags=flags)
+            set_attributes(script, ROOT, propagation=self.propagation & ~MS_REC, flags=flags)
 
 
 class MakeDevices(Inside):
     """Device nodes of our own in the container's /dev, and the links that programs expect there."""
 
-    __slots__ = ("links", "nodes", "site")
+    __slots__ = ("fresh", "links", "nodes")
 
-    def __init__(self, site: Site, devices: Iterable[Device], links: tuple[tuple[str, str], ...]) -> None:
-        self.site, self.links = site, links
+    def __init__(self, devices: Iterable[Device], links: tuple[tuple[str, str], ...], *, fresh: bool) -> None:
+        self.links = links
+        self.fresh = fresh  # whether nothing can be there already
         # By directory, so that each is found once.
         self.nodes: dict[bytes, list[tuple[bytes, int, int, int, int]]] = {b"dev": []}
         for device in devices:
@@ -198,132 +242,156 @@ class MakeDevices(Inside):
         linked = " ".join(name for _, name in self.links)
         return f"mknod {made}; in /dev, link {linked}"
 
-    def execute(self) -> None:
+    def write(self, script: Script) -> None:
         for directory, nodes in self.nodes.items():
-            parent = make_directory(self.site.root, directory)
+            make_directory(script, directory, TARGET)
             for node in nodes:
-                _make_node(parent, *node)
-            if directory == b"dev":
-                self._link(parent)
-            os.close(parent)
-
-    def _link(self, dev: int) -> None:
-        for target, name in self.links:
-            try:
-                os.symlink(target, name, dir_fd=dev)
-            except FileExistsError:
-                pass  # the image's own, or devpts' ptmx through a bind mount
+                _make_node(script, *node, fresh=self.fresh and directory == b"dev")
+            for target, name in self.links if directory == b"dev" else ():
+                # What is there already is the image's own, or devpts' ptmx through a bind mount.
+                script.call(
+                    "symlinkat", os.fsencode(target), TARGET, os.fsencode(name), on={EEXIST: NEXT}, about=f": {name!r}"
+                )
+            script.call("close", TARGET)
 
 
-_KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+_KINDS = {"c": S_IFCHR, "u": S_IFCHR, "b": 0o060000, "p": 0o010000}
 
 
-def _make_node(parent: int, name: bytes, mode: int, number: int, uid: int, gid: int) -> None:
-    try:
-        os.mknod(name, mode, number, dir_fd=parent)
-    except FileExistsError:
-        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if found.st_mode & 0o170000 != mode & 0o170000 or found.st_rdev != number:
-            raise OSError(EEXIST, "is there already and is no such device", name) from None
+def _make_node(script: Script, name: bytes, mode: int, number: int, uid: int, gid: int, *, fresh: bool) -> None:
+    if fresh:
+        script.call("mknodat", TARGET, name, mode, number, about=about(name))
+    else:
+        exists, other, made = Label(), Label(), Label()
+        script.call("mknodat", TARGET, name, mode, number, on={EEXIST: exists}, about=about(name))
+        script.jump(made)
+        script.mark(exists)
+        look(script, TARGET, name)
+        expect_device(script, mode & S_IFMT, number, other)
+        script.jump(made)
+        script.mark(other)
+        script.fail(EEXIST, f"=is there already and is no such device{about(name)}")
+        script.mark(made)
     if uid or gid:
-        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        script.call("fchownat", TARGET, name, uid, gid, AT_SYMLINK_NOFOLLOW, about=about(name))
 
 
 class BindDevice(Inside):
     """The host's device, where a user namespace forbids to make one."""
 
-    __slots__ = ("path", "site", "tree")
+    __slots__ = ("path", "tree")
 
-    def __init__(self, site: Site, path: bytes, tree: int) -> None:
-        self.site, self.path, self.tree = site, path, tree
+    def __init__(self, path: bytes, tree: int) -> None:
+        self.path, self.tree = path, tree
 
     def describe(self) -> str:
         return f"mount --bind {os.fsdecode(self.path)} (the host's)"
 
-    def execute(self) -> None:
-        target = make_target(self.site.root, self.path, directory=False)
-        attach(self.tree, target)
-        os.close(target)
+    def write(self, script: Script) -> None:
+        make_target(script, self.path, TARGET, directory=False)
+        attach(script, script.descriptor(self.tree), TARGET, self.path)
+        script.call("close", TARGET)
 
 
 class Mask(Inside):
     """Hide paths: a file behind the container's null device, a directory behind an empty one."""
 
-    __slots__ = ("paths", "site")
+    __slots__ = ("paths",)
 
-    def __init__(self, site: Site, paths: tuple[str, ...]) -> None:
-        self.site = site
+    def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = tuple(os.fsencode(path) for path in paths)
 
     def describe(self) -> str:
         return "mask " + " ".join(map(os.fsdecode, self.paths))
 
-    def execute(self) -> None:
-        null = -1
+    def write(self, script: Script) -> None:
+        script.give(NULL, -1)
+        script.give(EMPTY, -1)
+        hide, done = Label(), Label()
         for path in self.paths:
-            try:
-                target = open_in_root(self.site.root, path, os.O_PATH)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if os.fstat(target).st_mode & 0o170000 == 0o040000:
-                self._hide_directory(target)
-            else:
-                null = null if null >= 0 else open_null(self.site.root)
-                tree = open_tree(null, b"", COPY | AT_EMPTY_PATH)
-                attach(tree, target)
-                os.close(tree)
-            os.close(target)
+            absent = Label()
+            open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
+            script.jump(hide, BACK)
+            script.mark(absent)
+        script.jump(done)
+        script.mark(hide)
+        self._hide(script)
+        script.call("close", TARGET)
+        script.leap(BACK)
+        script.mark(done)
 
-    def _hide_directory(self, target: int) -> None:
-        if self.site.empty < 0:
-            self.site.empty = empty_directory()
-            attach(self.site.empty, target)
-            return
+    def _hide(self, script: Script) -> None:
+        """What TARGET names."""
+        file, copied, looked, hidden = Label(), Label(), Label(), Label()
+        look(script, TARGET, b"")
+        script.compare(MODE, S_IFMT, S_IFDIR, file)
+        script.compare(EMPTY, -1, -1, copied)
+        empty_directory(script)
+        attach(script, EMPTY, TARGET)
+        script.jump(hidden)
+        script.mark(copied)
         # Attached by now, therefore in this namespace, therefore it can be copied.
-        tree = open_tree(self.site.empty, b"", COPY | AT_EMPTY_PATH)
-        attach(tree, target)
-        os.close(tree)
+        _attach_copy(script, EMPTY)
+        script.jump(hidden)
+        script.mark(file)
+        script.compare(NULL, -1, -1, looked)
+        open_null(script)
+        script.mark(looked)
+        _attach_copy(script, NULL)
+        script.mark(hidden)
 
 
-def open_null(root: int) -> int:
+def _attach_copy(script: Script, source: Variable) -> None:
+    script.call("open_tree", source, b"", COPY | AT_EMPTY_PATH, into=TREE)
+    attach(script, TREE, TARGET)
+    script.call("close", TREE)
+
+
+def open_null(script: Script) -> None:
     """The container's /dev/null, certainly: a container that can race could have put anything there."""
-    null = open_in_root(root, b"dev/null", os.O_PATH | os.O_NOFOLLOW)
-    found = os.fstat(null)
-    if found.st_mode & 0o170000 != 0o020000 or found.st_rdev != os.makedev(1, 3):
-        raise OSError(EINVAL, "is not the null device", "/dev/null")
-    return null
+    other, certain = Label(), Label()
+    open_in_root(script, b"dev/null", os.O_PATH | os.O_NOFOLLOW, NULL)
+    look(script, NULL, b"")
+    expect_device(script, S_IFCHR, os.makedev(1, 3), other)
+    script.jump(certain)
+    script.mark(other)
+    script.fail(EINVAL, "=is not the null device: '/dev/null'")
+    script.mark(certain)
 
 
-def empty_directory() -> int:
-    """A detached, empty, read-only tmpfs."""
-    filesystem = fsopen(b"tmpfs", FSOPEN_CLOEXEC)
-    fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
+def empty_directory(script: Script) -> None:
+    """A detached, empty, read-only tmpfs in EMPTY."""
+    script.call("fsopen", b"tmpfs", FSOPEN_CLOEXEC, into=OPENED)
+    script.call("fsconfig", OPENED, FSCONFIG_CMD_CREATE, 0, 0, 0)
     attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-    tree = fsmount(filesystem, FSMOUNT_CLOEXEC, attributes)
-    os.close(filesystem)
-    return tree
+    script.call("fsmount", OPENED, FSMOUNT_CLOEXEC, attributes, into=EMPTY)
+    script.call("close", OPENED)
 
 
 class ReadOnly(Inside):
     """Make paths read-only, with all that is mounted below them."""
 
-    __slots__ = ("paths", "site")
+    __slots__ = ("paths",)
 
-    def __init__(self, site: Site, paths: tuple[str, ...]) -> None:
-        self.site = site
+    def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = tuple(os.fsencode(path) for path in paths)
 
     def describe(self) -> str:
         return "read-only " + " ".join(map(os.fsdecode, self.paths))
 
-    def execute(self) -> None:
+    def write(self, script: Script) -> None:
+        protect, done = Label(), Label()
         for path in self.paths:
-            try:
-                target = open_in_root(self.site.root, path, os.O_PATH)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            tree = open_tree(target, b"", COPY | AT_EMPTY_PATH | AT_RECURSIVE)
-            set_attributes(tree, set=MOUNT_ATTR_RDONLY, flags=AT_RECURSIVE)
-            attach(tree, target)
-            os.close(tree)
-            os.close(target)
+            absent = Label()
+            open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
+            script.jump(protect, BACK)
+            script.mark(absent)
+        script.jump(done)
+        script.mark(protect)
+        script.call("open_tree", TARGET, b"", COPY | AT_EMPTY_PATH | AT_RECURSIVE, into=TREE)
+        set_attributes(script, TREE, set=MOUNT_ATTR_RDONLY, flags=AT_RECURSIVE)
+        attach(script, TREE, TARGET)
+        script.call("close", TREE)
+        script.call("close", TARGET)
+        script.leap(BACK)
+        script.mark(done)

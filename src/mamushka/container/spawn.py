@@ -1,33 +1,40 @@
-"""Making the process that becomes a container: one clone3, or one through a helper where the kernel wants it.
+"""Making the process that becomes a container: one clone3 into new namespaces, then the script's executable.
 
-A namespace of pids, of users or of clocks is entered by being born in it. Joining a pid namespace for one child can
-be taken back; for the others, or where the caller has more threads (whose locks the child would inherit
-locked), a forked helper of one thread enters and clones with CLONE_PARENT. Either way the new process is the
-caller's own child.
+The child shares the caller's memory until it is that program (``linux/vfork.py``), so it costs the same however large
+the caller is, and however many threads it has. Three things need more than that:
+
+  - a namespace of pids is joined by the caller's next children only, which can be taken back;
+  - one of users or of clocks cannot be left again: a forked helper of one thread enters, and clones with CLONE_PARENT,
+    so that the new process is the caller's own child;
+  - with ids of its own the process must have become their root before it executes anything, or it loses its
+    capabilities there: a forked child waits for its ids, takes them, and then executes the script.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 
 from mamushka.container import channel
-from mamushka.container.namespaces import set_time_offsets
+from mamushka.container.namespaces import set_time_offsets, write_file
+from mamushka.linux import vfork
 from mamushka.linux.process import (
     CLONE_CLEAR_SIGHAND,
     CLONE_NEWPID,
     CLONE_NEWTIME,
+    CLONE_NEWUSER,
     CLONE_PARENT,
     clone3,
     setns,
     unshare,
 )
+from mamushka.linux.script import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
 
-    from mamushka.container.operation import Inside, Site
+    from mamushka.linux.script import Script
     from mamushka.spec.runtime import TimeOffset
     from mamushka.values import EMPTY
 else:
@@ -35,55 +42,99 @@ else:
 
 
 class Birth:
-    """How a process is to be born."""
+    """How a process is to be born, and what it is to do.
 
-    __slots__ = ("born", "cgroup", "flags", "offsets", "operations", "site")
+    ``channel`` is its end of the line, ``peer`` the builder's. ``first`` is written by a forked child that is to have
+    ids of its own; where there are none, the script does it.
+    """
+
+    __slots__ = ("born", "cgroup", "channel", "first", "flags", "offsets", "peer", "script", "users")
 
     def __init__(
         self,
-        site: Site,
-        operations: Sequence[Inside],
+        script: Script,
+        channel: int,
+        peer: int,
+        first: Sequence[tuple[int | bytes, bytes]],
         *,
         flags: int,
         born: Sequence[tuple[int, int, str]] = (),
         offsets: Mapping[str, TimeOffset] = EMPTY,
         cgroup: int = -1,
     ) -> None:
-        self.site, self.operations = site, operations
+        self.script, self.channel, self.peer, self.first = script, channel, peer, first
         self.flags = flags | CLONE_CLEAR_SIGHAND
         self.born, self.offsets, self.cgroup = born, offsets, cgroup
+        self.users = bool(flags & CLONE_NEWUSER or any(flag == CLONE_NEWUSER for _, flag, _ in born))
 
-    def give(self) -> tuple[int, int]:
-        """Make the process: (pid, pidfd). It executes the operations, the last of which does not return."""
-        if self.offsets or threads() > 1 or any(flag != CLONE_NEWPID for _, flag, _ in self.born):
-            return self._through_helper()
-        if self.born:
-            return self._among_others(self.born[0][0])
-        return self._clone()
-
-    def _clone(self) -> tuple[int, int]:
-        pid, pidfd = clone3(self.flags, cgroup=self.cgroup)
-        if pid == 0:
-            perform(self.operations, self.site)
+    def give(self, known: Callable[[int], None]) -> tuple[int, int]:
+        """Make the process: (pid, pidfd). In a new user namespace it waits until ``known(pid)`` has given it ids."""
+        executable = self.script.executable("mamushka-init")
+        try:
+            if self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born):
+                pid, pidfd = self._through_helper(executable)
+            elif self.born:
+                pid, pidfd = self._among_others(executable, self.born[0][0])
+            else:
+                pid, pidfd = self._clone(executable, self.flags)
+        finally:
+            os.close(executable)
+        if self.flags & CLONE_NEWUSER:
+            try:
+                known(pid)
+            except BaseException:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                os.close(pidfd)
+                raise
+            channel.go(self.peer, pid)
         return pid, pidfd
 
-    def _among_others(self, namespace: int) -> tuple[int, int]:
-        """In another pid namespace: joining one moves a process's next children only, and can be taken back."""
-        own = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    def _clone(self, executable: int, flags: int) -> tuple[int, int]:
+        if vfork.possible() and not self.users:
+            return vfork.spawn(executable, self.script.descriptors, flags, cgroup=self.cgroup)
+        pid, pidfd = clone3(flags, cgroup=self.cgroup)
+        if pid == 0:
+            self._become(executable)
+        return pid, pidfd
+
+    def _become(self, executable: int) -> NoReturn:
+        """In a forked child: take the ids, if there are some to take, and execute the script."""
+        try:
+            os.close(self.peer)  # or the end of file would never come
+            if self.flags & CLONE_NEWUSER and os.read(self.channel, channel.PACKET_MAX)[:1] != channel.GO:
+                os._exit(126)
+            if self.users:
+                for place, text in self.first:
+                    write(place, text)
+                os.setgroups([])
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+            for descriptor in self.script.descriptors:
+                os.set_inheritable(descriptor, True)
+            os.execve(executable, ["mamushka-init"], {})
+        except BaseException as error:
+            os.write(self.channel, _told(error))
+        finally:
+            os._exit(126)
+
+    def _among_others(self, executable: int, namespace: int) -> tuple[int, int]:
+        """In another pid namespace."""
+        own = os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(namespace, CLONE_NEWPID)
             try:
-                return self._clone()
+                return self._clone(executable, self.flags)
             finally:
                 setns(own, CLONE_NEWPID)
         finally:
             os.close(own)
 
-    def _through_helper(self) -> tuple[int, int]:
+    def _through_helper(self, executable: int) -> tuple[int, int]:
         ours, theirs = channel.pair()
         helper = os.fork()
         if helper == 0:
-            self._help(theirs)
+            self._help(executable, theirs)
         os.close(theirs)
         try:
             answer = os.read(ours, channel.PACKET_MAX)
@@ -91,13 +142,15 @@ class Birth:
             os.close(ours)
             os.waitpid(helper, 0)
         if answer[:1] == channel.FAILED:
-            number, _, operation, text = channel.parse_failure(answer)
+            from mamushka.linux.script import parse
+
+            number, _, operation, text = parse(answer)
             raise OSError(number, f"cannot {operation}: {text}")
         pid = int(answer)
         # Nobody but this process can reap it, so the number still is that process.
         return pid, os.pidfd_open(pid)
 
-    def _help(self, answer: int) -> None:
+    def _help(self, executable: int, answer: int) -> NoReturn:
         try:
             for descriptor, flag, _ in self.born:
                 setns(descriptor, flag)
@@ -107,32 +160,23 @@ class Birth:
                 unshare(CLONE_NEWTIME)
                 set_time_offsets(self.offsets)
                 flags &= ~CLONE_NEWTIME
-            pid, _ = clone3(flags, cgroup=self.cgroup)
-            if pid == 0:
-                os.close(answer)
-                perform(self.operations, self.site)
+            pid, _ = self._clone(executable, flags)
             os.write(answer, b"%d" % pid)
         except BaseException as error:
-            os.write(answer, channel.failure(None, error))
+            os.write(answer, _told(error))
         finally:
             os._exit(0)
 
 
-def threads() -> int:
-    """How many threads this process has: the links of the directory that has one directory for each."""
-    return os.stat("/proc/self/task").st_nlink - 2
+def _told(error: BaseException) -> bytes:
+    """What a forked child says of what it could not do."""
+    number, text = (error.errno or 0, error.strerror or "") if isinstance(error, OSError) else (0, repr(error))
+    return failure(number, "\0enter the namespaces", f"={text}")
 
 
-def perform(operations: Sequence[Inside], site: Site) -> None:
-    """In the new process: execute one operation after the other; a failure is reported and ends the process."""
-    gc.disable()  # a collection would touch, and so copy, every page of the parent's heap
-    operation = operations[0]
-    try:
-        os.close(site.peer)  # or the end of file would never come
-        os.umask(0)
-        for operation in operations:
-            operation.execute()
-    except BaseException as error:
-        os.write(site.channel, channel.failure(operation, error))
-    finally:
-        os._exit(1)
+def write(place: int | bytes, text: bytes) -> None:
+    """Write to a descriptor, or to a file of the kernel's."""
+    if isinstance(place, int):
+        os.write(place, text)
+    else:
+        write_file(os.fsdecode(place), text)

@@ -5,21 +5,13 @@ A set is an int, bit n for capability n; names are the kernel's (``CAP_NET_ADMIN
 
 from __future__ import annotations
 
-import errno
 import sys
 
 from mamushka.linux.abi import s32, struct, syscall, u32
-from mamushka.linux.process import (
-    PR_CAP_AMBIENT,
-    PR_CAP_AMBIENT_CLEAR_ALL,
-    PR_CAP_AMBIENT_RAISE,
-    PR_CAPBSET_DROP,
-    prctl,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -94,27 +86,6 @@ def bounding() -> int:
             if line.startswith(b"CapBnd:"):
                 return int(line[7:], 16)
     raise OSError("/proc/thread-self/status does not tell the bounding set")
-
-
-def drop_bounding(keep: Container[int]) -> None:
-    """Take all but these out of the bounding set for good, also those newer than this table; needs CAP_SETPCAP."""
-    number = 0
-    while True:
-        if number not in keep:
-            try:
-                prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # beyond the kernel's last capability
-                    return
-                raise
-        number += 1
-
-
-def raise_ambient(numbers: Iterable[int]) -> None:
-    """Make the ambient set exactly these; each must be permitted and inheritable already."""
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in numbers:
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
 
 
 def members(bits: int) -> Iterator[int]:

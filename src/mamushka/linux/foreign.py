@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Library", "Structure", "addressof", "byref", "c_char", "c_char_p", "c_int", "c_int8", "c_int16", "c_int32",
     "c_int64", "c_long", "c_size_t", "c_ubyte", "c_uint8", "c_uint16", "c_uint32", "c_uint64", "c_ulong", "c_void_p",
-    "get_errno", "sizeof",
+    "function_at", "get_errno", "sizeof",
 ]  # fmt: skip
 
 
@@ -115,3 +115,11 @@ class Library:
         if arguments is not None:
             function.argtypes = arguments
         return function
+
+
+def function_at(address: int, result: Any, arguments: list[Any]) -> Any:
+    """The function whose instructions lie at an address."""
+    function = _Function(address)
+    function.restype = result
+    function.argtypes = arguments
+    return function

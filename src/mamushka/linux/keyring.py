@@ -11,8 +11,3 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 def keyctl(operation: int, arg2: bytes | None = None, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """Operate on keys and keyrings. keyctl(2)."""
     raise NotImplementedError
-
-
-def join_session_keyring(name: bytes) -> None:
-    """Leave the session's keys behind for a keyring of this name."""
-    keyctl(KEYCTL_JOIN_SESSION_KEYRING, name)

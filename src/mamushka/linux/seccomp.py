@@ -49,22 +49,19 @@ def seccomp(operation: int, flags: int, args: sock_fprog | bytearray | None) -> 
 
 
 class Filter:
-    """A program ready to be installed: all memory is laid out when it is made, before any clone."""
+    """A program of the kernel's size, and with which flags it is to be installed."""
 
-    __slots__ = ("_flags", "_program", "_text", "listens")
+    __slots__ = ("flags", "program")
 
     def __init__(self, program: bytes, flags: int = 0) -> None:
         count, rest = divmod(len(program), INSTRUCTION_SIZE)
         if rest or not 0 < count <= INSTRUCTIONS_MAX:
             raise ValueError(f"a filter of {len(program)} bytes: the kernel takes 1 to {INSTRUCTIONS_MAX} instructions")
-        self._text = bytearray(program)
-        self._program = sock_fprog(len=count, filter=address_of(self._text))
-        self._flags = flags
-        self.listens = bool(flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)
+        self.program, self.flags = program, flags
 
     def dump(self) -> bytes:
         """As it can be kept on disk: the flags in four bytes, then the program."""
-        return self._flags.to_bytes(4, "little") + bytes(self._text)
+        return self.flags.to_bytes(4, "little") + self.program
 
     @staticmethod
     def load(kept: bytes) -> Filter:
@@ -76,7 +73,9 @@ class Filter:
 
         Needs no_new_privs or CAP_SYS_ADMIN in the caller's user namespace.
         """
-        return seccomp(SECCOMP_SET_MODE_FILTER, self._flags, self._program)
+        text = bytearray(self.program)
+        program = sock_fprog(len=len(text) // INSTRUCTION_SIZE, filter=address_of(text))
+        return seccomp(SECCOMP_SET_MODE_FILTER, self.flags, program)
 
 
 def install(program: bytes, flags: int = 0) -> int:

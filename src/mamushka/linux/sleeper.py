@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 
+from mamushka.linux.executable import EXECUTE, READ, WRITE, headers, headers_size, memory_file, words
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +24,8 @@ if TYPE_CHECKING:
 POLLIN = 1
 
 _BASE = 0x400000  # where a traditional static executable lies; free in every address space layout
-_HEADERS = 64 + 56  # Elf64_Ehdr, Elf64_Phdr; elf(5)
-# x86_64, aarch64, riscv64: ELF machine numbers and the calls ppoll, execve, exit
-_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
+_HEADERS = headers_size(1)
+# x86_64, aarch64, riscv64: the calls ppoll, execve, exit
 _CALLS = {"x86_64": (271, 59, 60), "aarch64": (73, 221, 93), "riscv64": (73, 221, 93)}
 
 
@@ -56,10 +57,6 @@ def _riscv64(number: int, arguments: Sequence[int]) -> bytes:
 _ENCODERS = {"x86_64": _x86_64, "aarch64": _aarch64, "riscv64": _riscv64}
 
 
-def _words(numbers: Sequence[int], size: int) -> bytes:
-    return b"".join(number.to_bytes(size, "little") for number in numbers)
-
-
 def image(
     descriptors: Sequence[int],
     arguments: Sequence[bytes],
@@ -83,25 +80,20 @@ def image(
         data.extend(piece + bytes(-len(piece) % 8))
         return address
 
-    polls = place(b"".join(_words([fd], 4) + _words([POLLIN, 0], 2) for fd in descriptors))
+    polls = place(b"".join(words([fd], 4) + words([POLLIN, 0], 2) for fd in descriptors))
     seconds = 0 if timeout is None else int(timeout)
-    clock = place(_words([seconds, int(((timeout or 0) - seconds) * 1e9)], 8)) if timeout is not None else 0
+    clock = place(words([seconds, int(((timeout or 0) - seconds) * 1e9)], 8)) if timeout is not None else 0
     argv = [place(item + b"\0") for item in arguments]
     envp = [place(name + b"=" + item + b"\0") for name, item in environment.items()]
-    vectors = place(_words([*argv, 0], 8)), place(_words([*envp, 0], 8))
+    vectors = place(words([*argv, 0], 8)), place(words([*envp, 0], 8))
 
     code = encode(calls[0], [polls, len(descriptors), clock, 0, 0])
     code += encode(calls[1], [argv[0], *vectors])
     code += encode(calls[2], [127])
     body = code.ljust(start - _BASE - _HEADERS, b"\0") + data
-    return _elf_header(_MACHINES[machine], _HEADERS + len(body)) + body
-
-
-def _elf_header(machine: int, size: int) -> bytes:
-    """ELF64, little endian, ET_EXEC; one PT_LOAD of everything, writable because ppoll answers in place."""
-    header = b"\x7fELF\x02\x01\x01" + bytes(9) + _words([2, machine], 2) + _words([1], 4)
-    header += _words([_BASE + _HEADERS, 64, 0], 8) + _words([0], 4) + _words([64, 56, 1, 0, 0, 0], 2)
-    return header + _words([1, 7], 4) + _words([0, _BASE, _BASE, size, size, 0x1000], 8)
+    # One segment, writable because ppoll answers in place.
+    segment = (READ | WRITE | EXECUTE, 0, _BASE, _HEADERS + len(body), 0)
+    return headers(machine, _BASE + _HEADERS, [segment]) + body
 
 
 def sleep(executable: bytes, name: str) -> None:
@@ -109,10 +101,5 @@ def sleep(executable: bytes, name: str) -> None:
 
     The caller has made the descriptors that must live on inheritable.
     """
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create(name, flags | 0x10)  # MFD_EXEC, Linux 6.3
-    except OSError:
-        fd = os.memfd_create(name, flags)
-    os.write(fd, executable)
+    fd = memory_file(name, executable)
     os.execve(fd, [name], {})

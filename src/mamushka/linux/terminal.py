@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from mamushka.linux.abi import DECLARED, ioctl, s32, struct, u16
 
 
@@ -49,12 +47,6 @@ def TIOCSPTLCK(fd: int, lock: _int) -> None:
 def TIOCGPTPEER(fd: int, flags: int) -> int:
     """Open the slave side of a master, without any path. Linux 4.13."""
     raise NotImplementedError
-
-
-def open_pair(ptmx: int) -> tuple[int, int]:
-    """From a freshly opened ptmx: (master, slave); the slave comes from the same devpts, whatever lies at its path."""
-    TIOCSPTLCK(ptmx, _int(value=0))
-    return ptmx, TIOCGPTPEER(ptmx, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:

@@ -7,15 +7,19 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mamushka.container import seccomp
+from mamushka.container.operation import GATE, OPENED
 from mamushka.container.privileges import DEFAULT_CAPABILITIES, Privileges, capability_set, lacking, prepare
+from mamushka.container.spawn import Birth
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.abi import MACHINE
+from mamushka.linux.script import CHANNEL, ROOM, Script, parse
 from mamushka.spec.runtime import Capabilities, Process, Rlimit, Seccomp, SyscallRule, User
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -23,29 +27,81 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 ORDINARY = Capabilities(DEFAULT_CAPABILITIES, DEFAULT_CAPABILITIES, (), DEFAULT_CAPABILITIES, ())
 
 
-def confined(privileges: Privileges, run: Callable[[], str]) -> str:
-    """What a function answers in a child that has applied the privileges; an error, as text, too."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            privileges.early()
-            privileges.apply()
-            answer = run()
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(writer, answer.encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as answers:
-        text = answers.read()
+def performed(privileges: Privileges, more: Callable[[Script], None]) -> Iterator[tuple[int, int, int]]:
+    """A process whose script applies the privileges and goes on with more: (pid, what it tells, how to let it go)."""
+    told, telling = os.pipe()
+    waiting, going = os.pipe()
+    script = Script()
+    script.give(CHANNEL, script.descriptor(telling))
+    script.give(GATE, script.descriptor(waiting))
+    script.begin("\0confine")
+    if privileges.oom_score:
+        script.call("openat", -100, b"/proc/self/oom_score_adj", os.O_WRONLY, 0, into=OPENED)
+        script.call("write", OPENED, privileges.oom_score, len(privileges.oom_score))
+    privileges.early(script)
+    privileges.apply(script)
+    more(script)
+    pid, pidfd = Birth(script, telling, told, (), flags=0).give(lambda _: None)
+    for descriptor in (telling, waiting, pidfd):
+        os.close(descriptor)
+    yield pid, told, going
+    os.close(going)
+    os.close(told)
     os.waitpid(pid, 0)
-    return text
 
 
-def status() -> str:
-    with open("/proc/self/status") as lines:
-        return lines.read()
+def status(privileges: Privileges) -> str:
+    """What the kernel says of a process that has applied the privileges; or its failure."""
+
+    def wait(script: Script) -> None:
+        script.call("write", CHANNEL, b"R", 1)
+        script.call("read", GATE, ROOM, 1)
+        script.call("exit_group", 0)
+
+    for pid, told, _ in performed(privileges, wait):
+        answer = os.read(told, 8192)
+        if answer != b"R":
+            return parse(answer)[3]
+        with open(f"/proc/{pid}/status") as lines:
+            return lines.read()
+    raise AssertionError
+
+
+def confined(privileges: Privileges, run: Callable[[], str]) -> str:
+    """What a function of this module answers in an interpreter behind the privileges, as root."""
+    code = f"import sys; sys.path[:0] = {sys.path!r}; from {__name__} import {run.__name__} as run; print(run())"
+
+    def execute(script: Script) -> None:
+        words = [script.text(os.fsencode(word)) for word in (sys.executable, "-I", "-c", code)]
+        script.call("dup3", CHANNEL, 1, 0)
+        script.call("execve", os.fsencode(sys.executable), script.vector(words), script.vector([]))
+
+    for _, told, _ in performed(privileges, execute):
+        with open(told, "rb", closefd=False) as answers:
+            return answers.read().decode().rstrip("\n")
+    raise AssertionError
+
+
+def limits_and_score() -> str:
+    with open("/proc/self/oom_score_adj") as score:
+        return f"{resource.getrlimit(resource.RLIMIT_NOFILE)} {score.read().strip()}"
+
+
+def keys() -> str:
+    with open("/proc/keys") as keys:
+        return keys.read()
+
+
+def attempt() -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    answers = []
+    for name, number in SYSCALLS[MACHINE].items():
+        result = libc.syscall(number, 0, 0, 0, 0, 0)
+        answers.append(f"{name}={'ok' if result >= 0 else errno.errorcode[ctypes.get_errno()]}")
+    for family in (socket.AF_INET, socket.AF_VSOCK):
+        result = libc.socket(family, socket.SOCK_STREAM, 0)
+        answers.append(f"{family.name}={'ok' if result >= 0 else errno.errorcode[ctypes.get_errno()]}")
+    return " ".join(answers)
 
 
 def fields(text: str) -> dict[str, str]:
@@ -53,7 +109,7 @@ def fields(text: str) -> dict[str, str]:
 
 
 def test_root_keeps_the_default_capabilities_only() -> None:
-    found = fields(confined(prepare(Process(capabilities=ORDINARY, no_new_privileges=True)), status))
+    found = fields(status(prepare(Process(capabilities=ORDINARY, no_new_privileges=True))))
     expected = f"{capabilities.mask(DEFAULT_CAPABILITIES):016x}"
     assert (found["CapPrm"], found["CapEff"], found["CapBnd"]) == (expected,) * 3
     assert (found["CapInh"], found["CapAmb"]) == ("0" * 16,) * 2
@@ -64,7 +120,7 @@ def test_a_user_has_ids_groups_mask_and_no_more_power_than_named() -> None:
     some = ("CAP_NET_BIND_SERVICE", "CAP_KILL")
     wanted = Capabilities(DEFAULT_CAPABILITIES, some, some, some, ("CAP_KILL",))
     user = User(uid=1234, gid=2345, umask=0o027, additional_gids=(3456, 4567))
-    found = fields(confined(prepare(Process(user=user, capabilities=wanted)), status))
+    found = fields(status(prepare(Process(user=user, capabilities=wanted))))
     assert found["Uid"].split() == ["1234"] * 4
     assert found["Gid"].split() == ["2345"] * 4
     assert found["Groups"].split() == ["3456", "4567"]
@@ -79,18 +135,14 @@ def test_capabilities_that_the_caller_lacks_are_left_out_by_name() -> None:
     assert every == capabilities.NAMES
     privileges = prepare(Process(capabilities=Capabilities(every, every, every, every, every)))
     assert privileges.missing == lacking()
-    found = fields(confined(privileges, status))
+    found = fields(status(privileges))
     assert capabilities.names(int(found["CapEff"], 16)) == tuple(name for name in every if name not in lacking())
 
 
 def test_limits_and_oom_score() -> None:
     limits = (Rlimit("RLIMIT_NOFILE", hard=77, soft=66), Rlimit("RLIMIT_CORE", 0, 0))
 
-    def look() -> str:
-        with open("/proc/self/oom_score_adj") as score:
-            return f"{resource.getrlimit(resource.RLIMIT_NOFILE)} {score.read().strip()}"
-
-    assert confined(prepare(Process(rlimits=limits, oom_score_adj=321)), look) == "(66, 77) 321"
+    assert confined(prepare(Process(rlimits=limits, oom_score_adj=321)), limits_and_score) == "(66, 77) 321"
 
 
 def test_a_limit_that_cannot_be_raised_is_named() -> None:
@@ -101,7 +153,7 @@ def test_a_limit_that_cannot_be_raised_is_named() -> None:
         resource_name, hard = "RLIMIT_MEMLOCK", resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     else:
         resource_name = "RLIMIT_NPROC"
-    answer = confined(prepare(Process(rlimits=(Rlimit(resource_name, hard + 1, hard + 1),))), status)
+    answer = status(prepare(Process(rlimits=(Rlimit(resource_name, hard + 1, hard + 1),))))
     assert "prlimit64: Operation not permitted" in answer
 
 
@@ -128,11 +180,7 @@ def test_a_label_without_its_security_module_is_refused() -> None:
 
 
 def test_a_session_keyring_of_its_own() -> None:
-    def look() -> str:
-        with open("/proc/keys") as keys:
-            return keys.read()
-
-    answer = confined(prepare(Process(), keyring="mamushka-test-keyring"), look)
+    answer = confined(prepare(Process(), keyring="mamushka-test-keyring"), keys)
     if "Function not implemented" in answer or "No such file" in answer:
         pytest.skip("a kernel without keyrings")
     assert "mamushka-test-keyring" in answer
@@ -151,33 +199,25 @@ SYSCALLS = {
 def test_calls_are_answered_as_the_default_profile_says(no_new_privileges: bool) -> None:
     filter = seccomp.filter(seccomp.default_profile(DEFAULT_CAPABILITIES), cache="")
     process = Process(capabilities=ORDINARY, no_new_privileges=no_new_privileges)
-
-    def attempt() -> str:
-        libc = ctypes.CDLL(None, use_errno=True)
-        answers = []
-        for name, number in SYSCALLS[MACHINE].items():
-            result = libc.syscall(number, 0, 0, 0, 0, 0)
-            answers.append(f"{name}={'ok' if result >= 0 else errno.errorcode[ctypes.get_errno()]}")
-        for family in (socket.AF_INET, socket.AF_VSOCK):
-            result = libc.socket(family, socket.SOCK_STREAM, 0)
-            answers.append(f"{family.name}={'ok' if result >= 0 else errno.errorcode[ctypes.get_errno()]}")
-        return " ".join(answers)
-
     assert confined(prepare(process, filter=filter), attempt) == (
         "keyctl=EPERM clone3=ENOSYS bpf=EPERM getpid=ok open_tree_attr=ENOSYS nothing=ENOSYS AF_INET=ok AF_VSOCK=EPERM"
     )
 
 
-def test_a_listener_is_handed_out() -> None:
+def test_a_listener_is_asked_of_the_kernel() -> None:
     rules = (SyscallRule(("mkdirat",), "SCMP_ACT_NOTIFY"),)
     with pytest.raises(Invalid, match="listenerPath"):
         seccomp.filter(Seccomp("SCMP_ACT_ALLOW", syscalls=rules), cache="")
     profile = Seccomp("SCMP_ACT_ALLOW", listener_path="/run/listener", syscalls=rules)
-    filter = seccomp.filter(profile, cache="")
-    assert filter.listens
-    privileges = prepare(Process(no_new_privileges=True), filter=filter)
-    pid = os.fork()
-    if pid == 0:
-        privileges.early()
-        os._exit(0 if "seccomp" in os.readlink(f"/proc/self/fd/{privileges.apply()}") else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    privileges = prepare(Process(no_new_privileges=True), filter=seccomp.filter(profile, cache=""))
+    seen = []
+
+    def wait(script: Script) -> None:
+        script.call("write", CHANNEL, b"R", 1)
+        script.call("read", GATE, ROOM, 1)
+        script.call("exit_group", 0)
+
+    for pid, told, _ in performed(privileges, wait):
+        assert os.read(told, 100) == b"R"
+        seen = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert any("seccomp" in name for name in seen)

@@ -142,7 +142,7 @@ def test_streams_and_preserved_descriptors(ground: Ground) -> None:
 
 
 def test_a_terminal(ground: Ground) -> None:
-    script = "tty; stty size; read line; stty size; echo got $line; ls -l /dev/console; sleep 60"
+    script = "tty; stty size; read line; stty size; echo got $line; ls -l /dev/console; sleep 60; exit 9"
     started = ground.start(ground.config(script, terminal=True, console_size=Box(33, 44), user=User(5, 5)))
     text = _read_until(started.console, "33 44")
     assert "/dev/pts/0" in text
@@ -150,8 +150,12 @@ def test_a_terminal(ground: Ground) -> None:
     os.write(started.console, b"line\n")
     text = _read_until(started.console, "console")
     assert "10 20" in text and "got line" in text and "136,   0" in text
-    os.write(started.console, b"\x03")
-    os.waitpid(started.pid, 0)  # the shell goes on after the interrupted sleep, and ends
+    # The shell, as the first process deaf to it, goes on after the interrupted sleep: once that has begun.
+    deadline = time.monotonic() + 10
+    while os.waitpid(started.pid, os.WNOHANG)[0] == 0:
+        assert time.monotonic() < deadline, "the interrupt did not reach the sleep"
+        os.write(started.console, b"\x03")
+        time.sleep(0.05)
 
 
 def _read_until(descriptor: int, word: str) -> str:

@@ -1,28 +1,17 @@
 """The sleeping executable, run by the kernel on this machine and by qemu's user emulation for the others."""
 
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from tests import machines
 
 from mamushka.linux import sleeper
 
-MACHINE = os.uname().machine
 
-
-def emulator(machine: str) -> list[str]:
-    if machine == MACHINE:
-        return []
-    program = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
-    if program is None:
-        pytest.skip(f"qemu-{machine} is missing (Debian: qemu-user-static)")
-    return [program]
-
-
-@pytest.fixture(params=["x86_64", "aarch64", "riscv64"])
+@pytest.fixture(params=machines.ALL)
 def machine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -33,7 +22,7 @@ def start(tmp_path: Path, machine: str, descriptor: int, timeout: float | None) 
     path = tmp_path / "sleeper"
     path.write_bytes(raw)
     path.chmod(0o700)
-    return subprocess.Popen([*emulator(machine), path], pass_fds=[descriptor], stdout=subprocess.PIPE)
+    return subprocess.Popen([*machines.emulator(machine), path], pass_fds=[descriptor], stdout=subprocess.PIPE)
 
 
 def test_it_wakes_when_a_descriptor_becomes_readable(tmp_path: Path, machine: str) -> None:

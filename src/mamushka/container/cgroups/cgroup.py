@@ -42,27 +42,22 @@ ACCOUNTED_V2 = frozenset(("cpu", "io", "memory", "pids"))
 
 
 class Entrance:
-    """Open doors into a v1 cgroup, for a child to walk through. Empty on cgroup v2.
+    """Open doors into a v1 cgroup, for a child to walk through by writing 0. Empty on cgroup v2.
 
-    Make it before the clone; the child calls ``enter`` while it has one thread, and before it unshares the
-    cgroup namespace, whose root is where the process then is.
+    Make it before the clone; the child enters while it has one thread, and before it unshares the cgroup namespace,
+    whose root is where the process then is.
     """
 
-    __slots__ = ("_doors",)
+    __slots__ = ("doors",)
 
     def __init__(self, doors: tuple[int, ...]) -> None:
-        self._doors = doors
-
-    def enter(self) -> None:
-        """Move the calling thread in. Nothing but write(2)."""
-        for door in self._doors:
-            os.write(door, b"0")
+        self.doors = doors
 
     def close(self) -> None:
-        """Close the descriptors; both sides do, or the child's are close-on-exec."""
-        for door in self._doors:
+        """Close the descriptors; in the child they are close-on-exec."""
+        for door in self.doors:
             os.close(door)
-        self._doors = ()
+        self.doors = ()
 
 
 class Cgroup:

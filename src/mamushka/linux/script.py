@@ -1,0 +1,397 @@
+"""A list of system calls as data, and the executable of a few pages that performs it.
+
+What becomes a container must not be a copy of an interpreter: forking one copies its page tables, running one
+copies its pages, and its executable is within reach of what it is about to confine (CVE-2019-5736). So a program of
+ours writes down what is to be called, in order, and a process that knows nothing else does it. This is the page of
+machine code that the process runs, ``machine/*.s``, and what it reads:
+
+    0x400000   the code
+    0x410000   the page of variables: 4 bytes each, filled by results, and buffers
+    0x414000   the rows, 64 bytes each
+    0x1000000  data: strings, structs, vectors
+
+A row is sixteen words of 32 bits:
+
+    0      the call's number; bits 16-19: arguments 1-4 are variables; bits 24-27: instead compare, fail, store, leap
+    1-6    the arguments
+    7      where the result goes
+    8-13   three pairs of an errno and the row that goes on then; the third's may be ANY
+    14     the row that goes on after any other error, once it has been noted
+    15     what to say about that: a text
+
+compare goes on where argument 1 & argument 2 == argument 3, else in the first pair's row; fail is a call that fails
+with its argument; store is one whose result is its argument; leap goes on where its argument says, and its result is
+the row after it, so that rows can be shared: whoever comes to them says where to go back. An error without a pair ends
+in the epilogue: which error, in which operation, about what, and the kernel's reason, if there is one, are written to
+the channel as one packet, which ``parse`` reads, and the process exits.
+"""
+
+from __future__ import annotations
+
+import os
+from _struct import Struct
+
+from mamushka.linux.abi import DECLARED, MACHINE
+from mamushka.linux.executable import (
+    ALIGNMENT,
+    EXECUTE,
+    MACHINES,
+    READ,
+    WRITE,
+    create,
+    headers,
+    headers_size,
+    seal,
+    words,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Argument = Any  # int, Variable, bytes (a string), or a struct
+
+_CODE = 0x400000
+_PAGE = 0x410000
+_ROWS = 0x414000
+_DATA = 0x1000000
+_ROW = 64
+_DATA_MAX = (1 << 31) - 1 - _DATA  # addresses are positive numbers of 32 bits
+
+# In the page of variables. An error's packet begins with E and the number, so that the head lies across a word.
+_HEAD, _ERRNO, _START = _PAGE + 3, _PAGE + 4, _PAGE + 12
+_VARIABLES, _VARIABLES_MAX = _PAGE + 16, 44
+# The packet's parts, each as long as it may be, since nobody counts: four iovecs.
+_PARTS = _PAGE + 192
+_HEAD_SIZE, _OPERATION_SIZE, _ABOUT_SIZE, REASON_SIZE = 5, 1200, 4500, 512
+_OPERATION, _ABOUT = _PARTS + 16, _PARTS + 32
+STATUS = _PAGE + 256  # a struct statx
+REASON = _PAGE + 512  # why the kernel refused a mount
+ROOM, ROOM_SIZE = _PAGE + 1024, 4096  # for whatever one call tells the next
+PACKET, PACKET_SIZE = _PAGE + 5120, 1024  # what the other end of the channel said
+ANSWER, ANSWER_SIZE = _PAGE + 6144, 8192  # and once more
+NEXT, SELF = 0, 1  # as a place to go on: the row after this one, and this one
+ANY = -1  # as an errno
+_COMPARE, _FAIL, _STORE, _LEAP = 1 << 24, 1 << 25, 1 << 26, 1 << 27
+_VARIABLE = (1 << 16, 1 << 17, 1 << 18, 1 << 19)  # of the first four arguments
+
+_CODES = {
+    "x86_64": (
+        "bd000041008b5d0c448b2348637b04486373084863530c4c6353104c6343144c634b1841f7c400000100740348633f41f7c4000002007403"
+        "48633641f7c400000400740348631241f7c40000080074034d63124889f841f7c400000001754541f7c400000002754a41f7c40000000475"
+        "1741f7c400000008751b410fb7c40f05483d01f0ffff732c8b4b1c890183c340e973ffffff8b4b1c83c340891989fbe964ffffff21f739d7"
+        "74e38b5b24e956fffffff7d8f7d83b43208b4b2474253b43288b4b2c741d3b43308b4b347415837b30ff740f8945048b4b3c898de0000000"
+        "8b4b3889cbe91effffff"
+    ),
+    "aarch64": (
+        "3408a0d2930e40b9750240b9600680b9610a80b9620e80b9631280b9641680b9651a80b955008036000080b955008836210080b955009036"
+        "420080b955009836630080b93502c037b502c837d500d0373501d837a83e0012010000d41ffc3fb102020054691e40b9200100b973020111"
+        "e6ffff17691e40b973020111330100b9f303002ae1ffff170000010a1f00026be0feff54732640b9dcffff17e003004be003004b692a4429"
+        "1f00096ba0010054692a45291f00096b40010054692a46291f00096be00000543f050031a0000054800600b9693e40b989e200b96a3a40b9"
+        "f3030a2ac9ffff17"
+    ),
+    "riscv64": (
+        "370941008364c90083a9040003a5440083a5840003a6c40083a6040103a7440183a7840193d2090113f31200630403000325050013f32200"
+        "6304030083a5050013f34200630403000326060013f382006304030083a6060013f30210631e030413f302206314030613f3024063120302"
+        "13934203634603029398090393d8080373000000b7f2ffff9b8212006372550483e2c40123a0a200938404046ff0dff683e2c40193840404"
+        "23a092009314050293d404026ff05ff53375b5001b050500e30cc5fc83e444026ff01ff43305a0403305a04083a2040203e34402630a5502"
+        "83a2840203e3c4026304550283a2040303e34403630e55009303f0ff638a72002322a90083a2c4032320590e03e38403930403006ff05fef"
+    ),
+}
+
+# x86_64, and aarch64 and riscv64, which have the same: what a script calls and nothing in linux/ declares.
+_NUMBERS = {
+    "chdir": (80, 49), "chroot": (161, 51), "clone": (56, 220), "close": (3, 57), "dup3": (292, 24),
+    "execve": (59, 221), "exit_group": (231, 94), "fchdir": (81, 50), "fchmod": (91, 52), "fchownat": (260, 54),
+    "getcwd": (79, 17), "ioctl": (16, 29), "kill": (62, 129), "mkdirat": (258, 34), "mknodat": (259, 33),
+    "openat": (257, 56), "pidfd_open": (434, 434), "pipe2": (293, 59), "ppoll": (271, 73), "read": (0, 63),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "sched_setaffinity": (203, 122), "sendmsg": (46, 211),
+    "setgroups": (116, 159), "setresgid": (119, 149), "setresuid": (117, 147), "setsid": (112, 157),
+    "statx": (332, 291), "symlinkat": (266, 36), "umask": (95, 166), "wait4": (61, 260), "write": (1, 64),
+    "writev": (20, 66),
+}  # fmt: skip
+for _name, _number in _NUMBERS.items():
+    DECLARED.setdefault(_name, ("syscall", _number[MACHINE != "x86_64"]))
+
+
+class Variable:
+    """Four bytes of the script's; as an argument it stands for what it holds when the call is made."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+
+def variable(index: int) -> Variable:
+    """One of the page of variables, 0 unless a script gives it a value."""
+    assert index < _VARIABLES_MAX
+    return Variable(_VARIABLES + 4 * index)
+
+
+CHANNEL = variable(0)  # where a failure is told
+REASONING = variable(1)  # the descriptor of fsopen that says why a mount is refused
+FURTHER = 4  # the first variable that is the caller's
+_SCRATCH, _OWN = variable(2), variable(3)
+
+
+class Label:
+    """A place among the rows, perhaps one that comes later."""
+
+    __slots__ = ("row",)
+
+    def __init__(self) -> None:
+        self.row = -1
+
+
+class Script:
+    """A list of calls in the making. What it is given as descriptors (``descriptor``) is open when it runs."""
+
+    def __init__(self, machine: str = MACHINE) -> None:
+        self.machine = machine
+        # What linux/ declares is for this machine; for another there are the calls of the table above.
+        self._foreign = (
+            {} if machine == MACHINE else {name: pair[machine != "x86_64"] for name, pair in _NUMBERS.items()}
+        )
+        self.descriptors: list[int] = []
+        self._rows = bytearray()
+        self._later: list[tuple[int, Label]] = []  # where in the rows a label's row is missing
+        self._data = bytearray(8)
+        self._texts: dict[bytes, int] = {}
+        self._placed: dict[bytes, int] = {}
+        self._abouts: dict[tuple[str, str], int] = {}
+        self._given: dict[int, int] = {}
+        self._reasoning = self._epilogue = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """The epilogue stands first: telling what failed, with the kernel's reason from a descriptor or without."""
+        begin = Label()
+        self.jump(begin)
+        self._reasoning = _ROWS + len(self._rows)
+        self.call("read", REASONING, REASON, REASON_SIZE, on={ANY: NEXT})
+        self._epilogue = _ROWS + len(self._rows)
+        self.call("writev", CHANNEL, _PARTS, 4, on={ANY: NEXT})
+        self.call("exit_group", 126)
+        self.mark(begin)
+        # The process has no more use for its executable; nobody else is to have any (#!/proc/self/exe).
+        self.call("fchmod", _OWN, 0, on={ANY: NEXT})
+        self.call("close", _OWN, on={ANY: NEXT})
+
+    # Data
+
+    def text(self, content: bytes) -> int:
+        """The address of a string that ends in a zero byte."""
+        found = self._texts.get(content)
+        if found is None:
+            found = self._texts[content] = self.copy(content + b"\0")
+        return found
+
+    def place(self, content: bytes) -> int:
+        """The address of these bytes; aligned to eight."""
+        found = self._placed.get(content)
+        if found is None:
+            found = self._placed[content] = self.copy(content)
+        return found
+
+    def copy(self, content: bytes) -> int:
+        """The address of these bytes, which calls may change."""
+        data = self._data
+        address = _DATA + len(data)
+        data += content
+        data += _PADDING[len(content) & 7]
+        return address
+
+    def room(self, size: int) -> int:
+        """The address of zero bytes that calls may write to."""
+        return self.copy(bytes(size))
+
+    def variable(self) -> Variable:
+        """A further variable."""
+        return Variable(self.room(4))
+
+    def vector(self, addresses: Sequence[int]) -> int:
+        """The address of a list of addresses that ends with a null."""
+        return self.copy(words([*addresses, 0], 8))
+
+    def give(self, variable: Variable, number: int) -> None:
+        """What a variable holds at first."""
+        self._given[variable.address] = number
+
+    def descriptor(self, fd: int) -> int:
+        """A descriptor of the caller's that the script uses."""
+        self.descriptors.append(fd)
+        return fd
+
+    # Rows
+
+    def begin(self, operation: str) -> None:
+        """What fails from here on is told as this operation's failure: its kind, a zero byte, its description."""
+        content = operation.encode(errors="surrogateescape")[: _OPERATION_SIZE - 1]
+        self.store(self.text(content), Variable(_OPERATION))
+
+    def mark(self, label: Label) -> None:
+        """The next row is where the label leads."""
+        label.row = _ROWS + len(self._rows)
+
+    def call(
+        self,
+        name: str,
+        *arguments: Argument,
+        into: Variable = _SCRATCH,
+        on: Mapping[int, Label | int] | None = None,
+        about: str = "",
+        reason: bool = False,
+    ) -> None:
+        """A system call. ``on`` says where to go on after which error (NEXT, SELF, a label), at most three; ANY last.
+
+        ``about`` goes after the error's own text when it is told; a text that starts with = replaces it. With
+        ``reason`` the kernel's own sentence is read from the descriptor REASONING.
+        """
+        first = self._foreign[name] if self._foreign else DECLARED[name][1]
+        given = [0, 0, 0, 0, 0, 0]
+        for place, argument in enumerate(arguments):
+            kind = type(argument)
+            if kind is int:
+                given[place] = argument
+            elif kind is Variable:
+                first |= _VARIABLE[place]
+                given[place] = argument.address
+            elif kind is bytes:
+                given[place] = self._texts.get(argument) or self.text(argument)
+            else:
+                given[place] = self.place(bytes(argument))
+        note = self._abouts.get((name, about)) or self._note(name, about)
+        epilogue = self._reasoning if reason else self._epilogue
+        if on is None:
+            self._rows += _PACK(first, *given, into.address, 0, 0, 0, 0, 0, 0, epilogue, note)
+        else:
+            self._rows += _PACK(first, *given, into.address, *self._pairs(on), epilogue, note)
+
+    def _pairs(self, on: Mapping[int, Label | int]) -> list[int]:
+        start = len(self._rows)
+        pairs: list[int] = []
+        for error, target in on.items():
+            if error == ANY:
+                pairs += _NO_PAIRS[: 4 - len(pairs)]
+            pairs.append(error)
+            if isinstance(target, int):
+                pairs.append(_ROWS + start + (_ROW if target == NEXT else 0))
+            else:
+                self._later.append((start + 32 + 4 * len(pairs), target))
+                pairs.append(0)
+        return pairs + _NO_PAIRS[len(pairs) :]
+
+    def _note(self, name: str, about: str) -> int:
+        content = f"{name}\0{about}".encode(errors="surrogateescape")[: _ABOUT_SIZE - 1]
+        found = self._abouts[name, about] = self.copy(content + b"\0")
+        return found
+
+    def ioctl(self, name: str, fd: Variable | int, argument: Argument, *, into: Variable = _SCRATCH) -> None:
+        """An ioctl by the name it is declared under; an int may be an address."""
+        self.call("ioctl", fd, DECLARED[name][1], argument, into=into, about=f": {name}")
+
+    def compare(self, item: Variable | int, mask: int, number: int, otherwise: Label) -> None:
+        """Go on in the next row where the variable, or the word at an address, masked, is the number."""
+        address = item.address if isinstance(item, Variable) else item
+        self._later.append((len(self._rows) + 36, otherwise))
+        self._rows += _PACK(_COMPARE | _VARIABLE[0], address, mask, number, 0, 0, 0, *_NOTHING)
+
+    def jump(self, label: Label, back: Variable = _SCRATCH) -> None:
+        """Go on elsewhere; ``back`` holds then where to ``leap`` to come to the row after this."""
+        self._later.append((len(self._rows) + 4, label))
+        self._rows += _PACK(_LEAP, 0, 0, 0, 0, 0, 0, back.address, *_NOTHING[1:])
+
+    def leap(self, back: Variable) -> None:
+        """Go back to after the jump."""
+        self._rows += _PACK(_LEAP | _VARIABLE[0], back.address, 0, 0, 0, 0, 0, *_NOTHING)
+
+    def fail(self, number: int | Variable, about: str = "") -> None:
+        """End as if a call had failed with this errno."""
+        flag, word = (_VARIABLE[0], number.address) if isinstance(number, Variable) else (0, number)
+        note = self._abouts.get(("", about)) or self._note("", about)
+        self._rows += _PACK(_FAIL | flag, word, 0, 0, 0, 0, 0, *_NOTHING[:-2], self._epilogue, note)
+
+    def store(self, number: int, into: Variable) -> None:
+        """Set a variable."""
+        self._rows += _PACK(_STORE, number, 0, 0, 0, 0, 0, into.address, *_NOTHING[1:])
+
+    # The executable
+
+    def executable(self, name: str) -> int:
+        """A memory file that performs the script, one of its descriptors; the caller's to close. OSError, see create.
+
+        KeyError for a machine that there is no code for, ValueError for a script that does not fit.
+        """
+        code = bytes.fromhex(_CODES[self.machine])
+        if len(self._rows) > _DATA - _ROWS or len(self._data) > _DATA_MAX:
+            raise ValueError(f"a script of {len(self._rows) // _ROW} calls and {len(self._data)} bytes of data")
+        for place, label in self._later:
+            _PACK_WORD(self._rows, place, label.row)
+        start = headers_size(3)
+        page_size = _ROWS - _PAGE + len(self._rows)
+        data_at = (ALIGNMENT + page_size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        segments = [
+            (READ | EXECUTE, 0, _CODE, start + len(code), 0),
+            (READ | WRITE, ALIGNMENT, _PAGE, page_size, 0),
+            # The parts of a packet are read as if they were as long as they may be, also the last text.
+            (READ | WRITE, data_at, _DATA, len(self._data), _ABOUT_SIZE),
+        ]
+        fd = create(name)
+        try:
+            os.pwrite(fd, headers(self.machine, _CODE + start, segments) + code, 0)
+            os.pwrite(fd, self._page(fd), ALIGNMENT)
+            os.pwrite(fd, self._rows, ALIGNMENT + _ROWS - _PAGE)
+            os.pwrite(fd, self._data, data_at)
+            seal(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.descriptors.append(fd)
+        return fd
+
+    def _page(self, own: int) -> bytearray:
+        """The variables as they are at first; the buffers behind them are a hole in the file."""
+        page = bytearray(STATUS - _PAGE)
+        page[_HEAD - _PAGE] = ord("E")
+        parts = [_HEAD, _HEAD_SIZE, 0, _OPERATION_SIZE, 0, _ABOUT_SIZE, REASON, REASON_SIZE]
+        page[_PARTS - _PAGE :] = words(parts, 8)
+        for address, number in ((_START, _ROWS), (_OWN.address, own), *self._given.items()):
+            _PACK_WORD(page, address - _PAGE, number & 0xFFFFFFFF)
+        return page
+
+
+assert set(_CODES) == set(MACHINES)
+_NO_PAIRS = [0] * 6
+_NOTHING = (_SCRATCH.address, 0, 0, 0, 0, 0, 0, 0, 0)  # the last nine words of a row that cannot fail
+_PADDING = tuple(bytes(-count % 8) for count in range(8))
+# A row's words; errnos are signed for ANY.
+_PACK = Struct("<I6iIiIiIiIII").pack
+_PACK_WORD = Struct("<I").pack_into
+
+
+def failure(number: int, operation: str, about: str) -> bytes:
+    """The packet of a failure, as the epilogue writes it."""
+    told = operation.encode(errors="surrogateescape")[: _OPERATION_SIZE - 1].ljust(_OPERATION_SIZE, b"\0")
+    return b"E" + number.to_bytes(4, "little") + told + b"\0" + about.encode(errors="surrogateescape") + b"\0"
+
+
+def parse(packet: bytes) -> tuple[int, str, str, str]:
+    """(errno, the operation's kind, its description, what went wrong) of such a packet."""
+    number = int.from_bytes(packet[1:5], "little") & 0x7FFFFFFF  # a damaged record, too, is read
+    kind, description = _fields(packet, _HEAD_SIZE, _OPERATION_SIZE)
+    call, about = _fields(packet, _HEAD_SIZE + _OPERATION_SIZE, _ABOUT_SIZE)
+    reason, _ = _fields(packet, _HEAD_SIZE + _OPERATION_SIZE + _ABOUT_SIZE, REASON_SIZE)
+    text = about[1:] if about.startswith("=") else os.strerror(number) + about
+    if call:
+        text = f"{call}: {text}"
+    if reason:
+        text += f": {reason.strip()[2:]}"  # "e " marks an error
+    return number, kind, description, text
+
+
+def _fields(packet: bytes, start: int, size: int) -> tuple[str, str]:
+    """Two strings that end in zero bytes, from the part of a packet that begins there; what is missing is empty."""
+    first, _, rest = packet[start : start + size].decode(errors="surrogateescape").partition("\0")
+    return first, rest.partition("\0")[0]
