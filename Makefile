@@ -9,7 +9,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	$(BIN)/python -m mamushka.startup
+	$(BIN)/python -X no_debug_ranges -m mamushka.startup
 	touch $@
 
 .venv/.tested: .venv/.installed

@@ -10,6 +10,7 @@ See docs/decisions/0021-startup-bundle.md.
 
 from __future__ import annotations
 
+import gc
 import marshal
 import mmap
 import os
@@ -142,6 +143,8 @@ _bundle: Bundle | None = None
 def use() -> None:
     """Serve this package's modules from the bundle, where there is one."""
     global _bundle
+    # A command makes many objects, keeps them and ends: collections at the usual pace, every 700, find nothing.
+    gc.set_threshold(20_000)
     _bundle = Bundle(_path())
     sys.meta_path.insert(0, _bundle)
 
@@ -170,8 +173,27 @@ def _learn(bundle: Bundle) -> None:
         bundle.rewrite({name: compiled for name, compiled in found.items() if compiled is not None})
 
 
+def _compile(source: str) -> CodeType:
+    """A module without its docstrings: whoever reads them imports the package, and does not run its programs."""
+    import ast
+
+    with open(source, "rb") as stream:
+        tree = ast.parse(stream.read(), source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
+                node.body = node.body[1:] or [ast.copy_location(ast.Pass(), first)]
+    code: CodeType = compile(tree, source, "exec", dont_inherit=True)
+    return code
+
+
 def build() -> None:
-    """Compile every module of this package into its bundle."""
+    """Compile every module of this package into its bundle.
+
+    Under ``-X no_debug_ranges``, which leaves out where in a line a traceback's arrow would point, it is a
+    sixth shorter.
+    """
     everything: dict[str, Compiled] = {}
     for folder, _, files in os.walk(_HERE):
         for file in files:
@@ -180,8 +202,7 @@ def build() -> None:
                 parts = os.path.relpath(source, os.path.dirname(_HERE))[:-3].split(os.sep)
                 package = parts[-1] == "__init__"
                 now = os.stat(source)
-                with open(source, "rb") as stream:
-                    code = compile(stream.read(), source, "exec", dont_inherit=True)
+                code = _compile(source)
                 entry = source, now.st_mtime_ns, now.st_size, package
                 everything[".".join(parts[:-1] if package else parts)] = entry, code
     os.makedirs(os.path.dirname(_path()), exist_ok=True)

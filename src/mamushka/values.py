@@ -11,8 +11,6 @@ Defaults must be immutable: ``()`` for a sequence, ``EMPTY`` for a mapping. A cl
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +23,9 @@ else:
         return lambda decorator: decorator
 
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
+# types.MappingProxyType, without the import of types in front of every command.
+_ReadOnly: Any = type(type.__dict__)
+EMPTY: Mapping[str, Any] = _ReadOnly({})
 _MUTABLE = (list, dict, set, bytearray)
 
 

@@ -12,7 +12,7 @@ import os
 from mamushka.container import options as words
 from mamushka.container import rootfs
 from mamushka.container.operation import CURRENT, TARGET, TREE, Inside
-from mamushka.container.rootfs import COPY, about, make_directory, make_target
+from mamushka.container.rootfs import COPY, make_directory, make_target
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW
 from mamushka.linux.mount import (
@@ -202,7 +202,7 @@ class MountCgroups(Inside):
         make_directory(script, self.destination, TARGET)
         if len(self.paths) == 1 and not self.paths[0][0]:
             path = self.paths[0][1]
-            script.call("open_tree", AT_FDCWD, path, COPY, into=TREE, about=about(path))
+            script.call("open_tree", AT_FDCWD, path, COPY, into=TREE, about=path)
             set_options(script, TREE, self.asked)
             rootfs.attach(script, TREE, TARGET, self.destination)
         else:
@@ -216,10 +216,10 @@ class MountCgroups(Inside):
         script.call("close", REASONING)
         rootfs.attach(script, TREE, TARGET, self.destination)
         for name, path in self.paths:
-            script.call("mkdirat", TREE, name, 0o755, about=about(name))
-            script.call("open_tree", AT_FDCWD, path, COPY, into=CURRENT, about=about(path))
-            script.call("move_mount", CURRENT, b"", TREE, name, MOVE_MOUNT_F_EMPTY_PATH, about=about(name))
+            script.call("mkdirat", TREE, name, 0o755, about=name)
+            script.call("open_tree", AT_FDCWD, path, COPY, into=CURRENT, about=path)
+            script.call("move_mount", CURRENT, b"", TREE, name, MOVE_MOUNT_F_EMPTY_PATH, about=name)
             script.call("close", CURRENT)
         for link, name in self.links:
-            script.call("symlinkat", name, TREE, link, about=about(link))
+            script.call("symlinkat", name, TREE, link, about=link)
         set_options(script, TREE, self.asked, flags=AT_RECURSIVE)

@@ -16,7 +16,6 @@ from errno import EINVAL
 
 from mamushka import trace
 from mamushka.container.operation import LABEL
-from mamushka.container.rootfs import about
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
@@ -157,7 +156,7 @@ class Privileges:
             script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, self._keyring, 0, 0, 0)
         if self._label_path:
             flags = os.O_WRONLY | os.O_CLOEXEC
-            script.call("openat", AT_FDCWD, self._label_path, flags, 0, into=LABEL, about=about(self._label_path))
+            script.call("openat", AT_FDCWD, self._label_path, flags, 0, into=LABEL, about=self._label_path)
 
     def apply(self, script: Script) -> None:
         """Give up what is not to be had, for good."""

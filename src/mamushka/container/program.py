@@ -62,7 +62,7 @@ class Prepare(Inside):
             if isinstance(place, int):
                 script.call("write", script.descriptor(place), text, len(text))
                 continue
-            script.call("openat", AT_FDCWD, place, os.O_WRONLY | os.O_CLOEXEC, 0, into=OPENED, about=about(place))
+            script.call("openat", AT_FDCWD, place, os.O_WRONLY | os.O_CLOEXEC, 0, into=OPENED, about=place)
             script.call("write", OPENED, text, len(text), about=f": {text.decode()!r}{about(place)}")
             script.call("close", OPENED)
         script.call("umask", 0)
@@ -122,18 +122,18 @@ class EnterDirectory(Inside):
 
     def write(self, script: Script) -> None:
         missing, there, outside, inside = Label(), Label(), Label(), Label()
-        script.call("chdir", self.cwd, on={ENOENT: missing}, about=about(self.cwd))
+        script.call("chdir", self.cwd, on={ENOENT: missing}, about=self.cwd)
         script.jump(there)
         script.mark(missing)
         so_far = b""
         for name in components(self.cwd):
             so_far += b"/" + name
-            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={ANY: NEXT}, about=about(so_far))
-        script.call("fchownat", AT_FDCWD, self.cwd, self.uid, self.gid, 0, about=about(self.cwd))
-        script.call("chdir", self.cwd, about=about(self.cwd))
+            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={ANY: NEXT}, about=so_far)
+        script.call("fchownat", AT_FDCWD, self.cwd, self.uid, self.gid, 0, about=self.cwd)
+        script.call("chdir", self.cwd, about=self.cwd)
         script.mark(there)
         # getcwd answers "(unreachable)/…", ENOENT or anything but an absolute path where the root is not above it.
-        script.call("getcwd", ROOM, ROOM_SIZE, about=about(self.cwd))
+        script.call("getcwd", ROOM, ROOM_SIZE, about=self.cwd)
         script.compare(ROOM, 0xFF, ord("/"), outside)
         script.jump(inside)
         script.mark(outside)
@@ -234,7 +234,7 @@ class FindProgram(Inside):
     def _named(self, script: Script) -> None:
         special, directory, fine = Label(), Label(), Label()
         how = _how()
-        script.call("openat2", AT_FDCWD, self.name, how, sizeof(how), into=OPENED, about=about(self.name))
+        script.call("openat2", AT_FDCWD, self.name, how, sizeof(how), into=OPENED, about=self.name)
         _check(script, special, directory)
         script.jump(fine)
         script.mark(directory)
@@ -317,5 +317,5 @@ class Execute(Inside):
             FILE,
             script.vector([script.text(argument) for argument in self.arguments]),
             script.vector(entries),
-            about=about(self.find.name),
+            about=self.find.name,
         )

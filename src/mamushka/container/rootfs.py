@@ -84,7 +84,7 @@ def open_in_root(
     how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     # EAGAIN: a rename raced with the resolution.
     errors = {EAGAIN: SELF, **(on or {})}
-    script.call("openat2", ROOT, path or b".", how, _HOW_SIZE, into=into, on=errors, about=about(path))
+    script.call("openat2", ROOT, path or b".", how, _HOW_SIZE, into=into, on=errors, about=path)
 
 
 def make_directory(script: Script, path: bytes, into: Variable, mode: int = 0o755) -> None:
@@ -96,7 +96,7 @@ def make_directory(script: Script, path: bytes, into: Variable, mode: int = 0o75
     open_in_root(script, b".", _DIRECTORY, into)
     so_far = b""
     for name in components(path):
-        script.call("mkdirat", into, name, mode, on={EEXIST: NEXT}, about=about(path))
+        script.call("mkdirat", into, name, mode, on={EEXIST: NEXT}, about=path)
         script.call("close", into)
         so_far += b"/" + name
         open_in_root(script, so_far, _DIRECTORY, into)
@@ -115,9 +115,9 @@ def make_target(script: Script, path: bytes, into: Variable, *, directory: bool)
     *parents, name = components(path) or [b"."]
     make_directory(script, b"/".join(parents), CURRENT)
     make = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    script.call("openat", CURRENT, name, make, 0o644, into=into, about=about(path))
+    script.call("openat", CURRENT, name, make, 0o644, into=into, about=path)
     script.call("close", into)
-    script.call("openat", CURRENT, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, into=into, about=about(path))
+    script.call("openat", CURRENT, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, into=into, about=path)
     script.call("close", CURRENT)
     script.mark(there)
 
@@ -125,7 +125,7 @@ def make_target(script: Script, path: bytes, into: Variable, *, directory: bool)
 def attach(script: Script, tree: Variable | int, target: Variable, path: bytes = b"") -> None:
     """Put a detached mount on what a descriptor names; the path is where that lies."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    script.call("move_mount", tree, b"", target, b"", flags, about=about(path) if path else "")
+    script.call("move_mount", tree, b"", target, b"", flags, about=path)
 
 
 def set_attributes(
@@ -139,7 +139,7 @@ def set_attributes(
 def look(script: Script, directory: Variable, name: bytes) -> None:
     """Fill STATUS with what is at a name, or for an empty one with what the descriptor itself names."""
     flags = AT_SYMLINK_NOFOLLOW | (0 if name else AT_EMPTY_PATH)
-    script.call("statx", directory, name, flags, _STATX_BASIC_STATS, STATUS, about=about(name))
+    script.call("statx", directory, name, flags, _STATX_BASIC_STATS, STATUS, about=name)
 
 
 def expect_device(script: Script, kind: int, number: int, otherwise: Label) -> None:
@@ -164,7 +164,7 @@ class EnterRoot(Inside):
         # What follows must not appear on the host; what the host unmounts may vanish here.
         script.call("mount_setattr", AT_FDCWD, b"/", AT_RECURSIVE, mount_attr(propagation=MS_SLAVE), MOUNT_ATTR_SIZE)
         script.give(ROOT, script.descriptor(self.tree))
-        script.call("move_mount", ROOT, b"", AT_FDCWD, self.target, MOVE_MOUNT_F_EMPTY_PATH, about=about(self.target))
+        script.call("move_mount", ROOT, b"", AT_FDCWD, self.target, MOVE_MOUNT_F_EMPTY_PATH, about=self.target)
 
 
 class PivotRoot(Inside):
@@ -260,10 +260,10 @@ _KINDS = {"c": S_IFCHR, "u": S_IFCHR, "b": 0o060000, "p": 0o010000}
 
 def _make_node(script: Script, name: bytes, mode: int, number: int, uid: int, gid: int, *, fresh: bool) -> None:
     if fresh:
-        script.call("mknodat", TARGET, name, mode, number, about=about(name))
+        script.call("mknodat", TARGET, name, mode, number, about=name)
     else:
         exists, other, made = Label(), Label(), Label()
-        script.call("mknodat", TARGET, name, mode, number, on={EEXIST: exists}, about=about(name))
+        script.call("mknodat", TARGET, name, mode, number, on={EEXIST: exists}, about=name)
         script.jump(made)
         script.mark(exists)
         look(script, TARGET, name)
@@ -273,7 +273,7 @@ def _make_node(script: Script, name: bytes, mode: int, number: int, uid: int, gi
         script.fail(EEXIST, f"=is there already and is no such device{about(name)}")
         script.mark(made)
     if uid or gid:
-        script.call("fchownat", TARGET, name, uid, gid, AT_SYMLINK_NOFOLLOW, about=about(name))
+        script.call("fchownat", TARGET, name, uid, gid, AT_SYMLINK_NOFOLLOW, about=name)
 
 
 class BindDevice(Inside):

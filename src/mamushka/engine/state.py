@@ -14,6 +14,7 @@ Rooms of the engine keep their own tables here: ``execute`` with ``transaction``
 from __future__ import annotations
 
 import os
+import sys
 
 from mamushka import document
 from mamushka.engine.ids import is_hex
@@ -127,8 +128,7 @@ class State:
                 self._schemas.add(statements)
 
     def _open(self) -> Connection:
-        import _sqlite3
-
+        _sqlite3 = driver()
         try:
             return self._connect()
         except _sqlite3.DatabaseError as error:
@@ -141,10 +141,7 @@ class State:
             return self._connect()
 
     def _connect(self) -> Connection:
-        # The extension itself: sqlite3 around it is for dates, and imports datetime and collections to that end.
-        import _sqlite3
-
-        connection = _sqlite3.connect(
+        connection: Connection = driver().connect(
             self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         try:
@@ -243,3 +240,31 @@ def _is_torn(error: Exception) -> bool:
     """Whether SQLite found the file itself to be damaged, not merely busy or out of reach."""
     torn = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in torn
+
+
+def driver() -> Any:
+    """The extension behind sqlite3, which around it is for dates, and imports datetime and collections to that end.
+
+    Of functools the extension wants lru_cache, and that module brings collections and more, 4 ms in front of every
+    command. Where nobody has imported it, its C half stands in: threads, whose module imports it, are not there yet.
+    """
+    if "_sqlite3" not in sys.modules and "functools" not in sys.modules:
+        sys.modules["functools"] = _half_of_functools()
+        try:
+            import _sqlite3
+        finally:
+            del sys.modules["functools"]
+    import _sqlite3
+
+    return _sqlite3
+
+
+def _half_of_functools() -> Any:
+    from _functools import _lru_cache_wrapper  # type: ignore[import-not-found]
+
+    def lru_cache(maxsize: int) -> Callable[[Any], Any]:
+        return lambda function: _lru_cache_wrapper(function, maxsize, False, tuple)
+
+    half = type(sys)("functools")
+    half.lru_cache = lru_cache  # type: ignore[attr-defined]
+    return half

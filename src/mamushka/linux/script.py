@@ -29,7 +29,6 @@ the channel as one packet, which ``parse`` reads, and the process exits.
 from __future__ import annotations
 
 import os
-from _struct import Struct
 
 from mamushka.linux.abi import DECLARED, MACHINE
 from mamushka.linux.executable import (
@@ -57,6 +56,7 @@ _PAGE = 0x410000
 _ROWS = 0x414000
 _DATA = 0x1000000
 _ROW = 64
+_ROWS_FIRST = 512  # an ordinary container has 390
 _DATA_MAX = (1 << 31) - 1 - _DATA  # addresses are positive numbers of 32 bits
 
 # In the page of variables. An error's packet begins with E and the number, so that the head lies across a word.
@@ -74,7 +74,8 @@ ANSWER, ANSWER_SIZE = _PAGE + 6144, 8192  # and once more
 NEXT, SELF = 0, 1  # as a place to go on: the row after this one, and this one
 ANY = -1  # as an errno
 _COMPARE, _FAIL, _STORE, _LEAP = 1 << 24, 1 << 25, 1 << 26, 1 << 27
-_VARIABLE = (1 << 16, 1 << 17, 1 << 18, 1 << 19)  # of the first four arguments
+_VARIABLE = (0, 1 << 16, 1 << 17, 1 << 18, 1 << 19)  # by the argument's number
+_SIGN = 1 << 31
 
 _CODES = {
     "x86_64": (
@@ -155,12 +156,14 @@ class Script:
             {} if machine == MACHINE else {name: pair[machine != "x86_64"] for name, pair in _NUMBERS.items()}
         )
         self.descriptors: list[int] = []
-        self._rows = bytearray()
-        self._later: list[tuple[int, Label]] = []  # where in the rows a label's row is missing
+        # Words as the kernel of this machine has them, and the machines above are all alike; zero until they are set.
+        self._words = memoryview(bytearray(_ROW * _ROWS_FIRST)).cast("i")
+        self._at = 0  # the word that is to be written next
+        self._later: list[tuple[int, Label]] = []  # words that are to be a label's row
         self._data = bytearray(8)
         self._texts: dict[bytes, int] = {}
         self._placed: dict[bytes, int] = {}
-        self._abouts: dict[tuple[str, str], int] = {}
+        self._abouts: dict[tuple[str, str | bytes], int] = {}
         self._given: dict[int, int] = {}
         self._reasoning = self._epilogue = 0
         self._begin()
@@ -169,9 +172,9 @@ class Script:
         """The epilogue stands first: telling what failed, with the kernel's reason from a descriptor or without."""
         begin = Label()
         self.jump(begin)
-        self._reasoning = _ROWS + len(self._rows)
+        self._reasoning = self._here()
         self.call("read", REASONING, REASON, REASON_SIZE, on={ANY: NEXT})
-        self._epilogue = _ROWS + len(self._rows)
+        self._epilogue = self._here()
         self.call("writev", CHANNEL, _PARTS, 4, on={ANY: NEXT})
         self.call("exit_group", 126)
         self.mark(begin)
@@ -233,7 +236,7 @@ class Script:
 
     def mark(self, label: Label) -> None:
         """The next row is where the label leads."""
-        label.row = _ROWS + len(self._rows)
+        label.row = self._here()
 
     def call(
         self,
@@ -241,50 +244,64 @@ class Script:
         *arguments: Argument,
         into: Variable = _SCRATCH,
         on: Mapping[int, Label | int] | None = None,
-        about: str = "",
+        about: str | bytes = "",
         reason: bool = False,
     ) -> None:
         """A system call. ``on`` says where to go on after which error (NEXT, SELF, a label), at most three; ANY last.
 
-        ``about`` goes after the error's own text when it is told; a text that starts with = replaces it. With
-        ``reason`` the kernel's own sentence is read from the descriptor REASONING.
+        ``about`` is the path that it is about, or a text that goes after the error's own when it is told; one that
+        starts with = replaces it. With ``reason`` the kernel's own sentence is read from the descriptor REASONING.
         """
         first = self._foreign[name] if self._foreign else DECLARED[name][1]
-        given = [0, 0, 0, 0, 0, 0]
-        for place, argument in enumerate(arguments):
+        at = self._row()
+        words = self._words
+        for place, argument in enumerate(arguments, at + 1):
             kind = type(argument)
             if kind is int:
-                given[place] = argument
+                words[place] = argument if argument < _SIGN else argument - 2 * _SIGN
             elif kind is Variable:
-                first |= _VARIABLE[place]
-                given[place] = argument.address
+                first |= _VARIABLE[place - at]
+                words[place] = argument.address
             elif kind is bytes:
-                given[place] = self._texts.get(argument) or self.text(argument)
+                words[place] = self._texts.get(argument) or self.text(argument)
             else:
-                given[place] = self.place(bytes(argument))
-        note = self._abouts.get((name, about)) or self._note(name, about)
-        epilogue = self._reasoning if reason else self._epilogue
-        if on is None:
-            self._rows += _PACK(first, *given, into.address, 0, 0, 0, 0, 0, 0, epilogue, note)
-        else:
-            self._rows += _PACK(first, *given, into.address, *self._pairs(on), epilogue, note)
+                words[place] = self.place(bytes(argument))
+        words[at] = first
+        words[at + 7] = into.address
+        if on is not None:
+            self._pairs(at, on)
+        words[at + 14] = self._reasoning if reason else self._epilogue
+        words[at + 15] = self._abouts.get((name, about)) or self._note(name, about)
 
-    def _pairs(self, on: Mapping[int, Label | int]) -> list[int]:
-        start = len(self._rows)
-        pairs: list[int] = []
+    def _here(self) -> int:
+        """The address of the next row."""
+        return _ROWS + 4 * self._at
+
+    def _row(self) -> int:
+        """The first word of a new row, which is zero."""
+        at = self._at
+        if at == len(self._words):
+            larger = memoryview(bytearray(8 * at)).cast("i")
+            larger[:at] = self._words
+            self._words = larger
+        self._at = at + 16
+        return at
+
+    def _pairs(self, at: int, on: Mapping[int, Label | int]) -> None:
+        place = at + 8
         for error, target in on.items():
             if error == ANY:
-                pairs += _NO_PAIRS[: 4 - len(pairs)]
-            pairs.append(error)
+                place = at + 12
+            self._words[place] = error
             if isinstance(target, int):
-                pairs.append(_ROWS + start + (_ROW if target == NEXT else 0))
+                self._words[place + 1] = _ROWS + 4 * (at + (16 if target == NEXT else 0))
             else:
-                self._later.append((start + 32 + 4 * len(pairs), target))
-                pairs.append(0)
-        return pairs + _NO_PAIRS[len(pairs) :]
+                self._later.append((place + 1, target))
+            place += 2
 
-    def _note(self, name: str, about: str) -> int:
-        content = f"{name}\0{about}".encode(errors="surrogateescape")[: _ABOUT_SIZE - 1]
+    def _note(self, name: str, about: str | bytes) -> int:
+        text = f": {os.fsdecode(about)!r}" if isinstance(about, bytes) and about else about or ""
+        content = f"{name}\0{text}".encode(errors="surrogateescape")[: _ABOUT_SIZE - 1]
         found = self._abouts[name, about] = self.copy(content + b"\0")
         return found
 
@@ -294,28 +311,34 @@ class Script:
 
     def compare(self, item: Variable | int, mask: int, number: int, otherwise: Label) -> None:
         """Go on in the next row where the variable, or the word at an address, masked, is the number."""
-        address = item.address if isinstance(item, Variable) else item
-        self._later.append((len(self._rows) + 36, otherwise))
-        self._rows += _PACK(_COMPARE | _VARIABLE[0], address, mask, number, 0, 0, 0, *_NOTHING)
+        at = self._plain(_COMPARE | _VARIABLE[1], item.address if isinstance(item, Variable) else item)
+        self._words[at + 2], self._words[at + 3] = mask, number
+        self._later.append((at + 9, otherwise))
 
     def jump(self, label: Label, back: Variable = _SCRATCH) -> None:
         """Go on elsewhere; ``back`` holds then where to ``leap`` to come to the row after this."""
-        self._later.append((len(self._rows) + 4, label))
-        self._rows += _PACK(_LEAP, 0, 0, 0, 0, 0, 0, back.address, *_NOTHING[1:])
+        self._later.append((self._plain(_LEAP, 0, back) + 1, label))
 
     def leap(self, back: Variable) -> None:
         """Go back to after the jump."""
-        self._rows += _PACK(_LEAP | _VARIABLE[0], back.address, 0, 0, 0, 0, 0, *_NOTHING)
-
-    def fail(self, number: int | Variable, about: str = "") -> None:
-        """End as if a call had failed with this errno."""
-        flag, word = (_VARIABLE[0], number.address) if isinstance(number, Variable) else (0, number)
-        note = self._abouts.get(("", about)) or self._note("", about)
-        self._rows += _PACK(_FAIL | flag, word, 0, 0, 0, 0, 0, *_NOTHING[:-2], self._epilogue, note)
+        self._plain(_LEAP | _VARIABLE[1], back.address)
 
     def store(self, number: int, into: Variable) -> None:
         """Set a variable."""
-        self._rows += _PACK(_STORE, number, 0, 0, 0, 0, 0, into.address, *_NOTHING[1:])
+        self._plain(_STORE, number, into)
+
+    def fail(self, number: int | Variable, about: str = "") -> None:
+        """End as if a call had failed with this errno."""
+        flag, word = (_VARIABLE[1], number.address) if isinstance(number, Variable) else (0, number)
+        at = self._plain(_FAIL | flag, word)
+        self._words[at + 14] = self._epilogue
+        self._words[at + 15] = self._abouts.get(("", about)) or self._note("", about)
+
+    def _plain(self, first: int, argument: int, into: Variable = _SCRATCH) -> int:
+        """A row that makes no call; its first word."""
+        at = self._row()
+        self._words[at], self._words[at + 1], self._words[at + 7] = first, argument, into.address
+        return at
 
     # The executable
 
@@ -325,12 +348,13 @@ class Script:
         KeyError for a machine that there is no code for, ValueError for a script that does not fit.
         """
         code = bytes.fromhex(_CODES[self.machine])
-        if len(self._rows) > _DATA - _ROWS or len(self._data) > _DATA_MAX:
-            raise ValueError(f"a script of {len(self._rows) // _ROW} calls and {len(self._data)} bytes of data")
+        size = 4 * self._at
+        if size > _DATA - _ROWS or len(self._data) > _DATA_MAX:
+            raise ValueError(f"a script of {size // _ROW} calls and {len(self._data)} bytes of data")
         for place, label in self._later:
-            _PACK_WORD(self._rows, place, label.row)
+            self._words[place] = label.row
         start = headers_size(3)
-        page_size = _ROWS - _PAGE + len(self._rows)
+        page_size = _ROWS - _PAGE + size
         data_at = (ALIGNMENT + page_size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         segments = [
             (READ | EXECUTE, 0, _CODE, start + len(code), 0),
@@ -342,7 +366,7 @@ class Script:
         try:
             os.pwrite(fd, headers(self.machine, _CODE + start, segments) + code, 0)
             os.pwrite(fd, self._page(fd), ALIGNMENT)
-            os.pwrite(fd, self._rows, ALIGNMENT + _ROWS - _PAGE)
+            os.pwrite(fd, self._words[: self._at], ALIGNMENT + _ROWS - _PAGE)
             os.pwrite(fd, self._data, data_at)
             seal(fd)
         except BaseException:
@@ -351,24 +375,19 @@ class Script:
         self.descriptors.append(fd)
         return fd
 
-    def _page(self, own: int) -> bytearray:
+    def _page(self, own: int) -> memoryview:
         """The variables as they are at first; the buffers behind them are a hole in the file."""
-        page = bytearray(STATUS - _PAGE)
-        page[_HEAD - _PAGE] = ord("E")
-        parts = [_HEAD, _HEAD_SIZE, 0, _OPERATION_SIZE, 0, _ABOUT_SIZE, REASON, REASON_SIZE]
-        page[_PARTS - _PAGE :] = words(parts, 8)
+        page = memoryview(bytearray(STATUS - _PAGE)).cast("i")
+        page[0] = ord("E") << 24  # at _HEAD
+        for place, number in enumerate((_HEAD, _HEAD_SIZE, 0, _OPERATION_SIZE, 0, _ABOUT_SIZE, REASON, REASON_SIZE)):
+            page[(_PARTS - _PAGE) // 4 + 2 * place] = number
         for address, number in ((_START, _ROWS), (_OWN.address, own), *self._given.items()):
-            _PACK_WORD(page, address - _PAGE, number & 0xFFFFFFFF)
+            page[(address - _PAGE) // 4] = number
         return page
 
 
 assert set(_CODES) == set(MACHINES)
-_NO_PAIRS = [0] * 6
-_NOTHING = (_SCRATCH.address, 0, 0, 0, 0, 0, 0, 0, 0)  # the last nine words of a row that cannot fail
 _PADDING = tuple(bytes(-count % 8) for count in range(8))
-# A row's words; errnos are signed for ANY.
-_PACK = Struct("<I6iIiIiIiIII").pack
-_PACK_WORD = Struct("<I").pack_into
 
 
 def failure(number: int, operation: str, about: str) -> bytes:

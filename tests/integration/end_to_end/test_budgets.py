@@ -20,8 +20,8 @@ from tests import images, peers
 pytestmark = pytest.mark.root
 
 BIN = os.path.dirname(sys.executable)
-RUN_IMPORTS, OCI_IMPORTS = 152, 64
-RUN_CALLS, OCI_CALLS = 2450, 1175
+RUN_IMPORTS, OCI_IMPORTS = 138, 64
+RUN_CALLS, OCI_CALLS = 2315, 1175
 # Each costs milliseconds in front of every container (docs/decisions/0002-values.md).
 HEAVY = {
     "argparse", "asyncio", "contextlib", "dataclasses", "inspect", "json", "logging", "pathlib", "shutil", "socket",
