@@ -69,8 +69,8 @@ class Bundle:
         if now.st_mtime_ns != mtime or now.st_size != size:
             return None
         self.served.add(name)
+        # Without a location: the import system would work out where a .pyc might lie, which takes as long as the rest.
         spec = ModuleSpec(name, self, origin=source, is_package=package)  # type: ignore[arg-type]
-        spec.has_location = True
         if package:
             spec.submodule_search_locations = [os.path.dirname(source)]
         return spec
@@ -80,6 +80,7 @@ class Bundle:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code in it."""
+        module.__file__ = self.index[module.__name__][0]
         exec(self.code(module.__name__), module.__dict__)
 
     def code(self, name: str) -> CodeType:

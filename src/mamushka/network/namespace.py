@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 
+from mamushka.linux.interface import set_up
 from mamushka.linux.process import CLONE_NEWNET, setns, unshare
-from mamushka.linux.rtnetlink import link_up, open_route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SELF = "/proc/thread-self/ns/net"
-_LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
 
 # As Docker does: inside, nobody needs a capability for port 80 or to ping.
 DEFAULT_SYSCTLS = {
@@ -53,8 +52,7 @@ def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS) -> int:
     try:
         unshare(CLONE_NEWNET)
         try:
-            with open_route() as route:
-                route.request([link_up(_LOOPBACK_INDEX)])
+            set_up("lo")
             for name, content in sysctls.items():
                 write_sysctl(name, content)
             return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
