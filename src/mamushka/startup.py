@@ -174,18 +174,28 @@ def _learn(bundle: Bundle) -> None:
         bundle.rewrite({name: compiled for name, compiled in found.items() if compiled is not None})
 
 
-def _compile(source: str) -> CodeType:
-    """A module without its docstrings: whoever reads them imports the package, and does not run its programs."""
+def _compile(source: str, *, declares: bool) -> CodeType:
+    """A module without what only its readers and its type checker want: docstrings, and annotations of functions.
+
+    Where functions declare by their annotations, these stay.
+    """
+    import __future__
+
     import ast
 
     with open(source, "rb") as stream:
         tree = ast.parse(stream.read(), source)
+    # Compiled so that annotations are not evaluated, without the import that says so.
+    tree.body = [part for part in tree.body if getattr(part, "module", "") != "__future__"]
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
-                node.body = node.body[1:] or [ast.copy_location(ast.Pass(), first)]
-    code: CodeType = compile(tree, source, "exec", dont_inherit=True)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.copy_location(ast.Pass(), node.body[0])]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not declares:
+            node.returns = None
+        if isinstance(node, ast.arg) and not declares:
+            node.annotation = None
+    code: CodeType = compile(tree, source, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
     return code
 
 
@@ -203,7 +213,7 @@ def build() -> None:
                 parts = os.path.relpath(source, os.path.dirname(_HERE))[:-3].split(os.sep)
                 package = parts[-1] == "__init__"
                 now = os.stat(source)
-                code = _compile(source)
+                code = _compile(source, declares=parts[1] == "linux")
                 entry = source, now.st_mtime_ns, now.st_size, package
                 everything[".".join(parts[:-1] if package else parts)] = entry, code
     os.makedirs(os.path.dirname(_path()), exist_ok=True)
