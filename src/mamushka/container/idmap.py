@@ -8,6 +8,7 @@ from mamushka.container.namespaces import map_ids
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux.fd import AT_EMPTY_PATH, AT_RECURSIVE
 from mamushka.linux.mount import MOUNT_ATTR_IDMAP, MOUNT_ATTR_SIZE, mount_attr, mount_setattr
+from mamushka.linux.nobody import made
 from mamushka.linux.process import CLONE_NEWUSER, unshare
 
 TYPE_CHECKING = False
@@ -37,25 +38,9 @@ def apply(
 
 def user_namespace(uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]) -> int:
     """A user namespace with these mappings and nobody in it."""
-    ready, made = os.pipe()
-    waiting, done = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(done)
-            unshare(CLONE_NEWUSER)
-            os.write(made, b"\n")
-            os.read(waiting, 1)  # the end of file: the parent has what it wants
-        finally:
-            os._exit(0)
-    os.close(made)
-    os.close(waiting)
     try:
-        if not os.read(ready, 1):
-            raise Unsupported("cannot make a user namespace", hint="see /proc/sys/user/max_user_namespaces")
-        map_ids(pid, uids, gids)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.close(done)
-        os.waitpid(pid, 0)
+        return made("user", lambda: unshare(CLONE_NEWUSER), lambda pid: map_ids(pid, uids, gids))
+    except OSError as error:
+        raise Unsupported(
+            f"cannot make a user namespace: {error.strerror}", hint="see /proc/sys/user/max_user_namespaces"
+        ) from error

@@ -32,7 +32,7 @@ from mamushka.container.program import (
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
-from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWUSER
+from mamushka.linux.process import CLONE_NEWCGROUP
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
 
@@ -64,7 +64,6 @@ class Interior:
         self.operations: list[Inside] = []
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
-        self.user_namespace = bool(self.namespaces.new & CLONE_NEWUSER)
         hooks = config.hooks
         # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
         self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
@@ -185,7 +184,7 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             check_device(device)
-        if not self.user_namespace:
+        if not self.namespaces.has("user"):
             yield rootfs.MakeDevices(given.values(), DEVICE_LINKS, fresh=self._fresh(given.values()))
             return
         mounted = {mount.destination for mount in self.config.mounts}

@@ -86,11 +86,11 @@ def environment(*layers: Sequence[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def build(workload: Workload, root: int, sources: mounts.Sources, network: str | None) -> spec.Config:
+def build(workload: Workload, root: int, sources: mounts.Sources, network: str | None, owner: str = "") -> spec.Config:
     """The configuration.
 
     ``root`` is the mounted root, for the accounts in it. ``network`` is the path of a network namespace, empty for a
-    new one without links, None for the host's.
+    new one without links, None for the host's; ``owner`` that of the user namespace, where it has users of its own.
     """
     settings = workload.settings
     security = settings.security
@@ -109,7 +109,7 @@ def build(workload: Workload, root: int, sources: mounts.Sources, network: str |
             gid_mappings=userns.mappings(workload),
             resources=limits.resources(settings.limits, (*_device_rules(), *rules)),
             cgroups_path=f"/mamushka/{workload.id}",
-            namespaces=_namespaces(settings, sources.joined, network),
+            namespaces=_namespaces(settings, sources.joined, network, owner),
             devices=tuple(nodes),
             sysctl=_sysctls(settings, network),
             seccomp=_seccomp(settings),
@@ -168,14 +168,16 @@ def _device_rules() -> tuple[spec.DeviceRule, ...]:
     return DEVICE_RULES
 
 
-def _namespaces(settings: Settings, joined: Mapping[str, str], network: str | None) -> tuple[spec.Namespace, ...]:
+def _namespaces(
+    settings: Settings, joined: Mapping[str, str], network: str | None, owner: str
+) -> tuple[spec.Namespace, ...]:
     """New ones, but for those that are the host's or another workload's (``joined``: kind to path)."""
     asked = settings.namespaces
     kinds = {"pid": asked.pid, "ipc": asked.ipc, "uts": asked.uts, "cgroup": asked.cgroup}
     made = [spec.Namespace("mount")]
     made += [spec.Namespace(kind, joined.get(kind, "")) for kind, mode in kinds.items() if mode != "host"]
     if userns.mapped(settings):
-        made.append(spec.Namespace("user"))
+        made.append(spec.Namespace("user", owner))
     if asked.time == "private":
         made.append(spec.Namespace("time"))
     if network is not None:

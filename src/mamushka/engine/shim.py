@@ -57,6 +57,7 @@ class Post:
     attributes: Mapping[str, str] = EMPTY  # of its events: name, image
     lock: int = -1
     network: int = -1  # the network namespace, kept while it serves
+    users: int = -1  # the user namespace, likewise
     wires: Wires | None = None
     restart: Restart = Restart()
     restarts: int = 0
@@ -67,7 +68,7 @@ class Post:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that stays open while it serves."""
-        return (self.lock, self.network, *(self.wires.descriptors if self.wires else ()))
+        return (self.lock, self.network, self.users, *(self.wires.descriptors if self.wires else ()))
 
 
 class Shim:

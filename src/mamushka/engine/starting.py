@@ -163,7 +163,8 @@ def _config(
     volumes = _volumes(engine, workload, root)
     programs = tuple(host.mounts()) if workload.image_id == host.ID else ()
     sources = Sources(files=place.files, volumes=volumes, joined=joined, further=programs)
-    config = bundle.build(workload, root, sources, place.path)
+    users = f"/proc/self/fd/{place.users}" if place.users >= 0 else ""
+    config = bundle.build(workload, root, sources, place.path, users)
     if workload.settings.init:
         from mamushka.engine.init import below
 
@@ -211,6 +212,7 @@ def _post(engine: Engine, workload: Workload, launch: Launch, holder: int, place
         attributes={"name": workload.name, "image": workload.image_name},
         lock=holder,
         network=place.namespace,
+        users=place.users,
         wires=place.wires,
         restart=settings.restart,
     )

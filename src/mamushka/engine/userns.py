@@ -38,14 +38,25 @@ def mappings(workload: Workload) -> tuple[IDMapping, ...]:
 
 
 def check(settings: Settings) -> None:
-    """Invalid for what is neither host, private nor UID:SIZE; Unsupported with a network."""
+    """Invalid for what is neither host, private nor UID:SIZE; Unsupported where another's network is to be joined."""
     if settings.namespaces.user != "private":
         _range(settings.namespaces.user)
-    if any(item.network != "none" for item in settings.networks):
+    others = [item.network for item in settings.networks if item.network == "host" or ":" in item.network]
+    if others:
         raise Unsupported(
-            "a user namespace and a network cannot be combined in this version: networks belong to the host's root",
-            hint="--network none",
+            f"the network {others[0]} cannot be joined with users of one's own: it belongs to other ones' root",
+            hint="a network of its own, or --network none",
         )
+
+
+def namespace(workload: Workload) -> int:
+    """A user namespace for its users, the caller's to close; -1 where they are the host's."""
+    if not mapped(workload.settings):
+        return -1
+    from mamushka.container.idmap import user_namespace
+
+    ids = mappings(workload)
+    return user_namespace(ids, ids)
 
 
 def _range(text: str) -> tuple[int, int]:

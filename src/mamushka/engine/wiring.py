@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from mamushka.engine import userns
 from mamushka.engine.settings import Port
-from mamushka.engine.userns import mapped
 from mamushka.engine.workload import ACTIVE, Connection, load
 from mamushka.errors import Conflict, Invalid
-from mamushka.values import EMPTY, value
+from mamushka.values import EMPTY, replace, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Place:
     """Where a workload is in the world of networks."""
 
     namespace: int = -1  # the network namespace, ours to close
+    users: int = -1  # the user namespace that owns it, ours to close
     path: str | None = None  # of a network namespace to join; None: the host's
     connections: tuple[Connection, ...] = ()
     published: tuple[Published, ...] = ()
@@ -37,7 +38,7 @@ class Place:
     def descriptors(self) -> tuple[int, ...]:
         """What must stay open while the workload runs; ours to close."""
         held = self.wires.descriptors if self.wires else ()
-        return held if self.namespace < 0 else (self.namespace, *held)
+        return tuple(fd for fd in (self.namespace, self.users, *held) if fd >= 0)
 
 
 def mode(settings: Settings) -> str:
@@ -57,15 +58,19 @@ def join(engine: Engine, workload: Workload) -> Place:
     if kind.startswith("container:"):
         other = running(engine, kind.removeprefix("container:"))
         return Place(path=f"/proc/{other.pid}/ns/net", files=_shared(engine, other))
-    if mapped(workload.settings):  # the namespace must be its users': the runtime makes it
-        return Place(path="", files=_alone(workload, -1).files)
     from mamushka.network.namespace import new_namespace
 
-    namespace = new_namespace()
+    opened: list[int] = []
     try:
-        return _plugged(engine, workload, namespace) if kind == "bridge" else _alone(workload, namespace)
+        users = userns.namespace(workload)
+        opened += [users] if users >= 0 else []
+        namespace = new_namespace(users=users)
+        opened.append(namespace)
+        place = _plugged(engine, workload, namespace) if kind == "bridge" else _alone(workload, namespace)
+        return replace(place, users=users)
     except BaseException:
-        os.close(namespace)
+        for fd in opened:
+            os.close(fd)
         raise
 
 

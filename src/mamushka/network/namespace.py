@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from mamushka.linux.interface import set_up
-from mamushka.linux.process import CLONE_NEWNET, setns, unshare
+from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,20 +46,46 @@ class Entered:
             os.close(self._home)
 
 
-def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS) -> int:
-    """A descriptor (close-on-exec) of a new namespace with its loopback up. About half a millisecond."""
+def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = -1) -> int:
+    """A descriptor (close-on-exec) of a new namespace with its loopback up. About half a millisecond.
+
+    ``users`` is the user namespace whose root is to own it.
+    """
+    if users >= 0:
+        return _owned(sysctls, users)
     home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)
         try:
-            set_up("lo")
-            for name, content in sysctls.items():
-                write_sysctl(name, content)
+            _equip(sysctls)
             return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
         finally:
             setns(home, CLONE_NEWNET)
     finally:
         os.close(home)
+
+
+def _owned(sysctls: Mapping[str, str], users: int) -> int:
+    from mamushka.linux.nobody import made
+
+    def make() -> None:
+        setns(users, CLONE_NEWUSER)
+        unshare(CLONE_NEWNET)
+
+    namespace = made("net", make)
+    try:
+        with Entered(namespace):
+            _equip(sysctls)
+    except BaseException:
+        os.close(namespace)
+        raise
+    return namespace
+
+
+def _equip(sysctls: Mapping[str, str]) -> None:
+    set_up("lo")
+    for name, content in sysctls.items():
+        write_sysctl(name, content)
 
 
 def sysctl_path(name: str) -> str:

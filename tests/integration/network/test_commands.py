@@ -100,3 +100,43 @@ def test_the_modes_without_a_network_of_their_own(mamushka: Command, web: str) -
     assert shared.stdout == b"hello\n", shared.stderr
     lan = mamushka("run", "--rm", "--network", "host", "host", "busybox", "wget", "-qO-", f"127.0.0.1:{web}/hello")
     assert lan.stdout == b"hello\n", lan.stderr
+
+
+def test_users_of_their_own_have_networks_too(mamushka: Command) -> None:
+    """Port, names, exec and restarts, and the root inside is nobody outside and owns its network."""
+    peers.need("busybox")
+    assert mamushka("network", "create", "apart").returncode == 0
+    words = ("-d", "--userns", "private", "--network", "apart", "--name", "web", "-p", "80", "--restart", "on-failure")
+    counted = f"echo . >>/starts; test $(wc -l </starts) -gt 1 || exit 3; {SERVER}"
+    started = mamushka("run", *words, "host", "sh", "-c", counted)
+    assert started.returncode == 0, started.stderr
+    port = mamushka("port", "web", "80").stdout.decode().splitlines()[0].rpartition(":")[2]
+    until(lambda: answers(port))
+    script = "cat /proc/self/uid_map; ip link set lo mtu 1400 && ip -o link show lo"
+    inside = mamushka("exec", "--privileged", "web", "sh", "-c", script)
+    assert inside.returncode == 0 and b"mtu 1400" in inside.stdout, inside.stderr
+    first, outside, _ = map(int, inside.stdout.split()[:3])
+    assert first == 0 and outside >= 1 << 30
+    asked = mamushka(
+        "run",
+        "--rm",
+        "--userns",
+        "private",
+        "--network",
+        "apart",
+        "host",
+        "busybox",
+        "wget",
+        "-qO-",
+        "http://web/hello",
+    )
+    assert asked.stdout == b"hello\n", asked.stderr
+    assert mamushka("restart", "-t", "0", "web").returncode == 0
+    port = mamushka("port", "web", "80").stdout.decode().splitlines()[0].rpartition(":")[2]
+    until(lambda: answers(port))
+
+
+@pytest.mark.parametrize("network", ["host", "container:web"])
+def test_users_of_their_own_in_other_ones_network(mamushka: Command, web: str, network: str) -> None:
+    done = mamushka("run", "--rm", "--userns", "private", "--network", network, "host", "true")
+    assert done.returncode == 125 and b"hint:" in done.stderr and b"belongs to other ones' root" in done.stderr
