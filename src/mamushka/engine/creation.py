@@ -64,10 +64,6 @@ def _check(settings: Settings) -> None:
     wiring.mode(settings)
     if settings.remove and settings.restart.policy != "no":
         raise Invalid("conflicting options: --restart and --rm")
-    if settings.init:
-        from mamushka.engine.init import find
-
-        find()
     if settings.health is not None and settings.health.test not in ((), ("NONE",)):
         raise Unsupported(
             "health checks are not part of this version",

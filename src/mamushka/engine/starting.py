@@ -168,7 +168,7 @@ def _config(
     if workload.settings.init:
         from mamushka.engine.init import below
 
-        config = below(config)
+        config = below(config, workload.directory)
     if size and config.process is not None:
         from mamushka.spec.runtime import Box
 

@@ -105,11 +105,12 @@ _CODES = {
 _NUMBERS = {
     "chdir": (80, 49), "chroot": (161, 51), "clone": (56, 220), "close": (3, 57), "dup3": (292, 24),
     "execve": (59, 221), "exit_group": (231, 94), "fchdir": (81, 50), "fchmod": (91, 52), "fchownat": (260, 54),
-    "getcwd": (79, 17), "ioctl": (16, 29), "kill": (62, 129), "mkdirat": (258, 34), "mknodat": (259, 33),
-    "openat": (257, 56), "pidfd_open": (434, 434), "pipe2": (293, 59), "ppoll": (271, 73), "read": (0, 63),
-    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "sched_setaffinity": (203, 122), "sendmsg": (46, 211),
-    "setgroups": (116, 159), "setresgid": (119, 149), "setresuid": (117, 147), "setsid": (112, 157),
-    "statx": (332, 291), "symlinkat": (266, 36), "umask": (95, 166), "wait4": (61, 260), "write": (1, 64),
+    "getcwd": (79, 17), "getpid": (39, 172), "ioctl": (16, 29), "kill": (62, 129), "mkdirat": (258, 34),
+    "mknodat": (259, 33), "openat": (257, 56), "pidfd_open": (434, 434), "pipe2": (293, 59), "ppoll": (271, 73),
+    "read": (0, 63), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigtimedwait": (128, 137),
+    "sched_setaffinity": (203, 122), "sendmsg": (46, 211), "setgroups": (116, 159), "setpgid": (109, 154),
+    "setresgid": (119, 149), "setresuid": (117, 147), "setsid": (112, 157), "statx": (332, 291),
+    "symlinkat": (266, 36), "umask": (95, 166), "wait4": (61, 260), "waitid": (247, 95), "write": (1, 64),
     "writev": (20, 66),
 }  # fmt: skip
 for _name, _number in _NUMBERS.items():
@@ -309,9 +310,12 @@ class Script:
         """An ioctl by the name it is declared under; an int may be an address."""
         self.call("ioctl", fd, DECLARED[name][1], argument, into=into, about=f": {name}")
 
-    def compare(self, item: Variable | int, mask: int, number: int, otherwise: Label) -> None:
+    def compare(self, item: Variable | int, mask: int, number: int | Variable, otherwise: Label) -> None:
         """Go on in the next row where the variable, or the word at an address, masked, is the number."""
         at = self._plain(_COMPARE | _VARIABLE[1], item.address if isinstance(item, Variable) else item)
+        if isinstance(number, Variable):
+            self._words[at] |= _VARIABLE[3]
+            number = number.address
         self._words[at + 2], self._words[at + 3] = mask, number
         self._later.append((at + 9, otherwise))
 
@@ -347,6 +351,18 @@ class Script:
 
         KeyError for a machine that there is no code for, ValueError for a script that does not fit.
         """
+        fd = create(name)
+        try:
+            self.write(fd, own=fd)
+            seal(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.descriptors.append(fd)
+        return fd
+
+    def write(self, fd: int, *, own: int = -1) -> None:
+        """Write the executable to an empty file. It takes the mode away from ``own``, a descriptor of itself."""
         code = bytes.fromhex(_CODES[self.machine])
         size = 4 * self._at
         if size > _DATA - _ROWS or len(self._data) > _DATA_MAX:
@@ -362,18 +378,10 @@ class Script:
             # The parts of a packet are read as if they were as long as they may be, also the last text.
             (READ | WRITE, data_at, _DATA, len(self._data), _ABOUT_SIZE),
         ]
-        fd = create(name)
-        try:
-            os.pwrite(fd, headers(self.machine, _CODE + start, segments) + code, 0)
-            os.pwrite(fd, self._page(fd), ALIGNMENT)
-            os.pwrite(fd, self._words[: self._at], ALIGNMENT + _ROWS - _PAGE)
-            os.pwrite(fd, self._data, data_at)
-            seal(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self.descriptors.append(fd)
-        return fd
+        os.pwrite(fd, headers(self.machine, _CODE + start, segments) + code, 0)
+        os.pwrite(fd, self._page(own), ALIGNMENT)
+        os.pwrite(fd, self._words[: self._at], ALIGNMENT + _ROWS - _PAGE)
+        os.pwrite(fd, self._data, data_at)
 
     def _page(self, own: int) -> memoryview:
         """The variables as they are at first; the buffers behind them are a hole in the file."""

@@ -106,12 +106,44 @@ def test_settings_reach_the_workload(mamushka: Command, tmp_path: Path) -> None:
     )
 
 
-def test_an_init_reaps_in_any_root(mamushka: Command) -> None:
-    for extra in ((), ("--read-only",)):
-        done = mamushka("run", "--rm", "--init", *extra, *ALONE, "host", "sh", "-c", "readlink /proc/1/exe; exit 5")
-        if b"no init program" in done.stderr:
-            pytest.skip("no init program: install catatonit or docker's")
-        assert (done.returncode, done.stdout) == (5, b"/dev/init\n"), done.stderr
+@pytest.mark.parametrize("extra", [(), ("--read-only",), ("--pid", "host"), ("-u", "12:34")])
+def test_an_init_starts_the_command_in_any_root(mamushka: Command, extra: tuple[str, ...]) -> None:
+    script = "echo $0 $HOME; test $$ != 1; tr '\\0' ' ' </proc/$PPID/cmdline; exit 5"
+    done = mamushka("run", "--rm", "--init", *extra, *ALONE, "host", "sh", "-c", script, "zero")
+    home = b"/" if "-u" in extra else b"/root"
+    assert done.returncode == 5 and done.stdout.startswith(b"zero %s\n/dev/init -- sh" % home), (
+        done.stdout,
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (("sh", "-c", "kill -TERM $$"), 143, b""),
+        (("sh", "-c", "kill -SEGV $$"), 139, b""),
+        (("no-such-command",), 127, b"no-such-command: not found"),
+        (("/etc/passwd",), 126, b"/etc/passwd: cannot be executed"),
+        (("/no/such/command",), 127, b"/no/such/command: not found"),
+    ],
+)
+def test_an_init_ends_as_the_command_ends(mamushka: Command, command: tuple[str, ...], code: int, said: bytes) -> None:
+    done = mamushka("run", "--rm", "--init", *ALONE, "host", *command)
+    assert done.returncode == code and said in done.stderr, done.stderr
+
+
+def test_an_init_reaps_and_passes_signals_on(mamushka: Command, unique: str) -> None:
+    script = "trap 'echo got hup' HUP; trap 'echo got term; exit 7' TERM; (sleep 0.01 &); echo ready; "
+    script += "while :; do sleep 0.05; done"
+    assert mamushka("run", "-d", "--init", "--name", unique, *ALONE, "host", "sh", "-c", script).returncode == 0
+    eventually(lambda: b"ready" in mamushka("logs", unique).stdout, "the command began")
+    assert mamushka("kill", "-s", "HUP", unique).returncode == 0
+    eventually(lambda: b"got hup" in mamushka("logs", unique).stdout, "the signal arrived")
+    states = mamushka("exec", unique, "sh", "-c", "cat /proc/[0-9]*/stat").stdout.decode()
+    assert " Z " not in states, states
+    assert mamushka("stop", unique).returncode == 0
+    assert mamushka("wait", unique).stdout == b"7\n"
+    assert b"got term" in mamushka("logs", unique).stdout
 
 
 def test_the_id_is_printed_and_written(mamushka: Command, tmp_path: Path) -> None:
