@@ -1,8 +1,8 @@
-# One command, four speeds. No logic here: each line is a program that can be run by hand.
+# One command, some speeds. No logic here: each line is a program that can be run by hand.
 PYTHON ?= $(shell .ci/python)
 BIN := .venv/bin
 
-.PHONY: setup run check test bench fuzz clean
+.PHONY: setup run check test lab bench fuzz clean
 
 setup: .venv/.installed
 
@@ -29,6 +29,10 @@ check: .venv/.tested
 test: .venv/.tested
 	tests/peers.sh
 	$(BIN)/pytest tests
+
+lab: .venv/.tested
+	tests/peers.sh
+	$(BIN)/python -m tests.lab
 
 bench: .venv/.tested
 	$(BIN)/python -m bench

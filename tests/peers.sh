@@ -5,8 +5,8 @@ set -euo pipefail
 
 packages=(
     attr binutils-aarch64-linux-gnu binutils-riscv64-linux-gnu bubblewrap busybox-static crun docker-registry
-    docker.io gcc iproute2 libc6-dev libcap2-bin libseccomp2 linux-libc-dev mmdebstrap mount nftables podman
-    procps qemu-user-static runc skopeo strace umoci zstd
+    docker.io e2fsprogs gcc iproute2 kmod libc6-dev libcap2-bin libseccomp2 linux-libc-dev mmdebstrap mount
+    nftables podman procps qemu-system-common qemu-system-x86 qemu-user-static runc skopeo strace umoci zstd
 )
 
 missing=()

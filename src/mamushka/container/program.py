@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import os
-from errno import EACCES, EISDIR, ENOENT, ENOTDIR
+from errno import EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR
 
 from mamushka.container import channel
 from mamushka.container.channel import ACCOUNTS, descriptor_packet, listen
@@ -128,7 +128,7 @@ class EnterDirectory(Inside):
         so_far = b""
         for name in components(self.cwd):
             so_far += b"/" + name
-            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={ANY: NEXT}, about=so_far)
+            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={EEXIST: NEXT}, about=so_far)
         script.call("fchownat", AT_FDCWD, self.cwd, self.uid, self.gid, 0, about=self.cwd)
         script.call("chdir", self.cwd, about=self.cwd)
         script.mark(there)

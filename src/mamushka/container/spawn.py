@@ -48,7 +48,7 @@ class Birth:
     ids of its own; where there are none, the script does it.
     """
 
-    __slots__ = ("born", "cgroup", "channel", "first", "flags", "offsets", "peer", "script", "users")
+    __slots__ = ("born", "cgroup", "channel", "clocks", "first", "flags", "offsets", "peer", "script", "users")
 
     def __init__(
         self,
@@ -65,7 +65,10 @@ class Birth:
         self.script, self.channel, self.peer, self.first = script, channel, peer, first
         self.flags = flags | CLONE_CLEAR_SIGHAND
         self.born, self.offsets, self.cgroup = born, offsets, cgroup
-        self.users = bool(flags & CLONE_NEWUSER or any(flag == CLONE_NEWUSER for _, flag, _ in born))
+        joined = {flag for _, flag, _ in born}
+        self.users = bool(flags & CLONE_NEWUSER or CLONE_NEWUSER in joined)
+        # Before Linux 6.3 nobody in other clocks may share the memory of those who are not.
+        self.clocks = bool(flags & CLONE_NEWTIME or CLONE_NEWTIME in joined)
 
     def give(self, known: Callable[[int], None]) -> tuple[int, int]:
         """Make the process: (pid, pidfd). In a new user namespace it waits until ``known(pid)`` has given it ids."""
@@ -91,7 +94,7 @@ class Birth:
         return pid, pidfd
 
     def _clone(self, executable: int, flags: int) -> tuple[int, int]:
-        if vfork.possible() and not self.users:
+        if vfork.possible() and not self.users and not self.clocks:
             return vfork.spawn(executable, self.script.descriptors, flags, cgroup=self.cgroup)
         pid, pidfd = clone3(flags, cgroup=self.cgroup)
         if pid == 0:

@@ -78,7 +78,7 @@ def mount(
 
 
 class _NoAppend(Exception):
-    """This kernel's overlayfs has no lowerdir+ (before Linux 6.5)."""
+    """This kernel's overlayfs has no lowerdir+ (before Linux 6.7)."""
 
 
 def _clone(directory: str, id_map: int = -1) -> int:
@@ -100,7 +100,7 @@ def _clone(directory: str, id_map: int = -1) -> int:
 def _with_mapped_ids(
     lowers: Sequence[str], upper: str | None, work: str | None, id_map: int, *, volatile: bool, attributes: int
 ) -> int:
-    """Stack mapped clones of the layers; overlayfs takes each with the map that its mount has. Linux 6.15."""
+    """Stack mapped clones of the layers; overlayfs takes each with the map that its mount has. Linux 5.19."""
     held: list[int] = []
 
     try:
@@ -110,9 +110,12 @@ def _with_mapped_ids(
             root = os.fstat(held[0])
             os.chown(upper, root.st_uid, root.st_gid)
         options = _options(upper, work, volatile=volatile, userxattr=False)
-        return _by_descriptors([f"/proc/self/fd/{fd}" for fd in held], options, attributes)
-    except _NoAppend as error:
-        raise Unsupported("layers with mapped ids need Linux 6.15", hint="run without a user namespace") from error
+        try:
+            return _by_descriptors([f"/proc/self/fd/{fd}" for fd in held], options, attributes)
+        except (_NoAppend, Unsupported):  # only since Linux 6.15 are layers taken that are mounted nowhere
+            from mamushka.storage.overlay_page import mount_by_page
+
+            return mount_by_page(lowers, options, attributes, trees=held)
     finally:
         for fd in held:
             os.close(fd)
@@ -130,6 +133,8 @@ def _options(upper: str | None, work: str | None, *, volatile: bool, userxattr: 
 
 
 def _by_descriptors(lowers: Sequence[str], options: Sequence[tuple[str, str]], attributes: int) -> int:
+    if _takes_any_word():
+        raise _NoAppend
     fs = kernel.fsopen(b"overlay", kernel.FSOPEN_CLOEXEC)
     held: list[int] = []
     try:
@@ -146,10 +151,25 @@ def _by_descriptors(lowers: Sequence[str], options: Sequence[tuple[str, str]], a
         kernel.fsconfig(fs, kernel.FSCONFIG_CMD_CREATE, None, None, 0)
         return kernel.fsmount(fs, kernel.FSMOUNT_CLOEXEC, attributes)
     except OSError as error:
-        raise _refused(error, list(_messages(fs))) from error
+        raise refused(error, list(_messages(fs))) from error
     finally:
         for fd in (*held, fs):
             os.close(fd)
+
+
+def _takes_any_word() -> bool:
+    """Whether this overlayfs is one of before Linux 6.5, whose words nobody looks at before the mount is made.
+
+    Then the kernel's log would have a line about each that it does not know.
+    """
+    fs = kernel.fsopen(b"overlay", kernel.FSOPEN_CLOEXEC)
+    try:
+        kernel.fsconfig(fs, kernel.FSCONFIG_SET_FLAG, b"no-such-word", None, 0)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fs)
 
 
 def _set(fs: int, key: str, setting: str, held: list[int]) -> None:
@@ -172,7 +192,8 @@ def _messages(fs: int) -> Iterator[str]:
             return
 
 
-def _refused(error: OSError, messages: list[str]) -> OSError | Unsupported:
+def refused(error: OSError, messages: list[str]) -> OSError | Unsupported:
+    """What to raise: errors of the host's resources as they are, a refusal in the kernel's own words."""
     if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return error
     words = "; ".join(line.partition(" ")[2] for line in messages) or str(error)

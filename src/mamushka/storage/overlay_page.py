@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from mamushka.errors import Unsupported
 from mamushka.linux import mount as kernel
 from mamushka.linux.fd import AT_FDCWD
 from mamushka.linux.process import CLONE_NEWNS, unshare
@@ -23,8 +22,10 @@ _CLONE_FS = 0x200
 _DESK = b"/sys"
 
 
-def mount_by_page(lowers: Sequence[str], options: Sequence[tuple[str, str]], attributes: int) -> int:
-    """A detached mount, made the old way."""
+def mount_by_page(
+    lowers: Sequence[str], options: Sequence[tuple[str, str]], attributes: int, *, trees: Sequence[int] = ()
+) -> int:
+    """A detached mount, made the old way. ``trees`` are detached mounts of the layers, to be taken instead of them."""
     from threading import Thread
 
     result: list[int] = []
@@ -32,7 +33,7 @@ def mount_by_page(lowers: Sequence[str], options: Sequence[tuple[str, str]], att
 
     def work() -> None:
         try:
-            result.append(_mount_privately(lowers, options))
+            result.append(_mount_privately(lowers, options, trees))
         except OSError as error:
             failures.append(error)
 
@@ -40,20 +41,26 @@ def mount_by_page(lowers: Sequence[str], options: Sequence[tuple[str, str]], att
     thread.start()
     thread.join()
     if failures:
-        raise Unsupported(f"cannot stack the layers: {failures[0]}") from failures[0]
+        from mamushka.storage.overlay import refused
+
+        raise refused(failures[0], []) from failures[0]
     if attributes:
         kernel.set_attributes(result[0], set=attributes)
     return result[0]
 
 
-def _mount_privately(lowers: Sequence[str], options: Sequence[tuple[str, str]]) -> int:
+def _mount_privately(lowers: Sequence[str], options: Sequence[tuple[str, str]], trees: Sequence[int]) -> int:
     unshare(_CLONE_FS | CLONE_NEWNS)
     kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_PRIVATE, None)
     kernel.mount(b"tmpfs", _DESK, b"tmpfs", 0, b"mode=0700")
     os.chdir(_DESK)
     os.mkdir("merged")
     for number, lower in enumerate(lowers):
-        os.symlink(os.path.abspath(lower), str(number))
+        if trees:
+            os.mkdir(str(number))
+            kernel.attach(trees[number], b"%d" % number)
+        else:
+            os.symlink(os.path.abspath(lower), str(number))
     words = ["lowerdir=" + ":".join(map(str, range(len(lowers))))]
     for key, setting in options:
         if setting.startswith("/"):

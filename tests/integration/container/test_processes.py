@@ -120,6 +120,13 @@ def test_identity(ground: Ground) -> None:
     assert ground.output(ground.config(script, user=user)).split("\n")[:4] == ["1000", "1001", "1001 5 6", "600"]
 
 
+def test_the_largest_identity(ground: Ground) -> None:
+    """Ids have 32 bits; the last one means "none" to the kernel."""
+    last = (1 << 32) - 2
+    user = User(last, last, additional_gids=(1 << 31,))
+    assert ground.output(ground.config("id -u; id -G", user=user)).split() == [str(last), str(last), str(1 << 31)]
+
+
 def test_the_working_directory_is_made(ground: Ground) -> None:
     script = "readlink /proc/self/cwd; stat -c %u ."
     assert ground.output(ground.config(script, cwd="/made/here", user=User(7, 7))).split() == ["/made/here", "7"]

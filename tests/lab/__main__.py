@@ -1,0 +1,37 @@
+"""``make lab``: the tests that want the lab's kernel; or any command in it: ``python -m tests.lab -- uname -a``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from tests.lab import machine
+
+# What asks the kernel for much, on one that is older and has one hierarchy of cgroups. Under emulation a test takes ten
+# times as long as outside.
+TESTS = (
+    "tests/integration/container/test_cgroups.py",
+    "tests/integration/container/test_namespaces.py",
+    "tests/integration/container/test_privileges.py",
+    "tests/integration/container/test_filesystems.py",
+    "tests/integration/storage/test_overlay.py",
+    "tests/integration/end_to_end/test_commands.py",
+)
+HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TIMEOUT = 1500.0
+
+
+def main(words: list[str]) -> int:
+    lacking = machine.missing()
+    if lacking:
+        print(f"lab: skipped: {lacking}", file=sys.stderr)
+        return 0
+    given = words[1:] if words[:1] == ["--"] else words
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *TESTS]
+    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "LAB": "1"}
+    return machine.run(shlex.join(given or tests), directory=HERE, environment=environment, timeout=TIMEOUT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
