@@ -7,14 +7,13 @@ the master (TIOCGPTPEER), and what is mounted at /dev/console is that descriptor
 from __future__ import annotations
 
 import os
-from errno import EINVAL
 
 from mamushka.container.channel import CONSOLE as CONSOLE_PACKET
 from mamushka.container.channel import descriptor_packet
 from mamushka.container.operation import CONSOLE, DEVPTS, TARGET, TREE, Inside
-from mamushka.container.rootfs import COPY, S_IFCHR, attach, expect_device, look, make_target, open_in_root
+from mamushka.container.rootfs import COPY, attach, make_target, open_device, open_in_root
 from mamushka.linux.fd import AT_EMPTY_PATH
-from mamushka.linux.script import CHANNEL, Label
+from mamushka.linux.script import CHANNEL
 from mamushka.linux.terminal import winsize
 
 TYPE_CHECKING = False
@@ -62,13 +61,6 @@ class OpenConsole(Inside):
         if self.pts:
             script.call("openat", DEVPTS, b"ptmx", flags, 0, into=into, about=": '/dev/pts/ptmx'")
             return
-        other, certain = Label(), Label()
-        open_in_root(script, b"dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW, TARGET)
-        look(script, TARGET, b"")
-        expect_device(script, S_IFCHR, os.makedev(5, 2), other)
-        script.jump(certain)
-        script.mark(other)
-        script.fail(EINVAL, "=is not the terminal multiplexer: '/dev/pts/ptmx'")
-        script.mark(certain)
+        open_device(script, b"dev/pts/ptmx", os.makedev(5, 2), TARGET, "is not the terminal multiplexer")
         script.call("close", TARGET)
         open_in_root(script, b"dev/pts/ptmx", flags, into)

@@ -43,7 +43,7 @@ from mamushka.linux.script import NEXT, SELF, STATUS, Label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mamushka.linux.script import Script, Variable
     from mamushka.spec.runtime import Device
@@ -307,18 +307,7 @@ class Mask(Inside):
     def write(self, script: Script) -> None:
         script.give(NULL, -1)
         script.give(EMPTY, -1)
-        hide, done = Label(), Label()
-        for path in self.paths:
-            absent = Label()
-            open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
-            script.jump(hide, BACK)
-            script.mark(absent)
-        script.jump(done)
-        script.mark(hide)
-        self._hide(script)
-        script.call("close", TARGET)
-        script.leap(BACK)
-        script.mark(done)
+        _with_each(script, self.paths, self._hide)
 
     def _hide(self, script: Script) -> None:
         """What TARGET names."""
@@ -335,7 +324,7 @@ class Mask(Inside):
         script.jump(hidden)
         script.mark(file)
         script.compare(NULL, -1, -1, looked)
-        open_null(script)
+        open_device(script, b"dev/null", os.makedev(1, 3), NULL, "is not the null device")
         script.mark(looked)
         _attach_copy(script, NULL)
         script.mark(hidden)
@@ -347,15 +336,15 @@ def _attach_copy(script: Script, source: Variable) -> None:
     script.call("close", TREE)
 
 
-def open_null(script: Script) -> None:
-    """The container's /dev/null, certainly: a container that can race could have put anything there."""
+def open_device(script: Script, path: bytes, number: int, into: Variable, complaint: str) -> None:
+    """A character device inside, certainly: a container that can race could have put anything at its place."""
     other, certain = Label(), Label()
-    open_in_root(script, b"dev/null", os.O_PATH | os.O_NOFOLLOW, NULL)
-    look(script, NULL, b"")
-    expect_device(script, S_IFCHR, os.makedev(1, 3), other)
+    open_in_root(script, path, os.O_PATH | os.O_NOFOLLOW, into)
+    look(script, into, b"")
+    expect_device(script, S_IFCHR, number, other)
     script.jump(certain)
     script.mark(other)
-    script.fail(EINVAL, "=is not the null device: '/dev/null'")
+    script.fail(EINVAL, f"={complaint}: '/{os.fsdecode(path)}'")
     script.mark(certain)
 
 
@@ -380,18 +369,27 @@ class ReadOnly(Inside):
         return "read-only " + " ".join(map(os.fsdecode, self.paths))
 
     def write(self, script: Script) -> None:
-        protect, done = Label(), Label()
-        for path in self.paths:
-            absent = Label()
-            open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
-            script.jump(protect, BACK)
-            script.mark(absent)
-        script.jump(done)
-        script.mark(protect)
+        _with_each(script, self.paths, self._protect)
+
+    def _protect(self, script: Script) -> None:
+        """What TARGET names."""
         script.call("open_tree", TARGET, b"", COPY | AT_EMPTY_PATH | AT_RECURSIVE, into=TREE)
         set_attributes(script, TREE, set=MOUNT_ATTR_RDONLY, flags=AT_RECURSIVE)
         attach(script, TREE, TARGET)
         script.call("close", TREE)
-        script.call("close", TARGET)
-        script.leap(BACK)
-        script.mark(done)
+
+
+def _with_each(script: Script, paths: tuple[bytes, ...], act: Callable[[Script], None]) -> None:
+    """Open each path that is there as TARGET, and do the same with all of them: rows that are shared."""
+    shared, done = Label(), Label()
+    for path in paths:
+        absent = Label()
+        open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
+        script.jump(shared, BACK)
+        script.mark(absent)
+    script.jump(done)
+    script.mark(shared)
+    act(script)
+    script.call("close", TARGET)
+    script.leap(BACK)
+    script.mark(done)
