@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from tests.lab import machine
+from tests.lab.initramfs import SCRATCH
 
 # What asks the kernel for much, on one that is older and has one hierarchy of cgroups. Under emulation a test takes ten
 # times as long as outside.
@@ -29,7 +30,7 @@ def main(words: list[str]) -> int:
         return 0
     given = words[1:] if words[:1] == ["--"] else words
     tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *TESTS]
-    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "LAB": "1"}
+    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
     return machine.run(shlex.join(given or tests), directory=HERE, environment=environment, timeout=TIMEOUT)
 
 

@@ -13,6 +13,8 @@ from tests.lab.kernel import Kernel
 # What is needed to reach the host's files; anything else the kernel asks modprobe for, as everywhere.
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtiofs", "overlay")
 EXIT = "@@lab: exit"
+# A disk of the machine's own, where tests work; nothing of the host's that is wanted lies below.
+SCRATCH = "/run/scratch"
 
 _INIT = """#!/bin/busybox sh
 export PATH=/bin
@@ -33,9 +35,10 @@ mkdir -p /new/dev/pts /new/dev/shm
 mount -t devpts devpts /new/dev/pts
 mount -t securityfs securityfs /new/sys/kernel/security
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
-for place in run var/tmp dev/shm; do mount -t tmpfs -o mode=1777 tmpfs /new/$place; done
+for place in run dev/shm; do mount -t tmpfs -o mode=1777 tmpfs /new/$place; done
 for wait in 1 2 3 4 5; do test -b /new/dev/vda || sleep 1; done
-mount -t ext4 /new/dev/vda /new/tmp && chmod 1777 /new/tmp
+mkdir /newSCRATCH
+mount -t ext4 /new/dev/vda /newSCRATCH && chmod 1777 /newSCRATCH
 chmod 755 /new/run
 ifconfig lo 127.0.0.1 up
 hostname lab
@@ -62,7 +65,7 @@ def archive(busybox: str, kernel: Kernel, command: str, directory: str, environm
     exports = "\n".join(f"export {name}={_quoted(text)}" for name, text in environment.items())
     text = _COMMAND.format(directory=_quoted(directory), environment=exports, command=command, exit=EXIT)
     order = "\n".join(os.path.basename(path) for path in modules) + "\n"
-    files = [("bin/busybox", 0o100755, _read(busybox)), ("init", 0o100755, _INIT.encode())]
+    files = [("bin/busybox", 0o100755, _read(busybox)), ("init", 0o100755, _INIT.replace("SCRATCH", SCRATCH).encode())]
     files += [
         ("modules.path", 0o100644, kernel.modules.encode()),
         ("order", 0o100644, order.encode()),

@@ -16,7 +16,7 @@ from tests.lab.kernel import default_cache, kernel
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _MEMORY = "3G"
-_DISK = 4 << 30  # sparse; an ordinary file system for /tmp, where tests work
+_DISK = 4 << 30  # sparse
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
