@@ -239,7 +239,7 @@ def _remove(engine: Engine, id: str, *, force: bool, volumes: bool) -> None:
 
 def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:
     """See Engine.prune."""
-    from mamushka.engine import pruning
+    from mamushka.engine import host, pruning
     from mamushka.engine.inspection import workloads
     from mamushka.storage.usage import usage
 
@@ -255,6 +255,8 @@ def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[st
                 continue  # removed or started by another process meanwhile
             removed.append(item.id)
             freed += size
+    if not filters and not any(item.image_id == host.ID for item in workloads(engine, False, {})):
+        host.sweep(f"{engine.paths.data}/host")
     return removed, freed
 
 

@@ -117,6 +117,17 @@ def skeleton(directory: str) -> str:
     return path
 
 
+def sweep(directory: str) -> None:
+    """Remove what was made for accounts and links as they were before; nobody may run on it."""
+    from mamushka.storage.remove import remove
+
+    if not os.path.isdir(directory):
+        return
+    for name in os.listdir(directory):
+        if name != f"{_fingerprint():016x}" and not name.endswith(".new"):  # that one is being made
+            remove(f"{directory}/{name}")
+
+
 def _fingerprint() -> int:
     """Changes when something that is copied changes: the version of this file, accounts, links."""
     state: list[object] = [2]

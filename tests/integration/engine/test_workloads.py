@@ -424,6 +424,16 @@ def test_events_are_in_order(engine: Engine, monkeypatch: pytest.MonkeyPatch, re
     assert found.created <= found.started <= found.finished
 
 
+def test_prune_removes_what_no_host_workload_stands_on(engine: Engine, sleeper: str) -> None:
+    older = f"{engine.paths.data}/host/0123456789abcdef"
+    os.makedirs(f"{older}/etc")
+    engine.prune()
+    assert os.path.isdir(older), "the sleeper might run on it"
+    engine.remove(sleeper, force=True)
+    engine.prune()
+    assert not os.path.exists(older) and len(os.listdir(f"{engine.paths.data}/host")) == 1
+
+
 def test_filters_and_prune(engine: Engine, sleeper: str) -> None:
     done = engine.create(settings("true", name="done", labels={"tier": "web"}))
     names = lambda **filters: [item.id for item in engine.workloads(all=True, filters=filters)]  # noqa: E731
