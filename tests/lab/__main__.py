@@ -8,6 +8,7 @@ import sys
 
 from tests.lab import machine
 from tests.lab.initramfs import SCRATCH
+from tests.lab.kernel import Unavailable, default_cache, kernel
 
 # What asks the kernel for much, on one that is older and has one hierarchy of cgroups. Under emulation a test takes ten
 # times as long as outside.
@@ -24,7 +25,7 @@ TIMEOUT = 1500.0
 
 
 def main(words: list[str]) -> int:
-    lacking = machine.missing()
+    lacking = machine.missing() or _without_kernel()
     if lacking:
         print(f"lab: skipped: {lacking}", file=sys.stderr)
         return 0
@@ -32,6 +33,14 @@ def main(words: list[str]) -> int:
     tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *TESTS]
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
     return machine.run(shlex.join(given or tests), directory=HERE, environment=environment, timeout=TIMEOUT)
+
+
+def _without_kernel() -> str:
+    try:
+        kernel(default_cache())
+    except Unavailable as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from typing import NamedTuple
 META = "linux-image-cloud-amd64"
 
 
+class Unavailable(RuntimeError):
+    """The kernel's package cannot be had here: no archive, or none that answers."""
+
+
 class Kernel(NamedTuple):
     """An unpacked kernel: its image, its directory of modules, and what each module needs, in order."""
 
@@ -37,12 +41,12 @@ class Kernel(NamedTuple):
 
 
 def kernel(cache: str) -> Kernel:
-    """The kernel, from the cache or from Debian's archive. RuntimeError when it cannot be had."""
+    """The kernel, from the cache or from Debian's archive; or Unavailable."""
     ready = f"{cache}/kernel"
     if not os.path.isdir(ready):
         for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
             if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
-                raise RuntimeError(f"the lab needs {program}: Debian or Ubuntu with kmod")
+                raise Unavailable(f"the lab needs {program}: Debian or Ubuntu with kmod")
         _fetch(cache, ready)
     (version,) = os.listdir(f"{ready}/lib/modules")
     return Kernel(f"{ready}/boot/vmlinuz-{version}", f"{ready}/lib/modules/{version}")
@@ -61,7 +65,7 @@ def _fetch(cache: str, ready: str) -> None:
         subprocess.run([depmod, "-b", f"{staged}/tree", version], check=True)
         os.rename(f"{staged}/tree", ready)
     except (subprocess.CalledProcessError, ValueError) as error:
-        raise RuntimeError(f"the kernel for the lab cannot be had: {error}") from error
+        raise Unavailable(f"the kernel for the lab cannot be had: {error}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
