@@ -212,6 +212,8 @@ class Interior:
         propagation = PROPAGATION.get(linux.rootfs_propagation, 0)
         if linux.rootfs_propagation and not propagation:
             raise Invalid(f"there is no propagation {linux.rootfs_propagation!r}")
+        if readonly:
+            yield rootfs.MakeDirectory(self.process.cwd)
         if readonly or propagation:
             yield rootfs.SetRoot(readonly=readonly, propagation=propagation)
         if linux.readonly_paths:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from errno import EAGAIN, EEXIST, EINVAL, ENOENT, ENOTDIR
 
-from mamushka.container.operation import BACK, CURRENT, EMPTY, NULL, OPENED, ROOT, TARGET, TREE, Inside
+from mamushka.container.operation import BACK, CURRENT, DIRECTORY, EMPTY, NULL, OPENED, ROOT, TARGET, TREE, Inside
 from mamushka.linux.abi import sizeof
 from mamushka.linux.fd import (
     AT_EMPTY_PATH,
@@ -195,6 +195,23 @@ class MoveRoot(Inside):
         script.call("fchdir", ROOT)
         script.call("chroot", b".")
         script.call("chdir", b"/")
+
+
+class MakeDirectory(Inside):
+    """Where the program is to begin, while the root filesystem can still be written to."""
+
+    __slots__ = ("path",)
+    about = DIRECTORY
+
+    def __init__(self, path: str) -> None:
+        self.path = os.fsencode(path)
+
+    def describe(self) -> str:
+        return f"mkdir -p {os.fsdecode(self.path)}"
+
+    def write(self, script: Script) -> None:
+        make_directory(script, self.path, TARGET)
+        script.call("close", TARGET)
 
 
 class SetRoot(Inside):

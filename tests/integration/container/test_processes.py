@@ -14,7 +14,8 @@ from mamushka.container.record import Record
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError
 from mamushka.linux.terminal import set_size
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning, Stdio
-from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, User
+from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, Root, User
+from mamushka.values import replace
 
 from .conftest import Ground, reap
 
@@ -130,6 +131,12 @@ def test_the_largest_identity(ground: Ground) -> None:
 def test_the_working_directory_is_made(ground: Ground) -> None:
     script = "readlink /proc/self/cwd; stat -c %u ."
     assert ground.output(ground.config(script, cwd="/made/here", user=User(7, 7))).split() == ["/made/here", "7"]
+
+
+def test_the_working_directory_is_made_in_a_read_only_root(ground: Ground) -> None:
+    config = ground.config("readlink /proc/self/cwd; touch x", cwd="/made/before")
+    _, text = ground.run(replace(config, root=Root(ground.rootfs, readonly=True)))
+    assert text.startswith("/made/before\n") and "Read-only file system" in text
 
 
 def test_streams_and_preserved_descriptors(ground: Ground) -> None:
