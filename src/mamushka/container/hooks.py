@@ -14,7 +14,6 @@ from mamushka.container.channel import GO, PID_WIDTH
 from mamushka.container.operation import HOOK, HOOK_ENDED, RESULT, Inside
 from mamushka.linux.executable import words
 from mamushka.linux.script import ANY, NEXT, PACKET, Label, Variable
-from mamushka.linux.sleeper import POLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ class RunHooks(Inside):
         script.call("close", writing)
         if hook.timeout is not None:
             script.call("pidfd_open", child, 0, into=Variable(poll))
-            script.store(POLLIN, Variable(poll + 4))
+            script.store(select.POLLIN, Variable(poll + 4))
             limit = script.place(words([hook.timeout, 0], 8))
             script.call("ppoll", poll, 1, limit, 0, 8, into=RESULT)
             script.call("close", Variable(poll))

@@ -115,12 +115,17 @@ class MountFilesystem(Inside):
         self.parameters = parameters(mount, asked, label)
         self.keep: Variable | None = None
 
+    @property
+    def long(self) -> bool:
+        """Whether a parameter is too long for fsconfig: then there is no descriptor to keep."""
+        return any(item and len(item) > _FSCONFIG_VALUE_MAX for _, item in self.parameters)
+
     def describe(self) -> str:
         return f"mount -t {self.kind.decode()} {described(self.parameters)}{os.fsdecode(self.destination)}"
 
     def write(self, script: Script) -> None:
         make_directory(script, self.destination, TARGET)
-        if any(item and len(item) > _FSCONFIG_VALUE_MAX for _, item in self.parameters):
+        if self.long:
             self._mount_by_path(script)
             return
         tree = self.keep or TREE

@@ -150,7 +150,7 @@ class Interior:
 
     def _filesystem(self, mount: Mount, asked: Options) -> Inside:
         made = mounts.MountFilesystem(mount, asked, self.config.linux.mount_label)
-        if mount.type in _KEPT and mount.type not in self.kept_mounts:
+        if mount.type in _KEPT and mount.type not in self.kept_mounts and not made.long:
             made.keep = _KEPT[mount.type]
             self.kept_mounts.add(mount.type)
         return made

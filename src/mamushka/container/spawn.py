@@ -16,6 +16,7 @@ import os
 
 from mamushka.container import channel
 from mamushka.container.namespaces import set_time_offsets, write_file
+from mamushka.errors import Unsupported
 from mamushka.linux import vfork
 from mamushka.linux.process import (
     CLONE_CLEAR_SIGHAND,
@@ -72,7 +73,7 @@ class Birth:
 
     def give(self, known: Callable[[int], None]) -> tuple[int, int]:
         """Make the process: (pid, pidfd). In a new user namespace it waits until ``known(pid)`` has given it ids."""
-        executable = self.script.executable("mamushka-init")
+        executable = self._executable()
         try:
             if self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born):
                 pid, pidfd = self._through_helper(executable)
@@ -92,6 +93,17 @@ class Birth:
                 raise
             channel.go(self.peer, pid)
         return pid, pidfd
+
+    def _executable(self) -> int:
+        try:
+            return self.script.executable("mamushka-init")
+        except KeyError as error:
+            raise Unsupported(f"there are no containers on the machine {error.args[0]!r} yet") from error
+        except PermissionError as error:
+            raise Unsupported(
+                f"cannot execute a memory file, which every container begins as: {error.strerror}",
+                hint="sysctl vm.memfd_noexec=1",
+            ) from error
 
     def _clone(self, executable: int, flags: int) -> tuple[int, int]:
         if vfork.possible() and not self.users and not self.clocks:

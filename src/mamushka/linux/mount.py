@@ -130,11 +130,6 @@ def attach(tree: int, target: int | bytes) -> None:
         move_mount(tree, b"", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def attach_at(tree: int, directory: int, name: bytes) -> None:
-    """Put a detached mount at a name in a directory that nobody else can change."""
-    move_mount(tree, b"", directory, name, MOVE_MOUNT_F_EMPTY_PATH)
-
-
 def set_attributes(tree: int, *, set: int = 0, clear: int = 0, propagation: int = 0, flags: int = 0) -> None:
     """Change a mount that a descriptor names."""
     attr = mount_attr(attr_set=set, attr_clr=clear, propagation=propagation)

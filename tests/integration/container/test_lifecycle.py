@@ -162,6 +162,12 @@ def _unreaped() -> object:
         return None
 
 
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_a_hook_without_any_time_is_refused(timeout: int) -> None:
+    with pytest.raises(Invalid, match="timeout"):
+        Hook("/bin/true", timeout=timeout)
+
+
 def test_a_poststop_hook_that_fails_is_only_traced(ground: Ground, tmp_path: Any) -> None:
     seen: list[str] = []
 

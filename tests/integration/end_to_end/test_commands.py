@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -269,3 +270,18 @@ def test_a_closed_output_is_no_traceback(mamushka: Command, roots: tuple[str, st
         shell=True, capture_output=True, check=False,
     )  # fmt: skip
     assert b"Traceback" not in done.stderr
+
+
+def test_a_system_that_executes_no_memory_files_is_named(roots: tuple[str, str]) -> None:
+    """The switch belongs to a pid namespace: one of the test's own."""
+    switch = "/proc/sys/vm/memfd_noexec"
+    if not os.path.exists(switch):
+        pytest.skip("a kernel without vm.memfd_noexec (before Linux 6.3)")
+    program = os.path.join(os.path.dirname(sys.executable), "mamushka")
+    ours = [program, "--data-root", roots[0], "--run-root", roots[1]]
+    words = [*ours, "run", "--rm", "--network", "none", "host", "true"]
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", f'echo 2 >{switch}; exec "$@"', "sh", *words]
+    done = subprocess.run(inside, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 125 and b"hint: sysctl vm.memfd_noexec=1" in done.stderr, done.stderr
+    left = subprocess.run([*ours, "ps", "-aq"], capture_output=True, check=True)
+    assert left.stdout == b"" and not os.listdir(f"{roots[1]}/containers")
