@@ -35,6 +35,7 @@ from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
 from mamushka.linux.process import CLONE_NEWCGROUP
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
+from mamushka.spec.runtime import Hooks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -299,6 +300,10 @@ _ABSENT_LINUX = ("net_devices", "intel_rdt", "memory_policy")
 def checked_process(config: Config) -> Process:
     """The bundle's process; Invalid or Unsupported where it cannot be run."""
     process = check_process(config.process)
+    for moment in Hooks.__match_args__:
+        for hook in getattr(config.hooks, moment):
+            if hook.timeout is not None and hook.timeout <= 0:  # config.md#posix-platform-hooks
+                raise Invalid(f"the hook {hook.path} has a timeout of {hook.timeout} s", hint="leave it out for none")
     for name in _ABSENT_LINUX:
         if getattr(config.linux, name):
             raise Unsupported(f"config.json asks for linux.{name}, which this runtime does not have yet")

@@ -148,10 +148,6 @@ class Hook:
     env: tuple[str, ...] = ()
     timeout: int64 | None = None
 
-    def __post_init__(self) -> None:
-        if self.timeout is not None and self.timeout <= 0:  # config.md#posix-platform-hooks
-            raise Invalid(f"the hook {self.path} has a timeout of {self.timeout} s", hint="leave it out for none")
-
 
 @value
 class Hooks:

@@ -163,9 +163,10 @@ def _unreaped() -> object:
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
-def test_a_hook_without_any_time_is_refused(timeout: int) -> None:
+def test_a_hook_without_any_time_is_refused(ground: Ground, timeout: int) -> None:
+    hooks = Hooks(start_container=(Hook("/bin/true", timeout=timeout),))
     with pytest.raises(Invalid, match="timeout"):
-        Hook("/bin/true", timeout=timeout)
+        ground.run(replace(ground.config("true"), hooks=hooks))
 
 
 def test_a_poststop_hook_that_fails_is_only_traced(ground: Ground, tmp_path: Any) -> None:
