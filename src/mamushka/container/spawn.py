@@ -1,13 +1,14 @@
 """Making the process that becomes a container: one clone3 into new namespaces, then the script's executable.
 
 The child shares the caller's memory until it is that program (``linux/vfork.py``), so it costs the same however large
-the caller is, and however many threads it has. Three things need more than that:
+the caller is, and however many threads it has. Some things need more than that:
 
   - a namespace of pids is joined by the caller's next children only, which can be taken back;
   - one of users or of clocks cannot be left again: a forked helper of one thread enters, and clones with CLONE_PARENT,
     so that the new process is the caller's own child;
   - with ids of its own the process must have become their root before it executes anything, or it loses its
-    capabilities there: a forked child waits for its ids, takes them, and then executes the script.
+    capabilities there: a forked child waits for its ids, takes them, and then executes the script;
+  - a caller with more threads, whose locks a forked child would inherit locked, forks through the helper.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Birth:
         """Make the process: (pid, pidfd). In a new user namespace it waits until ``known(pid)`` has given it ids."""
         executable = self._executable()
         try:
-            if self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born):
+            entered = self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born)
+            if entered or (not self._shares() and threads() > 1):
                 pid, pidfd = self._through_helper(executable)
             elif self.born:
                 pid, pidfd = self._among_others(executable, self.born[0][0])
@@ -105,8 +107,12 @@ class Birth:
                 hint="sysctl vm.memfd_noexec=1",
             ) from error
 
+    def _shares(self) -> bool:
+        """Whether the child can share this process's memory; else it is forked."""
+        return not self.users and not self.clocks and vfork.possible()
+
     def _clone(self, executable: int, flags: int) -> tuple[int, int]:
-        if vfork.possible() and not self.users and not self.clocks:
+        if self._shares():
             return vfork.spawn(executable, self.script.descriptors, flags, cgroup=self.cgroup)
         pid, pidfd = clone3(flags, cgroup=self.cgroup)
         if pid == 0:
@@ -181,6 +187,11 @@ class Birth:
             os.write(answer, _told(error))
         finally:
             os._exit(0)
+
+
+def threads() -> int:
+    """How many threads this process has: the links of the directory that has one directory for each."""
+    return os.stat("/proc/self/task").st_nlink - 2
 
 
 def _told(error: BaseException) -> bytes:

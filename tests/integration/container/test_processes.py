@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from mamushka.container.record import Record
+from mamushka.container.spawn import Birth
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError
+from mamushka.linux import vfork
 from mamushka.linux.terminal import set_size
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning, Stdio
 from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, Root, User
@@ -178,6 +180,28 @@ def _read_until(descriptor: int, word: str) -> str:
     while word not in text and time.monotonic() < deadline:
         text += os.read(descriptor, 4096).decode()
     return text
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_where_no_memory_can_be_shared(ground: Ground, monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+    """On machines without the few instructions, and hardened systems, the child is forked and does the same."""
+    monkeypatch.setattr(vfork, "possible", lambda: False)
+    through: list[int] = []
+    helped = Birth._through_helper
+    monkeypatch.setattr(Birth, "_through_helper", lambda self, fd: through.append(fd) or helped(self, fd))
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    if threaded:
+        thread.start()
+    try:
+        assert ground.run(ground.config("echo $$ $HOME; exit 3")) == (3, "1 /root\n")
+        ground.start(ground.config("sleep 60"))
+        assert ground.exec("echo inside; exit 4") == (4, "inside\n")
+        with pytest.raises(CommandNotFound):
+            ground.exec("no-such-program", "x")
+    finally:
+        stop.set()
+    assert bool(through) == threaded, "a fork with more threads goes through the helper, which has one"
 
 
 def test_a_caller_with_threads(ground: Ground) -> None:
