@@ -112,6 +112,9 @@ class ContainerRuntime:
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
             plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config.linux.resources), init])
+        except BaseException:
+            self._tidy(kept.cgroup)
+            raise
         finally:
             interior.close()
         record.release()
@@ -315,8 +318,11 @@ class ContainerRuntime:
 
     def _tidy(self, cgroup: str) -> None:
         """With the last container go the directories that held the cgroups of all, so that nothing stays behind."""
-        if os.listdir(self.root):
-            return
+        try:
+            if os.listdir(self.root):
+                return
+        except FileNotFoundError:
+            pass
         parent = os.path.dirname(cgroup)
         while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
             prune(parent)

@@ -59,6 +59,8 @@ def test_create_start_kill_delete(ground: Ground) -> None:
 
 def test_a_relative_cgroup_goes_with_all_that_was_made_above_it(ground: Ground) -> None:
     ground.run(ground.config("true", linux={"cgroups_path": f"{ground.name}/below/{ground.name}"}))
+    with pytest.raises(MamushkaError):  # and so it does where the program cannot be executed
+        ground.run(ground.config("/no/such", "x", linux={"cgroups_path": f"{ground.name}/below/{ground.name}"}))
     left = [path for path, *_ in os.walk("/sys/fs/cgroup") if path.endswith(f"/mamushka/{ground.name}")]
     assert left == []
 
