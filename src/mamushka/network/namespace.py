@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 
-from mamushka.linux.interface import set_up
 from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
+from mamushka.linux.rtnetlink import link_up, open_route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SELF = "/proc/thread-self/ns/net"
+_LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
 
 # As Docker does: inside, nobody needs a capability for port 80 or to ping.
 DEFAULT_SYSCTLS = {
@@ -83,7 +84,8 @@ def _owned(sysctls: Mapping[str, str], users: int) -> int:
 
 
 def _equip(sysctls: Mapping[str, str]) -> None:
-    set_up("lo")
+    with open_route() as route:
+        route.request([link_up(_LOOPBACK_INDEX)])
     for name, content in sysctls.items():
         write_sysctl(name, content)
 
