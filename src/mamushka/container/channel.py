@@ -82,6 +82,7 @@ class AwaitGo(Inside):
     """Wait until this process is on record."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "wait until the process is recorded"
@@ -119,6 +120,7 @@ class AwaitStart(Inside):
     """Stand behind the gate until ``start`` sends a byte through it."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "wait for start"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mamushka.container.privileges import Privileges
     from mamushka.container.record import Record
     from mamushka.linux.script import Script
+    from mamushka.spec.runtime import Config
 
 
 class Claim:
@@ -67,6 +68,19 @@ class MakeCgroup:
             self.cgroup.remove()
 
 
+def _script(interior: Interior, channel: int, gate: int, outcome: int) -> Script:
+    global _latest
+    if _latest is not interior.config:
+        _latest = interior.config
+        return interior.script(channel, gate, outcome)
+    from mamushka.container import mold
+
+    return mold.script(interior, channel, gate, outcome)
+
+
+_latest: Config | None = None  # what the latest container was made from; see mold.py
+
+
 class BearInit:
     """Make the container's first process and follow it until its program runs, or it waits for start."""
 
@@ -107,7 +121,7 @@ class BearInit:
             if interior.gated:
                 gate, outcome = self.record.make_gate()
                 ends += [gate, outcome]
-            self._bear(interior.script(theirs, gate, outcome), theirs)
+            self._bear(_script(interior, theirs, gate, outcome), theirs)
         finally:
             entrance.close()
             for end in ends:

@@ -75,7 +75,7 @@ def further(
         for operation in operations if trace.listening() else ():
             trace.event("plan.inside", operation=operation.describe())
         script = Script()
-        script.give(CHANNEL, script.descriptor(theirs))
+        script.descriptor(theirs, CHANNEL)
         script_of(operations, script)
         birth = Birth(script, theirs, peer, first, flags=0, born=born, cgroup=directory)
         if moved is None:

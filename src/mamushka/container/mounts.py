@@ -31,6 +31,8 @@ from mamushka.linux.script import REASONING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mamushka.container.options import Options
     from mamushka.linux.script import Script, Variable
     from mamushka.spec.runtime import Mount
@@ -87,11 +89,15 @@ class AttachTree(Inside):
     """Something of the host's, at a place inside."""
 
     __slots__ = ("destination", "directory", "recursive", "source", "tree")
+    settled = True
 
     def __init__(self, tree: int, destination: str, source: str, *, recursive: bool) -> None:
         self.tree, self.source, self.recursive = tree, source, recursive
         self.destination = os.fsencode(destination)
         self.directory = os.fstat(tree).st_mode & 0o170000 == 0o040000
+
+    def hangs_on(self) -> object:
+        return self.directory
 
     def describe(self) -> str:
         return f"mount --{'r' if self.recursive else ''}bind {self.source} {os.fsdecode(self.destination)}"
@@ -106,6 +112,7 @@ class MountFilesystem(Inside):
     """A filesystem of the container's own; ``keep`` is where its descriptor stays for later operations."""
 
     __slots__ = ("asked", "destination", "keep", "kind", "parameters", "source")
+    settled = True
 
     def __init__(self, mount: Mount, asked: Options, label: str = "") -> None:
         self.asked = asked
@@ -192,6 +199,7 @@ class MountCgroups(Inside):
     """The container's view of its own cgroups: one tree, or on older layouts a directory for each hierarchy."""
 
     __slots__ = ("asked", "destination", "links", "paths")
+    settled = True
 
     def __init__(self, destination: str, asked: Options, paths: tuple[tuple[str, str], ...]) -> None:
         self.asked = asked
@@ -200,14 +208,19 @@ class MountCgroups(Inside):
         # cpu,cpuacct in one hierarchy are also found as cpu and as cpuacct.
         self.links = tuple((part, name) for name, _ in self.paths if b"," in name for part in name.split(b","))
 
+    def names(self) -> Sequence[bytes]:
+        return [path for _, path in self.paths]
+
+    def hangs_on(self) -> object:
+        return [name for name, _ in self.paths]
+
     def describe(self) -> str:
         return f"mount the container's {len(self.paths)} cgroups at {os.fsdecode(self.destination)}"
 
     def write(self, script: Script) -> None:
         make_directory(script, self.destination, TARGET)
         if len(self.paths) == 1 and not self.paths[0][0]:
-            path = self.paths[0][1]
-            script.call("open_tree", AT_FDCWD, path, COPY, into=TREE, about=path)
+            script.call("open_tree", AT_FDCWD, script.name(self.paths[0][1]), COPY, into=TREE)
             set_options(script, TREE, self.asked)
             rootfs.attach(script, TREE, TARGET, self.destination)
         else:
@@ -222,7 +235,7 @@ class MountCgroups(Inside):
         rootfs.attach(script, TREE, TARGET, self.destination)
         for name, path in self.paths:
             script.call("mkdirat", TREE, name, 0o755, about=name)
-            script.call("open_tree", AT_FDCWD, path, COPY, into=CURRENT, about=path)
+            script.call("open_tree", AT_FDCWD, script.name(path), COPY, into=CURRENT, about=name)
             script.call("move_mount", CURRENT, b"", TREE, name, MOVE_MOUNT_F_EMPTY_PATH, about=name)
             script.call("close", CURRENT)
         for link, name in self.links:

@@ -124,6 +124,7 @@ class Join(Inside):
     """Enter an existing namespace."""
 
     __slots__ = ("descriptor", "flag", "path")
+    settled = True
 
     def __init__(self, descriptor: int, flag: int, path: str) -> None:
         self.descriptor, self.flag, self.path = descriptor, flag, path
@@ -139,6 +140,7 @@ class HideCgroups(Inside):
     """A new cgroup namespace; its root is the cgroup in which the process is by now."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "unshare the cgroup namespace"
@@ -151,6 +153,7 @@ class SetNames(Inside):
     """The host name and NIS domain name; an empty one stays as it is."""
 
     __slots__ = ("domainname", "hostname")
+    settled = True
 
     def __init__(self, hostname: str, domainname: str) -> None:
         self.hostname, self.domainname = os.fsencode(hostname), os.fsencode(domainname)
@@ -169,6 +172,7 @@ class SetSysctls(Inside):
     """Kernel settings of the container's namespaces, written below the procfs that we mounted, never by path."""
 
     __slots__ = ("mounted", "settings")
+    settled = True
 
     def __init__(self, settings: Mapping[str, str], *, mounted: bool) -> None:
         self.mounted = mounted  # whether there is a procfs of ours

@@ -11,6 +11,8 @@ from mamushka.linux.script import FURTHER, variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mamushka.linux.script import Script
 
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
@@ -43,6 +45,16 @@ class Inside:
 
     __slots__ = ()
     about = ""
+    # Whether what it writes follows from the bundle, descriptors, ``names`` and ``hangs_on``: see mold.py.
+    settled = False
+
+    def names(self) -> Sequence[bytes]:
+        """What it gives to ``script.name``, in order."""
+        return ()
+
+    def hangs_on(self) -> object:
+        """What else its calls hang on, to be compared."""
+        return None
 
     def describe(self) -> str:
         """One line, as a person would type or say it."""

@@ -28,6 +28,7 @@ from mamushka.container.program import (
     Prepare,
     ResetSignals,
     first_writes,
+    known_home,
 )
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
@@ -63,6 +64,7 @@ class Interior:
         self.first: list[tuple[int | bytes, bytes]] = []
         self.kept_mounts: set[str] = set()  # filesystems whose descriptors later operations find
         self.operations: list[Inside] = []
+        self.preserve: tuple[int, ...] = ()
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
         hooks = config.hooks
@@ -81,6 +83,7 @@ class Interior:
     ) -> None:
         """Fill ``operations``. Opens what is taken from the host."""
         put = self.operations.append
+        self.preserve = preserve
         hooks = self.config.hooks
         self.first = first_writes(privileges, entrance)
         put(Prepare(privileges, () if self.namespaces.has("user") else self.first))
@@ -232,7 +235,11 @@ class Interior:
         if not self.hooked:
             yield AwaitGo()
         if b"HOME" not in find.environment:
-            yield FindHome()
+            home = self._home()
+            if home:
+                find.environment[b"HOME"] = home
+            else:
+                yield FindHome()
         if self.gated:
             yield AwaitStart()
         if start_container:
@@ -242,13 +249,27 @@ class Interior:
         yield Confine(privileges, confinement(process, seccomp=self.config.linux.seccomp is not None))
         yield Execute(find, process.args)
 
+    def _home(self) -> bytes:
+        """The user's home directory, where it can be told before anything is mounted in the root filesystem."""
+        if any(where == [b"etc", b"passwd"][: len(where)] for where, _ in self.places[1:]):
+            return b""
+        return known_home(self.places[0][1], self.process.user.uid)
+
+    def descriptors(self) -> list[int]:
+        """All that operations may hold, in an order that follows from the bundle."""
+        stdio = self.stdio
+        joined = [descriptor for descriptor, _, _ in self.namespaces.joined]
+        doors = [place for place, _ in self.first if isinstance(place, int)]
+        root = self.places[0][1]
+        return [root, *self.trees, *joined, stdio.stdin, stdio.stdout, stdio.stderr, *self.preserve, *doors]
+
     def script(self, channel: int, gate: int, outcome: int) -> Script:
         """What the process is to do, all of it; with its ends of the channel and, if it is gated, of the gate."""
         script = Script()
-        script.give(CHANNEL, script.descriptor(channel))
+        script.descriptor(channel, CHANNEL)
         if self.gated:
-            script.give(GATE, script.descriptor(gate))
-            script.give(OUTCOME, script.descriptor(outcome))
+            script.descriptor(gate, GATE)
+            script.descriptor(outcome, OUTCOME)
         script_of(self.operations, script)
         return script
 

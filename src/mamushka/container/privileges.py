@@ -107,13 +107,13 @@ class Privileges:
         "_capset",
         "_filter",
         "_groups",
-        "_keyring",
-        "_label",
+                "_label",
         "_label_path",
         "_limits",
         "_no_new_privs",
         "_uid_gid",
         "_umask",
+        "keyring",
         "missing",
         "oom_score",
     )  # fmt: skip
@@ -125,7 +125,7 @@ class Privileges:
         self._umask = user.umask
         self._no_new_privs = process.no_new_privileges
         self._filter = filter
-        self._keyring = os.fsencode(keyring)
+        self.keyring = os.fsencode(keyring)
         self._limits = _limits(process.rlimits)
         self.oom_score = b"" if process.oom_score_adj is None else b"%d" % process.oom_score_adj
         self._label_path, self._label = _label(process)
@@ -150,10 +150,17 @@ class Privileges:
         # The kernel lets only what is permitted and inheritable be ambient. capabilities(7).
         self._ambient = tuple(members(ambient & permitted & inheritable))
 
+    def key(self) -> object:
+        """All that the calls hang on; the keyring's name but for what it is."""
+        limits = [(number, limit.rlim_cur, limit.rlim_max) for number, limit in self._limits]
+        ids = (self._uid_gid, self._groups, self._umask)
+        sets = (self._bounding, self._capset, self._ambient)
+        return ids, limits, sets, self._no_new_privs, self._filter, self._label, self._label_path, bool(self.keyring)
+
     def early(self, script: Script) -> None:
         """What needs the host's /proc: before the root changes, by the process that is to be confined."""
-        if self._keyring:
-            script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, self._keyring, 0, 0, 0)
+        if self.keyring:
+            script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, script.name(self.keyring), 0, 0, 0)
         if self._label_path:
             flags = os.O_WRONLY | os.O_CLOEXEC
             script.call("openat", AT_FDCWD, self._label_path, flags, 0, into=LABEL, about=self._label_path)

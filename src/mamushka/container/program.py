@@ -17,7 +17,16 @@ from mamushka.container.defaults import PATH
 from mamushka.container.operation import BACK, CONSOLE, DIRECTORY, FILE, GATE, OPENED, OUTCOME, PROGRAM, RESULT, Inside
 from mamushka.container.rootfs import MODE, S_IFDIR, S_IFMT, S_IFREG, about, components, look
 from mamushka.linux.abi import sizeof
-from mamushka.linux.fd import AT_FDCWD, F_DUPFD_CLOEXEC, RESOLVE_NO_MAGICLINKS, open_how
+from mamushka.linux.fd import (
+    AT_FDCWD,
+    F_DUPFD_CLOEXEC,
+    RESOLVE_BENEATH,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    RESOLVE_NO_XDEV,
+    open_how,
+    openat2,
+)
 from mamushka.linux.process import PR_SET_DUMPABLE, PR_SET_NAME
 from mamushka.linux.script import ANSWER, ANSWER_SIZE, ANY, CHANNEL, NEXT, ROOM, ROOM_SIZE, Label
 
@@ -47,9 +56,16 @@ class Prepare(Inside):
     """
 
     __slots__ = ("privileges", "writes")
+    settled = True
 
     def __init__(self, privileges: Privileges, writes: Sequence[tuple[int | bytes, bytes]]) -> None:
         self.privileges, self.writes = privileges, writes
+
+    def names(self) -> Sequence[bytes]:
+        return [self.privileges.keyring] if self.privileges.keyring else ()
+
+    def hangs_on(self) -> object:
+        return self.privileges.key(), [text if isinstance(place, int) else (place, text) for place, text in self.writes]
 
     def describe(self) -> str:
         return "make the process undumpable and enter its cgroup"
@@ -80,6 +96,7 @@ class ArrangeDescriptors(Inside):
     """Standard streams as 0, 1, 2, preserved descriptors as 3, 4, …; everything else is closed or will be."""
 
     __slots__ = ("gated", "preserve", "stdio", "terminal")
+    settled = True
 
     def __init__(self, stdio: Stdio, preserve: tuple[int, ...], *, terminal: bool, gated: bool) -> None:
         self.stdio, self.preserve, self.terminal, self.gated = stdio, preserve, terminal, gated
@@ -113,6 +130,7 @@ class EnterDirectory(Inside):
 
     __slots__ = ("cwd", "gid", "uid")
     about = DIRECTORY
+    settled = True
 
     def __init__(self, process: Process) -> None:
         self.cwd, self.uid, self.gid = os.fsencode(process.cwd), process.user.uid, process.user.gid
@@ -145,6 +163,7 @@ class FindHome(Inside):
     """Have the user's home directory looked up in the image's accounts, by the builder."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "look up the home directory"
@@ -161,6 +180,28 @@ class FindHome(Inside):
         script.call("write", CHANNEL, ACCOUNTS, 1)
         script.mark(sent)
         listen(script, ANSWER, ANSWER_SIZE, channel.ANSWER)
+
+
+def known_home(root: int, uid: int) -> bytes:
+    """The user's home directory by what lies in a root filesystem that nothing is mounted in yet.
+
+    Empty where it is not certain that the container will see the same: there is a link in the way.
+    """
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV
+    how = open_how(flags=os.O_PATH | os.O_CLOEXEC, resolve=resolve)
+    accounts = -1
+    try:
+        found = openat2(root, b"etc/passwd", how, sizeof(how))
+        try:
+            if os.fstat(found).st_mode & S_IFMT == S_IFREG:  # the image's device is not for this process to open
+                accounts = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return b""
+    return home(accounts, uid)[len(channel.ANSWER + b"HOME=") : -1]
 
 
 def home(accounts: int, uid: int) -> bytes:
@@ -187,6 +228,7 @@ class FindProgram(Inside):
 
     __slots__ = ("environment", "name", "search")
     about = PROGRAM
+    settled = True
 
     def __init__(self, process: Process) -> None:
         self.name = os.fsencode(process.args[0])
@@ -266,22 +308,31 @@ class ResetSignals(Inside):
     """Signals as a new program expects them, whatever the caller ignored or blocked."""
 
     __slots__ = ()
+    settled = True
+
+    def hangs_on(self) -> object:
+        return _ignored()
 
     def describe(self) -> str:
         return "reset signals"
 
     def write(self, script: Script) -> None:
         default = script.room(32)  # a struct sigaction: SIG_DFL, no flag, nothing blocked
-        ignored = [number for number in range(1, _signal.NSIG) if _signal.getsignal(number) == _signal.SIG_IGN]
-        for number in {*ignored, *_GLIBC_SIGNALS}:
+        for number in {*_ignored(), *_GLIBC_SIGNALS}:
             script.call("rt_sigaction", number, default, 0, _SIGSET_SIZE)
         script.call("rt_sigprocmask", _SIG_SETMASK, default, 0, _SIGSET_SIZE)
+
+
+def _ignored() -> list[int]:
+    """The signals that a program started now would ignore."""
+    return [number for number in range(1, _signal.NSIG) if _signal.getsignal(number) == _signal.SIG_IGN]
 
 
 class Confine(Inside):
     """Limits, groups, capabilities, ids, no_new_privs and the system call filter."""
 
     __slots__ = ("privileges", "summary")
+    settled = True
 
     def __init__(self, privileges: Privileges, summary: str) -> None:
         self.privileges, self.summary = privileges, summary
@@ -299,10 +350,14 @@ class Execute(Inside):
 
     __slots__ = ("arguments", "find")
     about = PROGRAM
+    settled = True
 
     def __init__(self, find: FindProgram, arguments: tuple[str, ...]) -> None:
         self.find = find
         self.arguments = tuple(os.fsencode(argument) for argument in arguments)
+
+    def hangs_on(self) -> object:
+        return self.find.environment.get(b"HOME")
 
     def describe(self) -> str:
         return f"execve {' '.join(map(os.fsdecode, self.arguments))}"

@@ -176,7 +176,8 @@ class Record:
         except FileNotFoundError:
             raise NotFound(f"container does not exist: {self.id}") from None
         try:
-            return os.read(descriptor, _STATE_MAX)
+            # No room for the most that there may be: it would be mapped and unmapped each time.
+            return os.read(descriptor, min(os.fstat(descriptor).st_size + 1, _STATE_MAX))
         finally:
             os.close(descriptor)
 

@@ -153,6 +153,7 @@ class EnterRoot(Inside):
     """Cut the ties to the host's mounts and put the root filesystem, a detached tree, into this namespace."""
 
     __slots__ = ("readable", "target", "tree")
+    settled = True
 
     def __init__(self, tree: int, target: bytes, readable: str) -> None:
         self.tree, self.target, self.readable = tree, target, readable
@@ -163,7 +164,7 @@ class EnterRoot(Inside):
     def write(self, script: Script) -> None:
         # What follows must not appear on the host; what the host unmounts may vanish here.
         script.call("mount_setattr", AT_FDCWD, b"/", AT_RECURSIVE, mount_attr(propagation=MS_SLAVE), MOUNT_ATTR_SIZE)
-        script.give(ROOT, script.descriptor(self.tree))
+        script.descriptor(self.tree, ROOT)
         script.call("move_mount", ROOT, b"", AT_FDCWD, self.target, MOVE_MOUNT_F_EMPTY_PATH, about=self.target)
 
 
@@ -171,6 +172,7 @@ class PivotRoot(Inside):
     """Make the root filesystem "/" and let go of the host's."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "pivot_root, and detach the host's root"
@@ -187,6 +189,7 @@ class MoveRoot(Inside):
     """Where pivot_root is impossible (an initramfs): the root lies over "/" already, so chroot. --no-pivot."""
 
     __slots__ = ()
+    settled = True
 
     def describe(self) -> str:
         return "chroot into the root filesystem"
@@ -202,6 +205,7 @@ class MakeDirectory(Inside):
 
     __slots__ = ("path",)
     about = DIRECTORY
+    settled = True
 
     def __init__(self, path: str) -> None:
         self.path = os.fsencode(path)
@@ -218,6 +222,7 @@ class SetRoot(Inside):
     """The root mount's own properties, once nothing inside must be made any more."""
 
     __slots__ = ("propagation", "readonly")
+    settled = True
 
     def __init__(self, *, readonly: bool, propagation: int) -> None:
         self.readonly, self.propagation = readonly, propagation
@@ -237,6 +242,7 @@ class MakeDevices(Inside):
     """Device nodes of our own in the container's /dev, and the links that programs expect there."""
 
     __slots__ = ("fresh", "links", "nodes")
+    settled = True
 
     def __init__(self, devices: Iterable[Device], links: tuple[tuple[str, str], ...], *, fresh: bool) -> None:
         self.links = links
@@ -297,6 +303,7 @@ class BindDevice(Inside):
     """The host's device, where a user namespace forbids to make one."""
 
     __slots__ = ("path", "tree")
+    settled = True
 
     def __init__(self, path: bytes, tree: int) -> None:
         self.path, self.tree = path, tree
@@ -314,6 +321,7 @@ class Mask(Inside):
     """Hide paths: a file behind the container's null device, a directory behind an empty one."""
 
     __slots__ = ("paths",)
+    settled = True
 
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = tuple(os.fsencode(path) for path in paths)
@@ -378,6 +386,7 @@ class ReadOnly(Inside):
     """Make paths read-only, with all that is mounted below them."""
 
     __slots__ = ("paths",)
+    settled = True
 
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = tuple(os.fsencode(path) for path in paths)

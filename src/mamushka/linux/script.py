@@ -157,6 +157,9 @@ class Script:
             {} if machine == MACHINE else {name: pair[machine != "x86_64"] for name, pair in _NUMBERS.items()}
         )
         self.descriptors: list[int] = []
+        # Where they stand, and where names do: what another process that does the same has in other words.
+        self._held: list[int] = []
+        self._names: list[tuple[int, int]] = []
         # Words as the kernel of this machine has them, and the machines above are all alike; zero until they are set.
         self._words = memoryview(bytearray(_ROW * _ROWS_FIRST)).cast("i")
         self._at = 0  # the word that is to be written next
@@ -223,10 +226,21 @@ class Script:
         """What a variable holds at first."""
         self._given[variable.address] = number
 
-    def descriptor(self, fd: int) -> int:
-        """A descriptor of the caller's that the script uses."""
+    def descriptor(self, fd: int, into: Variable | None = None) -> Variable:
+        """A descriptor of the caller's that the script uses: a variable of its own, or ``into``."""
         self.descriptors.append(fd)
-        return fd
+        if into is None:
+            into = Variable(self.copy(words([fd], 4)))
+        else:
+            self.give(into, fd)
+        self._held.append(into.address)
+        return into
+
+    def name(self, content: bytes) -> int:
+        """The address of a text that another process that does the same has otherwise (``again``)."""
+        address = self.copy(content + b"\0")
+        self._names.append((address, len(content)))
+        return address
 
     # Rows
 
@@ -345,6 +359,25 @@ class Script:
         return at
 
     # The executable
+
+    def again(self, descriptors: Sequence[int], names: Sequence[bytes]) -> Script:
+        """The same calls with other descriptors and names, in the order of ``descriptor`` and ``name``.
+
+        Names are as long as they were. Only once this script's own executable is written.
+        """
+        new = Script.__new__(Script)
+        new.machine, new._words, new._at, new._later = self.machine, self._words, self._at, []
+        new._data, new._given = bytearray(self._data), {**self._given}
+        for address, fd in zip(self._held, descriptors, strict=True):
+            if address < _DATA:
+                new._given[address] = fd
+            else:
+                new._data[address - _DATA : address - _DATA + 4] = fd.to_bytes(4, "little")
+        for (address, length), content in zip(self._names, names, strict=True):
+            assert len(content) == length
+            new._data[address - _DATA : address - _DATA + length] = content
+        new.descriptors = [*descriptors]
+        return new
 
     def executable(self, name: str) -> int:
         """A memory file that performs the script, one of its descriptors; the caller's to close. OSError, see create.

@@ -17,7 +17,7 @@ from mamushka.spec.runtime import Config, Linux, Mount, Process, Root
 from mamushka.values import replace
 from tests import peers
 
-PROGRAMS = "cat chmod echo env false hostname id kill ls mount ps readlink sh sleep stat stty touch true tty"
+PROGRAMS = "cat chmod echo env false grep hostname id kill ls mount ps readlink sh sleep stat stty touch true tty wc"
 
 
 @pytest.fixture(autouse=True)

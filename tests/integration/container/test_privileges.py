@@ -32,8 +32,8 @@ def performed(privileges: Privileges, more: Callable[[Script], None]) -> Iterato
     told, telling = os.pipe()
     waiting, going = os.pipe()
     script = Script()
-    script.give(CHANNEL, script.descriptor(telling))
-    script.give(GATE, script.descriptor(waiting))
+    script.descriptor(telling, CHANNEL)
+    script.descriptor(waiting, GATE)
     script.begin("\0confine")
     if privileges.oom_score:
         script.call("openat", -100, b"/proc/self/oom_score_adj", os.O_WRONLY, 0, into=OPENED)

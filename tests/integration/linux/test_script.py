@@ -146,7 +146,7 @@ def test_nobody_can_change_or_execute_it_once_it_runs() -> None:
     reading, writing = os.pipe()
     waiting, going = os.pipe()
     script = Script()
-    script.give(CHANNEL, script.descriptor(writing))
+    script.descriptor(writing, CHANNEL)
     script.call("write", CHANNEL, b"R", 1)
     script.call("read", script.descriptor(waiting), ROOM, 1)
     script.call("exit_group", 0)
@@ -179,7 +179,7 @@ def test_descriptors_pass_and_no_others() -> None:
     reading, writing = os.pipe()
     other = os.open("/dev/null", os.O_RDONLY)
     script, fine, leaked = Script(), Label(), Label()
-    script.give(CHANNEL, script.descriptor(writing))
+    script.descriptor(writing, CHANNEL)
     script.call("fcntl", other, 1, 0, on={9: fine})  # F_GETFD, EBADF
     script.mark(leaked)
     script.call("exit_group", 3)
