@@ -6,53 +6,68 @@ benchmark's own process holds a test runner. How the cost grows with the caller 
 
 from __future__ import annotations
 
+import atexit
 import os
-import subprocess
 import sys
 
+from bench.served import serve
 from mamushka.container import defaults
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.container.seccomp import default_profile
-from mamushka.runtime import Bundle, Stdio
+from mamushka.runtime import Bundle, Started, Stdio
 from mamushka.spec.runtime import Config, Linux, Memory, Pids, Process, Resources, Root, User
+from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.world import World
 
-
-def spawn(world: World) -> Callable[[], None]:
-    """Have the program run ``true`` in new namespaces, with limits, default seccomp and capabilities; wait; remove."""
-    directory = world.path("api", "bundle")
-    words = [sys.executable, "-m", "bench.in_process", world.run_path("api"), directory, world.rootfs()]
-    program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert program.stdin and program.stdout
-    orders, answers = program.stdin.fileno(), program.stdout.fileno()
+def start(root: str, directory: str, rootfs: str) -> Callable[[], None]:
+    """A turn runs ``true`` in new namespaces, with limits, default seccomp and capabilities; waits; removes."""
+    runtime = ContainerRuntime(root)
+    bundle = Bundle(directory, configuration(rootfs))
+    stdio = _nothing()
 
     def turn() -> None:
-        os.write(orders, b"\n")
-        if os.read(answers, 1) != b"\n":
-            raise RuntimeError("the program that embeds mamushka has ended")
+        started = runtime.run("bench", bundle, stdio)
+        _end(started)
+        runtime.delete("bench")
 
     return turn
 
 
-def serve(root: str, directory: str, rootfs: str) -> None:
-    """One container for each line on standard input."""
+def further(root: str, directory: str, rootfs: str) -> Callable[[], None]:
+    """A turn runs ``true`` in a container that is there already."""
     runtime = ContainerRuntime(root)
-    bundle = Bundle(directory, configuration(rootfs))
+    config = configuration(rootfs)
+    assert config.process is not None
+    stdio = _nothing()
+    asleep = replace(config, process=replace(config.process, args=("/bin/sleep", "86399")))
+    started = runtime.run("bench-exec", Bundle(directory, asleep), stdio)
+    process = config.process
+
+    def turn() -> None:
+        _end(runtime.exec("bench-exec", process, stdio))
+
+    def end() -> None:
+        runtime.delete("bench-exec", force=True)
+        os.waitpid(started.pid, 0)
+
+    atexit.register(end)
+    return turn
+
+
+def _nothing() -> Stdio:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    stdio = Stdio(null, null, null)
-    while os.read(0, 1):
-        started = runtime.run("bench", bundle, stdio)
-        _, status = os.waitpid(started.pid, 0)
-        os.close(started.pidfd)
-        runtime.delete("bench")
-        if status:
-            raise SystemExit(f"true ended with {os.waitstatus_to_exitcode(status)}")
-        os.write(1, b"\n")
+    return Stdio(null, null, null)
+
+
+def _end(started: Started) -> None:
+    _, status = os.waitpid(started.pid, 0)
+    os.close(started.pidfd)
+    if status:
+        raise SystemExit(f"true ended with {os.waitstatus_to_exitcode(status)}")
 
 
 def configuration(rootfs: str) -> Config:
@@ -82,4 +97,4 @@ def configuration(rootfs: str) -> Config:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve({"start": start, "exec": further}[sys.argv[1]](*sys.argv[2:]))

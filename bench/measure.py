@@ -26,6 +26,7 @@ class Row(NamedTuple):
     judged_by: str  # each: every peer; fastest, smallest: the best one
     samples: Mapping[str, Sequence[float]]
     missing: Sequence[str] = ()
+    reported: Sequence[str] = ()  # shown beside the peers, judged by nobody
 
     @property
     def ours(self) -> float:
@@ -43,7 +44,7 @@ class Row(NamedTuple):
     @property
     def kept(self) -> bool | None:
         """Whether the budget is kept; None where no peer is here to tell."""
-        ratios = self.ratios().values()
+        ratios = [ratio for name, ratio in self.ratios().items() if name not in self.reported]
         return max(ratios) <= self.budget if ratios else None
 
 

@@ -1,8 +1,7 @@
-"""The seven promises about speed and weight, each against the peers that it names."""
+"""The promises about speed and weight, each against its peers; those about the wall alone are in runtimes.py."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -13,49 +12,11 @@ from contextlib import contextmanager
 from tests import peers
 from tests.registry import free_port
 
+from bench import runtimes
 from bench.measure import Contestant, Row, alternate, command, proportional
 from bench.world import World
 
 NAP = "86399"  # seconds; no other process on the machine sleeps exactly so long
-
-
-def api(world: World, rounds: int) -> Row:
-    """One call of the Python API, from spawn to exit, against bubblewrap with all namespaces."""
-    from bench.in_process import spawn
-
-    contestants: dict[str, Contestant] = {"mamushka": spawn(world)}
-    missing = world.missing("bwrap")
-    if not missing:
-        contestants["bwrap"] = command(
-            peers.find("bwrap"), "--unshare-all", "--bind", world.rootfs(), "/", "--proc", "/proc", "--dev", "/dev",
-            "/bin/true",
-        )  # fmt: skip
-    samples = alternate(contestants, rounds)
-    return Row("api", "Python API, spawn to exit, no network", "s", 1.5, "each", samples, missing)
-
-
-def oci(world: World, rounds: int) -> Row:
-    """``run`` of an OCI bundle from a cold process, against runc."""
-    bundle = world.path("bundle", "config.json")
-    missing = world.missing("runc")
-    program = os.path.join(world.programs, "mamushka-oci")
-    specify = [peers.find("runc"), "spec"] if not missing else [program, "spec"]
-    subprocess.run(specify, cwd=os.path.dirname(bundle), check=True)
-    with open(bundle) as file:
-        config = json.load(file)
-    config["process"].update(terminal=False, args=["/bin/true"])
-    config["root"]["path"] = world.rootfs()
-    with open(bundle, "w") as file:
-        json.dump(config, file)
-    contestants = {"mamushka": _oci_run(program, world.run_path("oci-mamushka"), bundle)}
-    if not missing:
-        contestants["runc"] = _oci_run(peers.find("runc"), world.run_path("oci-runc"), bundle)
-    samples = alternate(contestants, rounds)
-    return Row("oci", "mamushka-oci run, cold", "s", 1.2, "each", samples, missing)
-
-
-def _oci_run(program: str, root: str, bundle: str) -> Contestant:
-    return command(program, "--root", root, "run", "--bundle", os.path.dirname(bundle), "bench")
 
 
 def run(world: World, rounds: int) -> Row:
@@ -216,11 +177,13 @@ def _hundred(engine: Callable[..., list[str]], image: str) -> Callable[[], float
 
 
 ROWS: dict[str, Callable[[World, int], Row]] = {
-    "api": api,
-    "oci": oci,
+    "api": runtimes.api,
+    "oci": runtimes.oci,
     "run": run,
     "publish": publish,
     "pull": pull,
     "memory": memory,
     "crowd": crowd,
+    "exec": runtimes.exec_,
+    "exec-api": runtimes.exec_api,
 }

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
@@ -123,6 +123,10 @@ class World:
         source = f"oci:{os.path.join(CACHE, 'layout')}:bench"
         peers.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, f"docker://{reference}")
         return reference
+
+    def at_end(self, act: Callable[[], object]) -> None:
+        """Do this before the world ends."""
+        self._stack.callback(act)
 
     def missing(self, *names: str) -> list[str]:
         """Which of these peers are not installed."""

@@ -7,13 +7,14 @@ Its verbs are those of the OCI runtime-spec (runtime.md), its states those of ``
 from __future__ import annotations
 
 from mamushka.errors import Conflict, Invalid
-from mamushka.spec.runtime import Config, Process, Resources
 from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Protocol
+
+    from mamushka.spec.runtime import Config, Process, Resources
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 

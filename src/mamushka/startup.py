@@ -225,5 +225,31 @@ def build() -> None:
         py_compile.compile(os.path.join(_HERE, name), doraise=True)
 
 
+def front(program: str) -> bool:
+    """Put the front of ``mamushka-oci`` in place of its script (interfaces/oci/front.c); False without a compiler.
+
+    It knows this interpreter and this package by their paths: after either was moved it must be made again.
+    """
+    import shutil
+    import subprocess
+
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return False
+    folder = os.path.join(_HERE, "interfaces", "oci")
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    given = {"PYTHON": python, "MAIN": os.path.join(folder, "__main__.py")}
+    options = [f'-D{name}="{text}"' for name, text in given.items()]
+    staged = f"{program}.{os.getpid()}"
+    words = [compiler, "-O2", "-static", *options, "-o", staged, os.path.join(folder, "front.c")]
+    if subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
+        return False
+    os.replace(staged, program)
+    return True
+
+
 if __name__ == "__main__":
     build()
+    _script = os.path.join(os.path.dirname(sys.executable), "mamushka-oci")
+    if os.path.exists(_script):
+        front(_script)

@@ -10,6 +10,8 @@ RUN = (
     "mamushka.interfaces.oci.commands",
     "mamushka.interfaces.oci.lifecycle",
     "mamushka.interfaces.oci.foreground",
+    "mamushka.container.creation",
+    "mamushka.container.privileges",
     "mamushka.container.seccomp",
     "mamushka.container.cgroups.v2",
 )

@@ -7,6 +7,7 @@
                  to be written, while that process still waits for it
     gate         a fifo; as long as the created container waits, it holds the reading side
     failure      why the program could not be executed after the gate
+    removal      what delete removes in the end, for a front that is no interpreter; not where there are hooks
 
 The status is never stored. It is asked of the kernel: a creator holds a lock on the directory, a waiting
 container holds the gate, a process is the same one only if it began at the same tick.
@@ -19,9 +20,7 @@ from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.linux.fd import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED
-from mamushka.spec import runtime as spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,19 +71,25 @@ class Kept:
     def dump(self) -> bytes:
         """As JSON."""
         head = {"id": self.id, "bundle": self.bundle, "created": self.created, "cgroup": self.cgroup}
-        return document.dump(head)[:-1] + b',"config":' + spec.dump(self.config) + b"}"
+        from mamushka.spec.runtime import dump
+
+        return document.dump(head)[:-1] + b',"config":' + dump(self.config) + b"}"
 
     @property
     def config(self) -> Config:
         """What the container was made from."""
         if self._config is None:
-            self._config = spec.config_of(self._document, f"the record of {self.id}")
+            from mamushka.spec.runtime import config_of
+
+            self._config = config_of(self._document, f"the record of {self.id}")
         return self._config
 
     @property
     def hooked(self) -> bool:
         """Whether there are hooks at all."""
-        return bool(self._config.hooks != spec.Hooks() if self._config else self._document.get("hooks"))
+        if self._config is None:
+            return bool(self._document.get("hooks"))
+        return any(getattr(self._config.hooks, moment) for moment in self._config.hooks.__match_args__)
 
 
 class Record:
@@ -111,6 +116,8 @@ class Record:
             os.makedirs(os.path.dirname(self.path), 0o711, exist_ok=True)
             return self.claim(cgroup)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        from mamushka.linux.fd import LOCK_EX, flock
+
         flock(self._lock, LOCK_EX)
         self._write("cgroup", os.fsencode(cgroup))
         return None
@@ -137,6 +144,17 @@ class Record:
     def keep_process(self, pid: int) -> None:
         """Write which process the container's first is."""
         self._write("process", b"%d %d\n" % (pid, start_time(pid)))
+
+    def keep_removal(self, lines: list[str]) -> None:
+        """Write down what is to be removed, for a program that does it without looking. interfaces/oci/front.c."""
+        self._write("removal", os.fsencode("\n".join([*lines, ""])))
+
+    def drop_removal(self) -> None:
+        """There will be more to remove than was written down."""
+        try:
+            os.unlink(f"{self.path}/removal")
+        except FileNotFoundError:
+            pass
 
     def _write(self, name: str, content: bytes) -> None:
         # In one write, and nothing relies on a file before ``process`` is there, which is checked for being whole.
@@ -242,6 +260,8 @@ class Record:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"container does not exist: {self.id}") from None
+        from mamushka.linux.fd import LOCK_NB, LOCK_SH, flock
+
         try:
             flock(descriptor, LOCK_SH | LOCK_NB)
         except BlockingIOError:

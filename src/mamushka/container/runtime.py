@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
 from mamushka import plan, trace
-from mamushka.container.cgroups.cgroup import open_cgroup, prune
-from mamushka.container.cgroups.layout import PARENT, resolve
-from mamushka.container.creation import BearInit, Claim, MakeCgroup
-from mamushka.container.plan import Interior
-from mamushka.container.privileges import prepare
-from mamushka.container.record import Kept, Record, records
+from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.linux.process import pidfd_send_signal
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, NotRunning, State
-from mamushka.spec.runtime import Linux
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -23,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mamushka.container.cgroups.cgroup import Cgroup
+    from mamushka.container.record import Kept
     from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
     from mamushka.spec.runtime import Config, Process, Resources, Seccomp
@@ -97,6 +92,13 @@ class ContainerRuntime:
         no_pivot: bool,
         keyring: bool,
     ) -> Started:
+        from mamushka.container.cgroups.cgroup import open_cgroup
+        from mamushka.container.cgroups.layout import resolve
+        from mamushka.container.creation import BearInit, Claim, MakeCgroup
+        from mamushka.container.plan import Interior
+        from mamushka.container.privileges import prepare
+        from mamushka.container.record import Kept
+
         config = bundle.config
         record = Record(self.root, id)
         kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), _to_keep(config))
@@ -117,6 +119,8 @@ class ContainerRuntime:
             raise
         finally:
             interior.close()
+        if gated and not kept.hooked:
+            record.keep_removal([*cgroup.removal(), "", *_above(kept.cgroup)])
         record.release()
         return init.started
 
@@ -125,6 +129,7 @@ class ContainerRuntime:
         record = self._record(id)
         gate = record.open_gate()
         if gate < 0:
+            self._check_failure(record)  # of an earlier start
             status = self._status(record)
             raise Conflict(f"cannot start a container that has {'stopped' if status == STOPPED else 'started already'}")
         try:
@@ -166,7 +171,7 @@ class ContainerRuntime:
         return Record(self.root, id)
 
     def _cgroup(self, record: Record) -> Cgroup:
-        return open_cgroup(record.read().cgroup)
+        return _open_cgroup(record.read().cgroup)
 
     def _status(self, record: Record) -> str:
         status = record.status(frozen=False)
@@ -226,7 +231,7 @@ class ContainerRuntime:
             record.read()  # NotFound for an unknown id
             raise NotRunning("container not running")
         try:
-            pidfd_send_signal(pidfd, signal, None, 0)
+            pidfd_send_signal(pidfd, signal)
         except ProcessLookupError:
             raise NotRunning("container not running") from None
         finally:
@@ -266,6 +271,7 @@ class ContainerRuntime:
         if not record.living():
             record.read()
             raise NotRunning("container not running")
+        record.drop_removal()
         self._cgroup(record).set(resources)
 
     def exec(
@@ -286,7 +292,7 @@ class ContainerRuntime:
         if pidfd < 0:
             raise NotRunning("container not running", hint="exec needs a container whose first process runs")
         try:
-            cgroup = open_cgroup(kept.cgroup)
+            cgroup = _open_cgroup(kept.cgroup)
             if not ignore_paused and _frozen(cgroup):
                 raise Conflict("container is paused", hint="resume it first")
             return further(record, kept, pidfd, cgroup, process, stdio, preserve)
@@ -306,7 +312,7 @@ class ContainerRuntime:
             if there:
                 self._delete_unread(record)
             return
-        cgroup = open_cgroup(kept.cgroup)
+        cgroup = _open_cgroup(kept.cgroup)
         pidfd = record.open_process()
         if pidfd >= 0:
             self._end(record, cgroup, pidfd, force=force)
@@ -323,17 +329,20 @@ class ContainerRuntime:
                 return
         except FileNotFoundError:
             pass
-        parent = os.path.dirname(cgroup)
-        while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
-            prune(parent)
-            parent = os.path.dirname(parent)
+        for directory in _above(cgroup):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                continue
 
     def _delete_unread(self, record: Record) -> None:
         path = record.kept_cgroup()
         if not path:  # nothing was made yet
             record.remove()
             return
-        cgroup = open_cgroup(resolve(path, record.id))
+        from mamushka.container.cgroups.layout import resolve
+
+        cgroup = _open_cgroup(resolve(path, record.id))
         pidfd = record.open_process()
         if pidfd >= 0:
             self._end(record, cgroup, pidfd, force=True)
@@ -348,7 +357,7 @@ class ContainerRuntime:
                     f"cannot delete container {record.id} that is not stopped: container still running",
                     hint="kill it first, or use force",
                 )
-            pidfd_send_signal(pidfd, _SIGKILL, None, 0)
+            pidfd_send_signal(pidfd, _SIGKILL)
             cgroup.kill()
             _wait_for_end(pidfd)
         except ProcessLookupError:
@@ -368,8 +377,29 @@ class ContainerRuntime:
                 trace.event("hook.failed", moment="poststop", path=hook.path, error=error.strerror)
 
 
+def _above(cgroup: str) -> list[str]:
+    """The directories above a cgroup, in every hierarchy, that hold containers' cgroups alone; the deepest first."""
+    from mamushka.container.cgroups.cgroup import everywhere
+    from mamushka.container.cgroups.layout import PARENT
+
+    found: list[str] = []
+    parent = os.path.dirname(cgroup)
+    while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
+        found += everywhere(parent)
+        parent = os.path.dirname(parent)
+    return found
+
+
+def _open_cgroup(path: str) -> Cgroup:
+    from mamushka.container.cgroups.cgroup import open_cgroup
+
+    return open_cgroup(path)
+
+
 def _to_keep(config: Config) -> Config:
     """The part of the config that later commands need; the filter is kept compiled."""
+    from mamushka.spec.runtime import Linux
+
     linux = Linux(namespaces=config.linux.namespaces)
     return replace(config, mounts=(), linux=linux)
 

@@ -24,11 +24,11 @@ PROGRAM = os.path.join(os.path.dirname(sys.executable), "mamushka-oci")
 class Oci:
     """The command with a state directory of its own, and a bundle."""
 
-    def __init__(self, state: str, bundle: str) -> None:
-        self.state, self.bundle = state, bundle
+    def __init__(self, state: str, bundle: str, program: str = PROGRAM) -> None:
+        self.state, self.bundle, self.program = state, bundle, program
 
     def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [PROGRAM, "--root", self.state, *arguments]
+        command = [self.program, "--root", self.state, *arguments]
         options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.run(
             command, capture_output=True, text=True, timeout=60, cwd=self.bundle, check=False, **options
@@ -37,7 +37,7 @@ class Oci:
     def quietly(self, *arguments: str) -> int:
         """Without pipes, which a container that goes on would hold open."""
         null = subprocess.DEVNULL
-        command = [PROGRAM, "--root", self.state, *arguments]
+        command = [self.program, "--root", self.state, *arguments]
         return subprocess.run(
             command, stdin=null, stdout=null, stderr=null, cwd=self.bundle, timeout=60, check=False
         ).returncode

@@ -338,6 +338,11 @@ class Cgroup:
             if os.path.isdir(self._v1.get("freezer", "")):
                 self.thaw()  # a frozen v1 process dies when it thaws
 
+    def removal(self) -> list[str]:
+        """What would remove it once all in it have ended: a file to write 1 to, or nothing, and the directories."""
+        kill = self._tree + "/cgroup.kill" if self._tree else ""
+        return [kill if kill and os.path.exists(kill) else "", *self._joined()]
+
     def remove(self) -> None:
         """Remove it and everything below it from every hierarchy; harmless when it is gone.
 
@@ -359,12 +364,18 @@ class Cgroup:
 
 def prune(prefix: str, layout: Layout | None = None) -> None:
     """Remove the directory that held containers from every hierarchy where it is empty; harmless otherwise."""
-    found = layout or host_layout()
-    for root in dict.fromkeys((found.unified, *found.v1.values()) if found.unified else found.v1.values()):
+    for directory in everywhere(prefix, layout):
         try:
-            os.rmdir(root + prefix)
+            os.rmdir(directory)
         except OSError:
             continue
+
+
+def everywhere(prefix: str, layout: Layout | None = None) -> list[str]:
+    """The directory of this path in every hierarchy, whether or not it is there."""
+    found = layout or host_layout()
+    roots = (found.unified, *found.v1.values()) if found.unified else tuple(found.v1.values())
+    return [root + prefix for root in dict.fromkeys(roots)]
 
 
 def _only(resources: Resources, controllers: set[str]) -> Resources:
