@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests import host, images, peers
@@ -22,6 +23,10 @@ from tests import registry as registries
 if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from tests.images import Layout
+
+# What is tested is never how long an example takes: others may use the machine too.
+hypothesis.settings.register_profile("mamushka", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("mamushka")
 
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 LAST = "test_nothing_is_left_behind"
