@@ -41,12 +41,14 @@ RTM_GETROUTE = 26
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
+IF_OPER_UP = 6
 IFNAMSIZ = 16
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_MASTER = 10
+IFLA_OPERSTATE = 16
 IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
@@ -129,6 +131,7 @@ class Link:
     group: int = 0
     mtu: int = 0
     address: bytes = b""
+    operstate: int = 0  # RFC 2863's, as IF_OPER_…
 
     @property
     def up(self) -> bool:
@@ -272,6 +275,7 @@ def _link(body: bytes) -> Link:
         group=as_number(found.get(IFLA_GROUP, b"")),
         mtu=as_number(found.get(IFLA_MTU, b"")),
         address=found.get(IFLA_ADDRESS, b""),
+        operstate=as_number(found.get(IFLA_OPERSTATE, b"")),
     )
 
 

@@ -73,12 +73,20 @@ def _mac(network: Network) -> bytes:
     return b"\x02\x42" + (pack(network.gateway or network.gateway6 or "0.0.0.1"))[-4:]
 
 
+def _link_local(mac: bytes) -> bytes:
+    """The address that a link with this hardware address has for its neighbours. RFC 4291, appendix A."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def _configure(route: Netlink, index: int, network: Network) -> None:
     settings = ((IPV4_DEVCONF_FORWARDING, int(not network.internal)), (IPV4_DEVCONF_ROUTE_LOCALNET, 1))
-    batch = [configure_link(index, ipv4=settings, link_local=bool(network.subnet6))]
+    batch = [configure_link(index, ipv4=settings, link_local=False)]
     for gateway, subnet in ((network.gateway, network.subnet), (network.gateway6, network.subnet6)):
         if gateway:
             batch.append(new_address(index, pack(gateway), parse_subnet(subnet).prefix))
+    if network.subnet6:
+        # Neighbours are looked for from here. The kernel's own would be usable only some time after the link is up.
+        batch.append(new_address(index, _link_local(_mac(network)), 64))
     route.request(batch)
     if network.subnet6:
         forwarding.admit_bridge(network.bridge)

@@ -1,5 +1,9 @@
 """Endpoints: a veth pair from a bridge into a workload's network namespace, with its addresses and routes.
 
+A link that was brought up takes packets once the kernel's own queue of link events has come to it, a tenth of a
+millisecond later; what is sent before is dropped, and whoever sent it tries again after a second (TCP, neighbour
+discovery) or five (names). So an endpoint is connected when all its links have said that they take packets.
+
 Everything made here dies with the namespace: when its last process and descriptor are gone the kernel
 removes the inner link, and the outer one with it. Nothing has to be taken down in a hurry.
 """
@@ -7,8 +11,10 @@ removes the inner link, and the outer one with it. Nothing has to be taken down 
 from __future__ import annotations
 
 import errno
+import time
 
 from mamushka.linux.rtnetlink import (
+    IF_OPER_UP,
     bridge_port_up,
     configure_link,
     find_link,
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
     from mamushka.linux.netlink import Message, Netlink
     from mamushka.linux.rtnetlink import Link
     from mamushka.network.network import Endpoint, Network, Scope
+
+
+# Events of links that are in no hurry are dealt with once a second. Linux, net/core/link_watch.c.
+_PATIENCE = 1.5
 
 
 def outer_name(endpoint: Endpoint) -> str:
@@ -66,6 +76,18 @@ def connect(
         if link is None:
             raise OSError(errno.ENODEV, f"link {endpoint.interface}: renamed or removed while it was configured")
         inside.request(_inner(link.index, network, endpoint, default_route and not network.internal))
+        _await(inside, endpoint.interface)
+    for name in (outer, network.bridge):
+        _await(route, name)
+
+
+def _await(route: Netlink, name: str) -> None:
+    """Until the link takes packets; or not any longer, where whoever else has changed it."""
+    deadline = time.monotonic() + _PATIENCE
+    while (link := find_link(route, name)) is not None and link.operstate != IF_OPER_UP:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.0001)
 
 
 def _set_ipv6(interface: str, enabled: bool) -> None:

@@ -55,11 +55,7 @@ def _ensure_ipv6(route: Netlink, filter: Nftables, scope: Scope) -> None:
 
 
 def admit_bridge(bridge: str) -> None:
-    """Let a bridge forward IPv6, at once; for IPv4 that is a property it is made with.
-
-    While its link-local address is being asked for (duplicate detection), it cannot look for neighbours.
-    """
-    _turn(f"net/ipv6/conf/{bridge}/accept_dad", "0")
+    """Let a bridge forward IPv6; for IPv4 that is a property it is made with."""
     if _exists(f"net/ipv6/conf/{bridge}/force_forwarding"):
         _turn(f"net/ipv6/conf/{bridge}/force_forwarding", "1")
 
