@@ -2,7 +2,8 @@
 
 A link that was brought up takes packets once the kernel's own queue of link events has come to it, a tenth of a
 millisecond later; what is sent before is dropped, and whoever sent it tries again after a second (TCP, neighbour
-discovery) or five (names). So an endpoint is connected when all its links have said that they take packets.
+discovery) or five (names). An IPv6 address is found by its neighbours once the kernel has joined the group that they
+ask in, which it does in its own time, too. So an endpoint is connected when its links take packets and it is found.
 
 Everything made here dies with the namespace: when its last process and descriptor are gone the kernel
 removes the inner link, and the outer one with it. Nothing has to be taken down in a hurry.
@@ -30,6 +31,8 @@ from mamushka.network.namespace import Entered, write_sysctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mamushka.linux.netlink import Message, Netlink
     from mamushka.linux.rtnetlink import Link
     from mamushka.network.network import Endpoint, Network, Scope
@@ -76,18 +79,38 @@ def connect(
         if link is None:
             raise OSError(errno.ENODEV, f"link {endpoint.interface}: renamed or removed while it was configured")
         inside.request(_inner(link.index, network, endpoint, default_route and not network.internal))
-        _await(inside, endpoint.interface)
-    for name in (outer, network.bridge):
-        _await(route, name)
+        _await(lambda: _take_packets(inside, endpoint.interface))
+    _await(lambda: _take_packets(route, outer, network.bridge))
+    if endpoint.address6:
+        with Entered(namespace):
+            _await(lambda: _is_found(endpoint.interface, endpoint.address6))
+        if network.gateway6:
+            _await(lambda: _is_found(network.bridge, network.gateway6))
 
 
-def _await(route: Netlink, name: str) -> None:
-    """Until the link takes packets; or not any longer, where whoever else has changed it."""
+def _await(ready: Callable[[], bool]) -> None:
+    """Until it is so; or not any longer, where somebody else has changed the link."""
     deadline = time.monotonic() + _PATIENCE
-    while (link := find_link(route, name)) is not None and link.operstate != IF_OPER_UP:
-        if time.monotonic() > deadline:
-            return
+    while not ready() and time.monotonic() < deadline:
         time.sleep(0.0001)
+
+
+def _take_packets(route: Netlink, *names: str) -> bool:
+    found = [find_link(route, name) for name in names]
+    return all(link is None or link.operstate == IF_OPER_UP for link in found)
+
+
+def _is_found(interface: str, address: str) -> bool:
+    """Whether the link listens to those who look for the address, in this thread's network namespace.
+
+    They ask in its solicited-node group. RFC 4291, section 2.7.1; /proc/net/igmp6 is a line for each link and group.
+    """
+    group = (pack("ff02::1:ff00:0")[:13] + pack(address)[13:]).hex()
+    try:
+        with open("/proc/thread-self/net/igmp6", encoding="ascii") as file:
+            return any(line.split()[1:3] == [interface, group] for line in file)
+    except FileNotFoundError:  # a kernel without IPv6
+        return True
 
 
 def _set_ipv6(interface: str, enabled: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -96,14 +97,23 @@ class Host(Place):
         self.before = self.state()
 
     def _wire(self) -> None:
+        """Whole before any test begins: what a test waits for is the product's and not this cable's."""
         self.wire("wan", self.outside)
+        for place in (self, self.outside):
+            place.run("ip", "link", "set", "wan", "up")
+        for place in (self, self.outside):
+            while "state UP" not in place.run("ip", "link", "show", "wan"):
+                time.sleep(0.001)
         for place, addresses in (
             (self, (f"{HOST}/24", f"{SECOND}/24", f"{HOST6}/64")),
             (self.outside, (f"{OUTSIDE}/24", f"{OUTSIDE6}/64")),
         ):
             for address in addresses:
                 place.run("ip", "address", "add", address, "dev", "wan", *(["nodad"] if ":" in address else []))
-            place.run("ip", "link", "set", "wan", "up")
+        for place, address in ((self, HOST6), (self.outside, OUTSIDE6)):
+            # Neighbours ask for it by a group that the kernel joins in its own time.
+            while f"01ff00000{address[-1]}" not in place.run("cat", "/proc/net/igmp6"):
+                time.sleep(0.001)
         self.run("ip", "route", "add", "default", "via", OUTSIDE)
 
     def wire(self, name: str, other: Place) -> None:
