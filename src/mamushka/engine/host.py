@@ -106,26 +106,41 @@ def skeleton(directory: str) -> str:
     path = f"{directory}/{_fingerprint():016x}"
     if not os.path.isdir(path):
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        staged = f"{path}.{os.getpid()}.new"
-        _build(staged)
-        try:
-            os.rename(staged, path)
-        except OSError:  # another process was faster, and made the same
-            from mamushka.storage.remove import remove
+        from mamushka.linux.flock import Lock
 
-            remove(staged)
+        with Lock(f"{directory}/{_BUILDING}", shared=True):
+            _make(path)
     return path
+
+
+_BUILDING = "building"  # locked by all who make one, so that what a killed maker left is told from what is being made
+
+
+def _make(path: str) -> None:
+    staged = f"{path}.{os.getpid()}.new"
+    _build(staged)
+    try:
+        os.rename(staged, path)
+    except OSError:  # another process was faster, and made the same
+        from mamushka.storage.remove import remove
+
+        remove(staged)
 
 
 def sweep(directory: str) -> None:
     """Remove what was made for accounts and links as they were before; nobody may run on it."""
+    from mamushka.linux.flock import Lock
     from mamushka.storage.remove import remove
 
     if not os.path.isdir(directory):
         return
-    for name in os.listdir(directory):
-        if name != f"{_fingerprint():016x}" and not name.endswith(".new"):  # that one is being made
-            remove(f"{directory}/{name}")
+    try:
+        with Lock(f"{directory}/{_BUILDING}", wait=False):
+            for name in os.listdir(directory):
+                if name not in (f"{_fingerprint():016x}", _BUILDING):
+                    remove(f"{directory}/{name}")
+    except BlockingIOError:  # one is being made
+        return
 
 
 def _fingerprint() -> int:

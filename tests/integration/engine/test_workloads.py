@@ -427,11 +427,14 @@ def test_events_are_in_order(engine: Engine, monkeypatch: pytest.MonkeyPatch, re
 def test_prune_removes_what_no_host_workload_stands_on(engine: Engine, sleeper: str) -> None:
     older = f"{engine.paths.data}/host/0123456789abcdef"
     os.makedirs(f"{older}/etc")
+    os.makedirs(f"{older}.1.new/etc")  # whoever made it was killed
     engine.prune()
     assert os.path.isdir(older), "the sleeper might run on it"
     engine.remove(sleeper, force=True)
     engine.prune()
-    assert not os.path.exists(older) and len(os.listdir(f"{engine.paths.data}/host")) == 1
+    assert not os.path.exists(older)
+    assert not [name for name in os.listdir(f"{engine.paths.data}/host") if name.endswith(".new")]
+    assert len(os.listdir(f"{engine.paths.data}/host")) == 2  # the one for the next, and the lock
 
 
 def test_filters_and_prune(engine: Engine, sleeper: str) -> None:
