@@ -134,6 +134,7 @@ def variable(index: int) -> Variable:
 
 CHANNEL = variable(0)  # where a failure is told
 REASONING = variable(1)  # the descriptor of fsopen that says why a mount is refused
+ERROR = Variable(_ERRNO)  # of the last call that failed and was noted
 FURTHER = 4  # the first variable that is the caller's
 _SCRATCH, _OWN = variable(2), variable(3)
 
@@ -341,9 +342,19 @@ class Script:
         """Go back to after the jump."""
         self._plain(_LEAP | _VARIABLE[1], back.address)
 
-    def store(self, number: int, into: Variable) -> None:
+    def store(self, number: int | Variable, into: Variable) -> None:
         """Set a variable."""
-        self._plain(_STORE, number, into)
+        if isinstance(number, Variable):
+            self._plain(_STORE | _VARIABLE[1], number.address, into)
+        else:
+            self._plain(_STORE, number, into)
+
+    def attempt(self, name: str, *arguments: Argument, into: Variable = _SCRATCH) -> None:
+        """A system call that may fail: the next row goes on in any case, and ERROR holds the errno, or 0."""
+        self.store(0, ERROR)
+        at = self._at
+        self.call(name, *arguments, into=into)
+        self._words[at + 14] = self._here()
 
     def fail(self, number: int | Variable, about: str = "") -> None:
         """End as if a call had failed with this errno."""

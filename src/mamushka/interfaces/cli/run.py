@@ -45,7 +45,7 @@ def create(arguments: Arguments, session: Session) -> int:
 
 
 def _wanted(arguments: Arguments, session: Session) -> Settings:
-    return settings(arguments, _volumes_from(arguments.volumes_from, session) if arguments.volumes_from else ())
+    return settings(arguments, volumes_from(arguments.volumes_from, session) if arguments.volumes_from else ())
 
 
 def _streams(arguments: Arguments) -> frozenset[str]:
@@ -121,7 +121,7 @@ def _create(wanted: Settings, arguments: Arguments, session: Session) -> str:
     if arguments.cidfile:
         reserve(arguments.cidfile)
     try:
-        identifier = _create_pulled(wanted, arguments, session)
+        identifier = create_pulled(wanted, arguments, session)
     except BaseException:
         if arguments.cidfile:
             import os
@@ -134,7 +134,7 @@ def _create(wanted: Settings, arguments: Arguments, session: Session) -> str:
     return identifier
 
 
-def _create_pulled(wanted: Settings, arguments: Arguments, session: Session) -> str:
+def create_pulled(wanted: Settings, arguments: Arguments, session: Session) -> str:
     """The image is looked up by ``create`` alone; only its absence is worth a second look."""
     if arguments.pull == "always" and wanted.image != "host":
         _pull(wanted, arguments, session)
@@ -163,7 +163,7 @@ def _pull(wanted: Settings, arguments: Arguments, session: Session) -> None:
     progress.show(session.engine.images.pull(wanted.image, platform=wanted.platform), quiet=arguments.quiet)
 
 
-def _volumes_from(sources: tuple[str, ...], session: Session) -> tuple[Mount, ...]:
+def volumes_from(sources: tuple[str, ...], session: Session) -> tuple[Mount, ...]:
     """The mounts of other workloads, their anonymous volumes by the names they were given."""
     from mamushka.engine.settings import Mount
     from mamushka.values import replace

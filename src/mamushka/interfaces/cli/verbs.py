@@ -51,6 +51,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "tag": ("images", "Give an image one more name"),
     },
     "This machine": {
+        "audit": ("audit", "Try what a workload could reach, and score it"),
         "completion": ("completion", "Print a shell's completion script"),
         "doctor": ("doctor", "Try what this machine can do, and say how to mend what it cannot"),
         "info": ("system", "Show this machine's engine"),
