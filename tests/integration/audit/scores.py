@@ -1,0 +1,43 @@
+"""What is promised of the default box: SPECIFICATION.md, 11; SECURITY.md says why it is not zero."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+ALONE = ("--network", "none")
+# What the default box reaches, with a network and the image host.
+DEFAULT = {
+    "world", "private-ranges", "host-address", "packet-sockets", "programs", "root", "capabilities", "process-limit",
+    "memory-limit", "time-limit",
+}  # fmt: skip
+DEFAULT_AXES = {"network": 40, "secrets": 0, "files": 5, "privileges": 15, "processes": 25}
+
+_SERIALS = "/sys/devices/virtual/dmi/id/product_serial"
+
+
+def of_this_machine() -> set[str]:
+    """What some machines show besides: serial numbers where a firmware tells them, as docker's default does too."""
+    return {"serials"} if os.path.exists(_SERIALS) else set()
+
+
+def secrets_of_this_machine() -> dict[str, int]:
+    """The axis that they count to."""
+    return {"secrets": 5} if of_this_machine() else {}
+
+
+def report(mamushka: Command, *words: str) -> dict[str, Any]:
+    """The one report of an audit with these options."""
+    done = mamushka("audit", "--json", *words)
+    assert done.returncode == 0, done.stderr.decode()
+    (found,) = json.loads(done.stdout)["reports"]
+    return dict(found)
+
+
+def reached(mamushka: Command, *words: str) -> dict[str, str]:
+    """What was reached, by the probes' names."""
+    return {item["probe"]: item["seen"] for item in report(mamushka, *words)["findings"] if item["reached"]}
