@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Stat,
         Verdict,
         aio,
+        audit,
         boxes,
         get,
         images,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box", "Completed", "Conflict", "Denied", "Failed", "Files", "GuestFault", "Invalid", "MamushkaError", "Mount",
-    "NotFound", "Process", "Runtime", "Stat", "Unavailable", "Unsupported", "Verdict", "aio", "boxes", "get", "images",
-    "once", "pull", "run",
+    "NotFound", "Process", "Runtime", "Stat", "Unavailable", "Unsupported", "Verdict", "aio", "audit", "boxes",
+    "get", "images", "once", "pull", "run",
 ]  # fmt: skip
 
 _ERRORS = (

@@ -11,11 +11,24 @@ if TYPE_CHECKING:
 
 ALONE = ("--network", "none")
 # What the default box reaches, with a network and the image host.
-DEFAULT = {
-    "world", "private-ranges", "host-address", "packet-sockets", "programs", "root", "capabilities", "process-limit",
+NETWORK = {"world", "private-ranges", "host-address", "packet-sockets"}
+DEFAULT = NETWORK | {
+    "programs", "root", "capabilities", "process-limit",
     "memory-limit", "time-limit",
 }  # fmt: skip
 DEFAULT_AXES = {"network": 40, "secrets": 0, "files": 5, "privileges": 15, "processes": 25}
+
+# What Debian's docker and podman let be reached, in an image without a program.
+DOCKER = NETWORK | {
+    "kernel-internals", "root", "capabilities", "new-privileges", "surface", "process-limit", "memory-limit",
+    "time-limit",
+}  # fmt: skip
+DOCKER_AXES = {"network": 40, "secrets": 5, "files": 0, "privileges": 35, "processes": 25}
+PODMAN = (NETWORK - {"packet-sockets"}) | {
+    "keyring", "kernel-internals", "root", "capabilities", "new-privileges", "user-namespaces", "surface",
+    "memory-limit", "time-limit",
+}  # fmt: skip
+PODMAN_AXES = {"network": 35, "secrets": 35, "files": 0, "privileges": 45, "processes": 15}
 
 _SERIALS = "/sys/devices/virtual/dmi/id/product_serial"
 
@@ -25,9 +38,9 @@ def of_this_machine() -> set[str]:
     return {"serials"} if os.path.exists(_SERIALS) else set()
 
 
-def secrets_of_this_machine() -> dict[str, int]:
+def secrets_of_this_machine(otherwise: int = 0) -> dict[str, int]:
     """The axis that they count to."""
-    return {"secrets": 5} if of_this_machine() else {}
+    return {"secrets": otherwise + 5} if of_this_machine() else {}
 
 
 def report(mamushka: Command, *words: str) -> dict[str, Any]:

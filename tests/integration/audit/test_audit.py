@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import mamushka as api
 from mamushka.engine.audit import AXES, PROBES
 from tests import images
 from tests import registry as registries
@@ -15,6 +17,7 @@ from tests.integration.audit import scores
 from tests.integration.audit.scores import ALONE, reached, report
 
 if TYPE_CHECKING:
+    from mamushka.engine.engine import Engine
     from tests.conftest import Command
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
@@ -50,7 +53,7 @@ def test_a_hardened_box_reaches_nothing(mamushka: Command, empty_image: str) -> 
 @pytest.mark.parametrize(
     ("options", "closed"),
     [
-        (ALONE, {"world", "private-ranges", "host-address", "packet-sockets"}),
+        (ALONE, scores.NETWORK),
         (("--cap-drop", "NET_RAW"), {"packet-sockets"}),
         (("--cap-drop", "ALL"), {"packet-sockets", "capabilities"}),
         (("--user", "65534"), {"packet-sockets", "capabilities", "root"}),
@@ -119,3 +122,12 @@ def test_people_read_what_why_and_how_to_close_it(mamushka: Command) -> None:
     assert "processes     25" in text and "no limit of memory: all memory of the host" in text
     assert "closed by: -m SIZE" in text and "vm: not audited: virtual machines" in text
     assert "network        0" in text and "the world" not in text
+
+
+def test_from_python(engine: Engine) -> None:
+    settings = {"network": "none", "user": "65534", "capabilities_drop": ["ALL"], "memory": "1g", "pids": 64, "cpus": 1}
+    found = api.audit(engine=engine, **settings)
+    assert found.axes == {"network": 0, "secrets": 0, "files": 5, "privileges": 0, "processes": 0}
+    assert [item.probe for item in found.reached] == ["programs"] and found.score == 1
+    twin = asyncio.run(api.aio.audit(engine=engine, network="none"))
+    assert twin.axis("processes") == 25 and {item.probe for item in twin.reached} == scores.DEFAULT - scores.NETWORK

@@ -77,7 +77,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 # Those whose door takes more than options, or something of the machine: a test of their own each.
 APART = {
     "debugging", "descriptors", "engines", "environment", "firmware", "host-file", "host-file-write", "kernel-memory",
-    "metadata", "mounts", "mounts-write", "release-agent", "serials",
+    "metadata", "mounts", "mounts-write", "other-networks", "release-agent", "serials",
 }  # fmt: skip
 
 
@@ -175,6 +175,21 @@ def test_the_metadata_service(mamushka: Command, metadata: str) -> None:
     """It is there, so that its absence says something of the wall."""
     assert metadata in reached(mamushka, "--network", "host")["metadata"]
     assert "metadata" not in reached(mamushka)
+
+
+def test_workloads_of_other_networks(mamushka: Command) -> None:
+    """One runs in a network of its own; the host, which is in all of them, does reach it."""
+    assert mamushka("network", "create", "elsewhere").returncode == 0
+    assert (
+        mamushka("run", "-d", "--name", "neighbour", "--network", "elsewhere", "host", "sleep", "600").returncode == 0
+    )
+    try:
+        assert "other-networks" not in reached(mamushka)
+        assert "other-networks" not in reached(mamushka, "--network", "elsewhere")  # it is its own there
+        assert "answered at" in reached(mamushka, "--network", "host")["other-networks"]
+    finally:
+        mamushka("rm", "-f", "neighbour")
+        mamushka("network", "rm", "elsewhere")
 
 
 def test_an_inherited_descriptor(tmp_path: Path) -> None:

@@ -258,5 +258,5 @@ def test_every_twin_has_its_twin() -> None:
     for ours, twin in pairs:
         missing = {name for name in vars(ours) if not name.startswith("_")} - set(vars(twin))
         assert missing <= {"fileno", "poll", "close"}, f"{twin} misses {missing}"
-    for name in ("run", "once", "get", "boxes", "pull", "images"):
+    for name in ("run", "once", "get", "boxes", "pull", "images", "audit"):
         assert asyncio.iscoroutinefunction(getattr(aio, name))

@@ -12,6 +12,7 @@ import os
 from mamushka.engine.audit import files, network, privileges, processes, secrets
 from mamushka.engine.audit.attempts import Attempts, parse
 from mamushka.engine.audit.canaries import Canaries
+from mamushka.engine.audit.janitor import LABEL, Janitor
 from mamushka.engine.audit.probe import AXES, Ground, Seen
 from mamushka.engine.audit.report import Finding, Report, finding
 from mamushka.engine.runtimes import NAMES, obstacle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from mamushka.engine.attach import Attached
     from mamushka.engine.engine import Engine
+    from mamushka.engine.networks import NetworkRow
     from mamushka.engine.settings import Settings
 
 __all__ = ["AXES", "PROBES", "Audit", "Finding", "Report", "audit", "runtimes"]
@@ -65,10 +67,12 @@ class Audit:
         """The executable's path."""
         return self._canaries.probe
 
-    def write(self, *, gateways: tuple[str, ...] = (), shim: str = "") -> None:
+    def write(self, *, gateways: tuple[str, ...] = (), neighbours: tuple[str, ...] = (), shim: str = "") -> None:
         """Write the probe, which knows the host's addresses as they are now, and those that it is about to get."""
         addresses = tuple(dict.fromkeys((*gateways, *_addresses())))[:_ADDRESSES_MAX]
-        self._ground = Ground(self._canaries, self._mounts, self._environment, addresses, _disk(), shim)
+        self._ground = Ground(
+            self._canaries, self._mounts, self._environment, addresses, neighbours[:_ADDRESSES_MAX], _disk(), shim
+        )
         for probe in PROBES:
             probe.attempt(self._attempts, self._ground)
         fd = os.open(self.probe, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
@@ -92,8 +96,9 @@ def audit(
     create: Callable[[Settings], str] | None = None,
 ) -> Report:
     """Run the probe as such a workload, whose command it replaces, and judge. ``environment`` is the caller's own."""
-    directory = f"{engine.paths.run}/audit-{os.urandom(8).hex()}"
-    with Audit(directory, mounts=settings.mounts, environment=environment) as found:
+    mark = os.urandom(8).hex()
+    directory = f"{engine.paths.run}/audit-{mark}"
+    with Janitor(engine, mark), Audit(directory, mounts=settings.mounts, environment=environment) as found:
         asked = replace(
             settings,
             command=(INSIDE,),
@@ -101,11 +106,16 @@ def audit(
             mounts=(*settings.mounts, Mount("bind", INSIDE, found.probe, read_only=True)),
             remove=True,  # also when the auditor is killed
             log_driver="none",
+            labels={**settings.labels, LABEL: mark},
         )
         id = (create or engine.create)(asked)
         try:
             runtime = engine.inspect(id).runtime
-            found.write(gateways=_gateways(engine, settings), shim=engine.paths.socket(id))
+            found.write(
+                gateways=_gateways(engine, settings),
+                neighbours=_neighbours(engine, settings),
+                shim=engine.paths.socket(id),
+            )
             attached = engine.start(id, attach=True)
             assert attached is not None
             with attached:
@@ -146,15 +156,26 @@ def _remove(engine: Engine, id: str) -> None:
         pass  # its own end has removed it
 
 
-def _gateways(engine: Engine, settings: Settings) -> tuple[str, ...]:
-    """The host's addresses in the workload's networks; they are the host's once the workload runs."""
+def _networks(engine: Engine, settings: Settings) -> list[NetworkRow]:
+    """The networks that the workload will be in."""
     found = []
     for attachment in settings.networks:
         try:
-            found.append(engine.networks.get(attachment.network).gateway)
+            found.append(engine.networks.find(attachment.network))
         except MamushkaError:
-            pass  # none, host, container:ID
-    return tuple(filter(None, found))
+            pass  # container:ID
+    return found
+
+
+def _gateways(engine: Engine, settings: Settings) -> tuple[str, ...]:
+    """The host's addresses there, which are the host's once the workload runs."""
+    return tuple(network.gateway for network in _networks(engine, settings) if network.gateway)
+
+
+def _neighbours(engine: Engine, settings: Settings) -> tuple[str, ...]:
+    """The addresses of workloads that run in other networks than those."""
+    own = {network.id for network in _networks(engine, settings)}
+    return tuple(row.address for row in engine.networks.running() if row.address and row.network not in own)
 
 
 def _addresses() -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _AF_PACKET = 17
 _SOL_SOCKET, _SO_SNDTIMEO = 1, 21
 _ETH_P_ALL, _ICMP = 0x300, 1  # the former as it is on the wire
+_NOBODYS_PORT = 1  # tcpmux, RFC 1078
 _PATIENCE_US = 300_000  # for an answer from this very machine
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 # RFC 5737 for the world; the private ones' last addresses, which nobody has who counts from below.
@@ -128,6 +129,17 @@ def _judge_metadata(seen: Seen, _: Ground) -> str:
     return f"a server answered at {reached}" if reached else ""
 
 
+def _try_neighbours(attempts: Attempts, ground: Ground) -> None:
+    for address in ground.neighbours:
+        _connect(attempts, f"neighbour {address}", address, _NOBODYS_PORT)
+
+
+def _judge_neighbours(seen: Seen, ground: Ground) -> str:
+    """Who refuses has been reached."""
+    reached = [text for text in ground.neighbours if seen.error(f"neighbour {text}") in ("", "ECONNREFUSED")]
+    return f"workloads of other networks answered at {', '.join(reached)}" if reached else ""
+
+
 def _try_packets(attempts: Attempts, _: Ground) -> None:
     for name, family, protocol in (("packet", _AF_PACKET, _ETH_P_ALL), ("raw", socket.AF_INET, _ICMP)):
         fd = attempts.variable()
@@ -213,6 +225,16 @@ PROBES = (
         "no --network host; the bridge refuses it unless asked otherwise",
         _judge_metadata,
         _try_metadata,
+    ),
+    Probe(
+        "other-networks",
+        "network",
+        30,
+        "workloads of other networks",
+        "networks are there to keep them apart",
+        "no --network host",
+        _judge_neighbours,
+        _try_neighbours,
     ),
     Probe(
         "packet-sockets",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mamushka.engine.settings import Mount
 from mamushka.interfaces.sdk import aio
+from mamushka.interfaces.sdk.auditing import audit
 from mamushka.interfaces.sdk.box import Box, boxes, get, once, run
 from mamushka.interfaces.sdk.files import Files, Stat
 from mamushka.interfaces.sdk.host import images, pull
@@ -15,6 +16,6 @@ from mamushka.interfaces.sdk.process import Process
 from mamushka.interfaces.sdk.result import Completed, Failed, Runtime, Verdict
 
 __all__ = [
-    "Box", "Completed", "Failed", "Files", "Mount", "Process", "Runtime", "Stat", "Verdict", "aio", "boxes", "get",
-    "images", "once", "pull", "run",
+    "Box", "Completed", "Failed", "Files", "Mount", "Process", "Runtime", "Stat", "Verdict", "aio", "audit", "boxes",
+    "get", "images", "once", "pull", "run",
 ]  # fmt: skip

@@ -14,8 +14,8 @@ import threading
 import time
 from functools import partial
 
+from mamushka.interfaces.sdk import auditing, host
 from mamushka.interfaces.sdk import box as sync
-from mamushka.interfaces.sdk import host
 from mamushka.interfaces.sdk.aio_process import SLICE, Process, born, call, in_thread
 from mamushka.interfaces.sdk.streams import UNREAD_MAX
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Unpack
 
+    from mamushka.engine.audit import Report
     from mamushka.engine.engine import Engine
     from mamushka.engine.images import ImageSummary, Progress
     from mamushka.engine.logs import Line
@@ -104,6 +105,13 @@ async def pull(
         cancelled.set()
         await asyncio.wait([work])
         raise
+
+
+async def audit(
+    image: str = "host", *, pull: str = "missing", engine: Engine | None = None, **asked: Unpack[Asked]
+) -> Report:
+    """What a box with these settings could reach; see ``mamushka.audit``."""
+    return await call(partial(auditing.audit, image, pull=pull, engine=engine, **asked))
 
 
 async def images(*, engine: Engine | None = None) -> list[ImageSummary]:
