@@ -43,6 +43,11 @@ def test_the_default_box(mamushka: Command) -> None:
     assert found["axes"] == scores.DEFAULT_AXES | scores.secrets_of_this_machine()
 
 
+def test_the_default_box_in_an_image_without_programs(mamushka: Command, empty_image: str) -> None:
+    found = report(mamushka, empty_image)
+    assert found["axes"] == scores.DEFAULT_AXES | {"files": 0} | scores.secrets_of_this_machine()
+
+
 def test_a_hardened_box_reaches_nothing(mamushka: Command, empty_image: str) -> None:
     """Also in an image that has no program: the probe needs none."""
     found = report(mamushka, *HARDENED, empty_image)

@@ -8,7 +8,7 @@ import sys
 from mamushka import document
 from mamushka.errors import Invalid
 from mamushka.interfaces.cli.options import Command, flag, many
-from mamushka.interfaces.cli.output import BOLD, DIM, out, paint, printable
+from mamushka.interfaces.cli.output import BOLD, DIM, out, paint, printable, talk
 from mamushka.interfaces.cli.workload_options import CREATE
 
 TYPE_CHECKING = False
@@ -34,14 +34,14 @@ _WIDTH = 12
 
 def audit(arguments: Arguments, session: Session) -> int:
     """Each wall that was asked for, or that can be had; 1 where a score is above what ``--max`` allows."""
-    allowed = _allowed(arguments.max)
     from mamushka.engine.audit import audit as examine
     from mamushka.engine.audit import runtimes
     from mamushka.interfaces.cli.run import create_pulled
 
-    others = {} if "runtime" in arguments.given else {name: why for name, why in runtimes().items() if why}
     wanted = _wanted(arguments, session)
-    names = [wanted.runtime] if "runtime" in arguments.given else [(n,) for n, why in runtimes().items() if not why]
+    known = {} if "runtime" in arguments.given else runtimes()
+    others = {name: why for name, why in known.items() if why}
+    chosen: list[tuple[str, ...]] = [(name,) for name, why in known.items() if not why] or [wanted.runtime]
     reports = [
         examine(
             session.engine,
@@ -49,7 +49,7 @@ def audit(arguments: Arguments, session: Session) -> int:
             environment=os.environ,
             create=lambda asked: create_pulled(asked, arguments, session),
         )
-        for walls in names
+        for walls in chosen
     ]
     if arguments.json:
         told = [{"runtime": name, "reason": why} for name, why in others.items()]
@@ -59,9 +59,9 @@ def audit(arguments: Arguments, session: Session) -> int:
             _print(report)
         for name, why in others.items():
             out(f"{name}: not audited: {why}")
-    above = [text for report in reports for text in _above(report, allowed)]
+    above = [text for report in reports for text in _above(report, dict(arguments.max))]
     for text in above:
-        out(text) if not arguments.json else None
+        talk(text)
     return EXCEEDED if above else 0
 
 
@@ -81,11 +81,6 @@ def _wanted(arguments: Arguments, session: Session) -> Settings:
     return settings(arguments, volumes_from(arguments.volumes_from, session) if arguments.volumes_from else ())
 
 
-def _allowed(given: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    """The highest score of each axis that passes; the empty name is every axis that is not named."""
-    return dict(given)
-
-
 def _limit(text: str) -> tuple[str, int]:
     """SCORE for every axis, or AXIS=SCORE."""
     from mamushka.engine.audit import AXES
@@ -97,6 +92,7 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def _above(report: Report, allowed: dict[str, int]) -> list[str]:
+    """What is too much; the empty name allows every axis that is not named."""
     found = []
     for axis, score in report.axes.items():
         most = allowed.get(axis, allowed.get("", 100))
