@@ -7,6 +7,7 @@ these tests assert.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.network, pytest.mark.peer, pytest.ma
 
 # podman raises limits to a million descriptors, which needs a capability that a nested root may lack.
 LIMITS = ("--ulimit", "nofile=1000:1000", "--ulimit", "nproc=1000:1000")
+ADDRESSES = "/var/lib/cni"  # where its network plug-ins remember the last address that they gave
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ def test_dockers_default_box(docker: list[str], tmp_path: Any) -> None:
 def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Podman's own wall, with Debian's runc and the default bridge."""
     peers.need("podman", "runc")
+    known = os.path.exists(ADDRESSES)
     base = tmp_path_factory.mktemp("podman")
     command = [
         peers.find("podman"), "--root", f"{base}/root", "--runroot", f"{base}/run", "--storage-driver", "vfs",
@@ -87,6 +90,8 @@ def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     subprocess.run([*command, "rm", "-af", "-t", "0"], capture_output=True, check=False)
     subprocess.run([*command, "rmi", "-af"], capture_output=True, check=False)
     subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
+    if not known:
+        shutil.rmtree(ADDRESSES, ignore_errors=True)
 
 
 def test_podmans_default_box(podman: list[str], tmp_path: Any) -> None:
