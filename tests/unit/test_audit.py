@@ -90,3 +90,17 @@ def test_an_axis_has_the_weights_of_what_was_reached_and_a_hundred_at_most() -> 
     assert found.axes == {"network": 0, "secrets": 0, "files": 100, "privileges": 0, "processes": 0}
     assert found.score == 20
     assert Report("container", "host", (finding("files", 1, "x"),)).score == 1  # never rounded down to nothing
+
+
+def test_what_makes_the_wall_is_offered_as_run_has_it() -> None:
+    from mamushka.interfaces.cli import audit
+    from mamushka.interfaces.cli.workload_options import CREATE
+
+    known = {option.attribute for option in CREATE}
+    assert known >= audit._OTHERS
+    offered = {spelling for option in audit._OFFERED for spelling in option.spellings}
+    assert offered >= {
+        "--privileged", "--cap-add", "--cap-drop", "--security-opt", "--network", "--user", "--userns", "--volume",
+        "--mount", "--read-only", "--memory", "--pids-limit", "--cpus", "--device", "--device-cgroup-rule", "--pid",
+        "--ipc", "--uts", "--cgroupns", "--sysctl", "--ulimit", "--env", "--tmpfs", "--runtime", "--pull",
+    }  # fmt: skip

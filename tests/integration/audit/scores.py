@@ -30,12 +30,20 @@ PODMAN = (NETWORK - {"packet-sockets"}) | {
 }  # fmt: skip
 PODMAN_AXES = {"network": 35, "secrets": 35, "files": 0, "privileges": 45, "processes": 15}
 
-_SERIALS = "/sys/devices/virtual/dmi/id/product_serial"
+_DMI = "/sys/devices/virtual/dmi/id"
+_SERIALS = ("product_serial", "product_uuid", "board_serial", "chassis_serial")
 
 
 def of_this_machine() -> set[str]:
     """What some machines show besides: serial numbers where a firmware tells them, as docker's default does too."""
-    return {"serials"} if os.path.exists(_SERIALS) else set()
+    for name in _SERIALS:
+        try:
+            with open(f"{_DMI}/{name}") as file:
+                if file.read().strip():
+                    return {"serials"}
+        except OSError:
+            continue
+    return set()
 
 
 def secrets_of_this_machine(otherwise: int = 0) -> dict[str, int]:

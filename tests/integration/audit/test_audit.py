@@ -73,6 +73,13 @@ def test_an_option_closes_what_it_says(mamushka: Command, options: tuple[str, ..
     assert set(reached(mamushka, *options)) - scores.of_this_machine() == scores.DEFAULT - closed
 
 
+def test_an_internal_network_is_no_way_out_and_a_way_to_the_host(mamushka: Command) -> None:
+    assert mamushka("network", "create", "--internal", "inner").returncode == 0
+    closed = {"world", "private-ranges", "packet-sockets"}
+    assert set(reached(mamushka, "--network", "inner")) - scores.of_this_machine() == scores.DEFAULT - closed
+    assert mamushka("network", "rm", "inner").returncode == 0
+
+
 def test_what_is_told_has_a_stable_shape(mamushka: Command) -> None:
     """docs/guides/audit.md documents it: a field that goes or changes breaks somebody's script."""
     done = mamushka("audit", "--json", *ALONE)

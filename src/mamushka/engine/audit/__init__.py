@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from mamushka.engine.audit import files, network, privileges, processes, secrets
-from mamushka.engine.audit.attempts import Attempts, parse
+from mamushka.engine.audit.attempts import Attempts
+from mamushka.engine.audit.attempts import parse as outcomes
 from mamushka.engine.audit.canaries import Canaries
 from mamushka.engine.audit.janitor import LABEL, Janitor
 from mamushka.engine.audit.probe import AXES, Ground, Seen
@@ -18,11 +19,12 @@ from mamushka.engine.audit.report import Finding, Report, finding
 from mamushka.engine.runtimes import NAMES, obstacle
 from mamushka.engine.settings import Mount
 from mamushka.errors import MamushkaError, NotFound, Unavailable
+from mamushka.network.address import parse, parse_subnet
 from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mamushka.engine.attach import Attached
     from mamushka.engine.engine import Engine
@@ -67,11 +69,19 @@ class Audit:
         """The executable's path."""
         return self._canaries.probe
 
-    def write(self, *, gateways: tuple[str, ...] = (), neighbours: tuple[str, ...] = (), shim: str = "") -> None:
-        """Write the probe, which knows the host's addresses as they are now, and those that it is about to get."""
-        addresses = tuple(dict.fromkeys((*gateways, *_addresses())))[:_ADDRESSES_MAX]
+    def write(self, networks: Sequence[NetworkRow] = (), neighbours: tuple[str, ...] = (), shim: str = "") -> None:
+        """Write the probe, for a workload that will be in these networks, with the host's addresses as they are now."""
+        gateways = tuple(row.gateway for row in networks if row.gateway)
+        subnets = [parse_subnet(row.subnet) for row in networks if row.subnet]
         self._ground = Ground(
-            self._canaries, self._mounts, self._environment, addresses, neighbours[:_ADDRESSES_MAX], _disk(), shim
+            self._canaries,
+            self._mounts,
+            self._environment,
+            addresses=tuple(dict.fromkeys((*gateways, *_addresses())))[:_ADDRESSES_MAX],
+            private=tuple(text for text in network.PRIVATE if not any(parse(text) in subnet for subnet in subnets)),
+            neighbours=neighbours[:_ADDRESSES_MAX],
+            disk=_disk(),
+            shim=shim,
         )
         for probe in PROBES:
             probe.attempt(self._attempts, self._ground)
@@ -84,7 +94,7 @@ class Audit:
     def judge(self, told: bytes) -> tuple[Finding, ...]:
         """What it reached. Unavailable where it did not come to its end, Invalid where what it told is no record."""
         assert self._ground is not None
-        seen = Seen(parse(told, self._attempts), heard=self._canaries.heard())
+        seen = Seen(outcomes(told, self._attempts), heard=self._canaries.heard())
         return tuple(finding(probe, seen, self._ground) for probe in PROBES)
 
 
@@ -111,11 +121,8 @@ def audit(
         id = (create or engine.create)(asked)
         try:
             runtime = engine.inspect(id).runtime
-            found.write(
-                gateways=_gateways(engine, settings),
-                neighbours=_neighbours(engine, settings),
-                shim=engine.paths.socket(id),
-            )
+            networks = _networks(engine, settings)
+            found.write(networks, _neighbours(engine, networks), engine.paths.socket(id))
             attached = engine.start(id, attach=True)
             assert attached is not None
             with attached:
@@ -167,14 +174,9 @@ def _networks(engine: Engine, settings: Settings) -> list[NetworkRow]:
     return found
 
 
-def _gateways(engine: Engine, settings: Settings) -> tuple[str, ...]:
-    """The host's addresses there, which are the host's once the workload runs."""
-    return tuple(network.gateway for network in _networks(engine, settings) if network.gateway)
-
-
-def _neighbours(engine: Engine, settings: Settings) -> tuple[str, ...]:
-    """The addresses of workloads that run in other networks than those."""
-    own = {network.id for network in _networks(engine, settings)}
+def _neighbours(engine: Engine, networks: Sequence[NetworkRow]) -> tuple[str, ...]:
+    """The addresses of workloads that run in other networks than these."""
+    own = {network.id for network in networks}
     return tuple(row.address for row in engine.networks.running() if row.address and row.network not in own)
 
 

@@ -18,8 +18,9 @@ _ETH_P_ALL, _ICMP = 0x300, 1  # the former as it is on the wire
 _NOBODYS_PORT = 1  # tcpmux, RFC 1078
 _PATIENCE_US = 300_000  # for an answer from this very machine
 METADATA = ("169.254.169.254", "fd00:ec2::254")
-# RFC 5737 for the world; the private ones' last addresses, which nobody has who counts from below.
-_WORLD, _PRIVATE = "192.0.2.1", ("10.255.255.254", "172.31.255.254", "192.168.255.254")
+# RFC 5737 for the world; of the private ranges (RFC 1918) the last addresses, which nobody has who counts from below.
+_WORLD = "192.0.2.1"
+PRIVATE = ("10.255.255.254", "172.31.255.254", "192.168.255.254")
 
 
 def _address(text: str, port: int) -> bytes:
@@ -63,8 +64,8 @@ def _judge_world(seen: Seen, _: Ground) -> str:
     return "packets for the world have a route" if seen.done("world") else ""
 
 
-def _try_private(attempts: Attempts, _: Ground) -> None:
-    for address in _PRIVATE:
+def _try_private(attempts: Attempts, ground: Ground) -> None:
+    for address in ground.private:
         _connect(attempts, f"private {address}", address, 9, socket.SOCK_DGRAM)
 
 

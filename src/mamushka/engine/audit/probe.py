@@ -46,6 +46,7 @@ class Ground:
     mounts: tuple[Mount, ...] = ()  # those that the user asked for
     environment: tuple[str, ...] = ()  # the caller's own variables, NAME=value
     addresses: tuple[str, ...] = ()  # IPv4, the host's, on which a server listens
+    private: tuple[str, ...] = ()  # IPv4, in private ranges, and in no network of the workload's own
     neighbours: tuple[str, ...] = ()  # IPv4, of workloads in networks that are not its own
     disk: tuple[int, int] = (0, 0)  # a block device of the host's
     shim: str = ""  # the socket of the workload's own shim
