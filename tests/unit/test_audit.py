@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mamushka.engine.audit import AXES, PROBES
 from mamushka.engine.audit.attempts import ROOM, Attempts, Outcome, parse
-from mamushka.engine.audit.probe import Seen, entries
+from mamushka.engine.audit.canaries import Canaries
+from mamushka.engine.audit.probe import Ground, Seen, entries
 from mamushka.engine.audit.report import Finding, Report
 from mamushka.errors import Invalid, Unavailable
 
@@ -68,6 +69,16 @@ def test_permission_and_absence_are_told_from_wrong_arguments() -> None:
     seen = Seen({str(error): Outcome(error) for error in (0, 14, 22, 26, *closed)}, heard=False)
     assert {error for error in (0, 14, 22, 26, *closed) if seen.allowed(str(error))} == {0, 14, 22, 26}
     assert not seen.allowed("not made") and not seen.done("not made")
+
+
+def test_what_cannot_be_told_counts_as_reached() -> None:
+    """Without /proc and without a cgroup file nothing says that rights and resources are bounded."""
+    blind = Seen({}, heard=False)
+    ground = Ground(Canaries("/nowhere"))
+    assert {probe.name for probe in PROBES if probe.judge(blind, ground)} == {
+        "root", "capabilities", "further-capabilities", "new-privileges", "filter", "process-limit", "memory-limit",
+        "time-limit",
+    }  # fmt: skip
 
 
 def test_probes_have_names_and_weights() -> None:

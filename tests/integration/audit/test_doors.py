@@ -78,6 +78,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 APART = {
     "debugging", "descriptors", "engines", "environment", "firmware", "host-file", "host-file-write", "kernel-memory",
     "metadata", "mounts", "mounts-write", "other-networks", "release-agent", "serials",
+    "shared",
 }  # fmt: skip
 
 
@@ -183,6 +184,16 @@ def test_the_metadata_service(mamushka: Command, metadata: str) -> None:
     """It is there, so that its absence says something of the wall."""
     assert metadata in reached(mamushka, "--network", "host")["metadata"]
     assert "metadata" not in reached(mamushka)
+
+
+def test_the_processes_of_another_workload(mamushka: Command) -> None:
+    assert mamushka("run", "-d", "--name", "other", *ALONE, "host", "sleep", "600").returncode == 0
+    try:
+        assert reached(mamushka, *ALONE, "--pid", "container:other")["shared"].startswith("1 of")
+        assert "shared" not in reached(mamushka, *ALONE)
+        assert "shared" in reached(mamushka, *ALONE, "--pid", "host")
+    finally:
+        mamushka("rm", "-f", "other")
 
 
 def test_workloads_of_other_networks(mamushka: Command) -> None:

@@ -33,6 +33,7 @@ _USUAL = frozenset(
         "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
     )
 )  # fmt: skip
+_NAMED = 4  # of a long list
 _SWITCHES = (
     "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches",
 )  # fmt: skip
@@ -54,7 +55,7 @@ def _try_status(attempts: Attempts, _: Ground) -> None:
 
 
 def _status(seen: Seen, field: str) -> str:
-    """A line of /proc/self/status; empty where there is none, and so no procfs to tell."""
+    """A line of /proc/self/status; empty where there is none."""
     for line in seen.content("status read").decode(errors="replace").splitlines():
         name, _, rest = line.partition(":")
         if name == field:
@@ -62,7 +63,14 @@ def _status(seen: Seen, field: str) -> str:
     return ""
 
 
+def _blind(seen: Seen) -> str:
+    """Without a procfs nothing says that rights are few, and what cannot be told counts as reached."""
+    return "" if seen.content("status read") else "it cannot be told: there is no /proc/self/status"
+
+
 def _judge_root(seen: Seen, _: Ground) -> str:
+    if _blind(seen):
+        return _blind(seen)
     uid = _status(seen, "Uid").split()
     first = seen.content("uid_map read").split()[:2]
     return "user 0 here is user 0 of the host" if uid[:1] == ["0"] and first == [b"0", b"0"] else ""
@@ -75,20 +83,22 @@ def _capabilities(seen: Seen) -> frozenset[str]:
 
 def _judge_usual(seen: Seen, _: Ground) -> str:
     found = _capabilities(seen) & _USUAL
-    return f"{len(found)} of Docker's fourteen" if found else ""
+    return f"{len(found)} of Docker's fourteen" if found else _blind(seen)
 
 
 def _judge_further(seen: Seen, _: Ground) -> str:
     found = sorted(name.removeprefix("CAP_") for name in _capabilities(seen) - _USUAL)
-    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    if len(found) > _NAMED:
+        return f"{', '.join(found[:_NAMED])} and {len(found) - _NAMED} more"
+    return ", ".join(found) or _blind(seen)
 
 
 def _judge_new_privileges(seen: Seen, _: Ground) -> str:
-    return "set-user-id programs give their owner's rights" if _status(seen, "NoNewPrivs") == "0" else ""
+    return "set-user-id programs give their owner's rights" if _status(seen, "NoNewPrivs") == "0" else _blind(seen)
 
 
 def _judge_filter(seen: Seen, _: Ground) -> str:
-    return "no system call is filtered" if _status(seen, "Seccomp") == "0" else ""
+    return "no system call is filtered" if _status(seen, "Seccomp") == "0" else _blind(seen)
 
 
 def _try_namespaces(attempts: Attempts, _: Ground) -> None:

@@ -83,6 +83,11 @@ class Seen:
         found = self._outcomes.get(step)
         return found.content if found else b""
 
+    def result(self, step: str) -> int:
+        """What the call has answered; 0 where it failed or was not made."""
+        found = self._outcomes.get(step)
+        return found.result if found else 0
+
     def number(self, step: str, base: int = 10) -> int:
         """What it has read, as a number; -1 where it failed or is none."""
         try:

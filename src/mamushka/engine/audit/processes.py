@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mamushka.engine.audit.probe import Probe
+from mamushka.engine.audit.probe import Probe, entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,18 @@ def _outsider(seen: Seen, ground: Ground) -> bool:
 
 def _judge_seen(seen: Seen, ground: Ground) -> str:
     return "processes of the host are in /proc" if _outsider(seen, ground) else ""
+
+
+def _try_list(attempts: Attempts, _: Ground) -> None:
+    attempts.list("processes", b"/proc")
+    attempts.step("own", "getpid")
+
+
+def _judge_list(seen: Seen, _: Ground) -> str:
+    """The probe's own children have ended by then."""
+    found = [name for name in entries(seen.content("processes list")) if name.isdecimal()]
+    others = [name for name in found if int(name) != seen.result("own")]
+    return f"{len(others)} of another workload's or the host's" if others else ""
 
 
 def _try_others(attempts: Attempts, ground: Ground) -> None:
@@ -67,6 +79,16 @@ def _judge_time(seen: Seen, _: Ground) -> str:
 
 
 PROBES = (
+    Probe(
+        "shared",
+        "processes",
+        20,
+        "processes of others",
+        "whoever sees them can signal and read those of the same user",
+        "no --pid host, no --pid container:NAME",
+        _judge_list,
+        _try_list,
+    ),
     Probe(
         "visible",
         "processes",
