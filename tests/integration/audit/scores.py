@@ -34,7 +34,7 @@ _SERIALS = ("product_serial", "product_uuid", "board_serial", "chassis_serial")
 
 
 def of_this_machine() -> set[str]:
-    """What some machines show besides: serial numbers where a firmware tells them, as docker's default does too."""
+    """What other engines show on some machines besides: serial numbers where a firmware tells them."""
     for name in _SERIALS:
         try:
             with open(f"{_DMI}/{name}") as file:
@@ -45,7 +45,7 @@ def of_this_machine() -> set[str]:
     return set()
 
 
-def secrets_of_this_machine(otherwise: int = 0) -> dict[str, int]:
+def secrets_of_this_machine(otherwise: int) -> dict[str, int]:
     """The axis that they count to."""
     return {"secrets": otherwise + 5} if of_this_machine() else {}
 
