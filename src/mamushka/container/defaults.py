@@ -86,5 +86,8 @@ DEVICE_RULES = (
     _allow("c", 136, None, "rwm"),
 )
 
+# The annotation with the policy of landlock.py.
+LANDLOCK = "org.mamushka.landlock"
+
 # What every process needs that names no other.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -9,7 +9,7 @@ from mamushka.container import channel
 from mamushka.container.failure import explain
 from mamushka.container.namespaces import FLAGS
 from mamushka.container.operation import ROOT, Inside, script_of
-from mamushka.container.plan import check_process, further_process
+from mamushka.container.plan import check_process, further_process, restrictions
 from mamushka.container.privileges import prepare
 from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
@@ -56,6 +56,7 @@ def further(
 ) -> Started:
     """Start the process; it is the caller's child."""
     check_process(process)
+    restricted = restrictions(kept.config, process)
     own = {namespace.type for namespace in kept.config.linux.namespaces}
     kinds = sum(FLAGS[kind] for kind in own)
     born = [(pidfd, flag, kind) for kind in ("user", "pid", "time") if kind in own for flag in (FLAGS[kind],)]
@@ -71,7 +72,7 @@ def further(
             JoinContainer(pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)),
         ]
         moved = _place(process, enter)
-        operations = further_process(process, stdio, preserve, enter, privileges)
+        operations = further_process(process, stdio, preserve, enter, restricted, privileges)
         for operation in operations if trace.listening() else ():
             trace.event("plan.inside", operation=operation.describe())
         script = Script()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH
 
-from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, PROGRAM
+from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, LANDLOCK, PROGRAM
 from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
 from mamushka.linux.script import parse
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
@@ -24,6 +24,12 @@ _KINDS: dict[int, type[MamushkaError]] = {
     EINVAL: Invalid,
 }
 
+_RULES: dict[int, tuple[type[MamushkaError], str]] = {
+    ENOENT: (NotFound, "a rule is for a path that is there, inside the container"),
+    ELOOP: (Invalid, "a symbolic link of the image's: name what it leads to, or add follow to the policy"),
+    EPERM: (Denied, "set no_new_privs, or start the container with CAP_SYS_ADMIN"),
+}
+
 
 def explain(packet: bytes, process: Process) -> MamushkaError:
     """The error that a failed operation's packet tells; ``process`` is what was to be executed."""
@@ -39,6 +45,9 @@ def explain(packet: bytes, process: Process) -> MamushkaError:
         code = os.waitstatus_to_exitcode(number)
         how = f"with exit status {code}" if code >= 0 else f"by signal {-code}"
         return MamushkaError(f"cannot {operation}: {HOOK_ENDED} {how}{text[len(HOOK_ENDED) :]}")
+    if about == LANDLOCK and number in _RULES:
+        kind, hint = _RULES[number]
+        return kind(f"cannot {operation}: {_lower(text)}", hint=hint)
     if number == ESRCH:  # its namespaces went before its process did
         return NotRunning(f"container not running: cannot {operation}: {_lower(text)}")
     kind = _KINDS.get(number, MamushkaError)

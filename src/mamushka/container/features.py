@@ -6,10 +6,12 @@ import os
 
 from mamushka.container import options
 from mamushka.container.cgroups.layout import layout
+from mamushka.container.defaults import LANDLOCK
 from mamushka.container.namespaces import FLAGS
 from mamushka.container.privileges import apparmor, selinux
 from mamushka.container.seccomp import ACTIONS
 from mamushka.container.seccomp import FLAGS as SECCOMP_FLAGS
+from mamushka.linux import landlock
 from mamushka.linux.capabilities import NAMES
 from mamushka.spec.runtime import VERSION
 
@@ -27,7 +29,7 @@ _ARCHITECTURES = (
 
 def features() -> Mapping[str, object]:
     """The document that ``features`` prints."""
-    found = layout()
+    found, version = layout(), landlock.abi()
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
@@ -54,5 +56,8 @@ def features() -> Mapping[str, object]:
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": False},
         },
-        "annotations": {"org.mamushka.runtime": "container"},
+        "annotations": {
+            "org.mamushka.runtime": "container",
+            **({f"{LANDLOCK}.abi": str(version)} if version else {}),
+        },
     }

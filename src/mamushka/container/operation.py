@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mamushka.linux.script import Script
 
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
-PROGRAM, DIRECTORY, HOOK = "program", "directory", "hook"
+PROGRAM, DIRECTORY, HOOK, LANDLOCK = "program", "directory", "hook", "landlock"
 
 HOOK_ENDED = "the hook ended"  # and the number told with it is its wait status
 

@@ -5,7 +5,7 @@ The order is forced by what each step needs:
   1. as the caller: labels and scores through the host's /proc, the cgroup, joined namespaces
   2. before the root changes: mounts, devices, the terminal, and hooks that expect the host's root still there
   3. behind the root: kernel settings, masks, read-only paths
-  4. as the program's own process: descriptors, directory, program, signals, the gate, privileges, execve
+  4. as the program's own process: descriptors, directory, program, signals, the gate, Landlock, privileges, execve
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 
 from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
-from mamushka.container.defaults import DEVICE_LINKS, DEVICES
+from mamushka.container.defaults import DEVICE_LINKS, DEVICES, LANDLOCK
 from mamushka.container.namespaces import HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
 from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, Inside, script_of
 from mamushka.container.options import PROPAGATION
@@ -67,6 +67,7 @@ class Interior:
         self.preserve: tuple[int, ...] = ()
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
+        self.restricted = restrictions(config, self.process)
         hooks = config.hooks
         # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
         self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
@@ -246,6 +247,7 @@ class Interior:
             from mamushka.container.hooks import RunHooks
 
             yield RunHooks("startContainer", start_container, self.kept, CREATED)
+        yield from self.restricted
         yield Confine(privileges, confinement(process, seccomp=self.config.linux.seccomp is not None))
         yield Execute(find, process.args)
 
@@ -278,8 +280,23 @@ _NEW, _OTHER = -1, -2  # an empty tmpfs, and any other filesystem, that the cont
 _KEPT = {"proc": PROC, "devpts": DEVPTS}
 
 
+def restrictions(config: Config, process: Process) -> list[Inside]:
+    """What else the bundle asks to be kept from one of its processes, whichever it is."""
+    if LANDLOCK not in config.annotations:
+        return []
+    from mamushka.container import landlock
+
+    policy = landlock.of(config.annotations[LANDLOCK])
+    return [landlock.Restrict(policy, no_new_privileges=process.no_new_privileges)]
+
+
 def further_process(
-    process: Process, stdio: Stdio, preserve: tuple[int, ...], enter: list[Inside], privileges: Privileges
+    process: Process,
+    stdio: Stdio,
+    preserve: tuple[int, ...],
+    enter: list[Inside],
+    restricted: list[Inside],
+    privileges: Privileges,
 ) -> list[Inside]:
     """The operations of exec: a process in namespaces that are there already."""
     find = FindProgram(process)
@@ -297,6 +314,7 @@ def further_process(
     if b"HOME" not in find.environment:
         operations.append(FindHome())
     operations += [
+        *restricted,
         Confine(privileges, confinement(process, seccomp=False)),
         Execute(find, process.args),
     ]

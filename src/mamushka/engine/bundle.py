@@ -103,7 +103,7 @@ def build(workload: Workload, root: int, sources: mounts.Sources, network: str |
         hostname=_hostname(workload),
         domainname=settings.domainname,
         mounts=mounts.mounts(settings, sources),
-        annotations=settings.annotations,
+        annotations=_annotations(settings),
         linux=spec.Linux(
             uid_mappings=userns.mappings(workload),
             gid_mappings=userns.mappings(workload),
@@ -156,6 +156,16 @@ def process(
         selinux_label=":".join(security.selinux_label),
         oom_score_adj=settings.limits.oom_score_adj or None,
     )
+
+
+def _annotations(settings: Settings) -> Mapping[str, str]:
+    """The user's own, and what a wall reads there."""
+    policy = settings.security.landlock
+    if not policy:
+        return settings.annotations
+    from mamushka.container.defaults import LANDLOCK
+
+    return {**settings.annotations, LANDLOCK: policy}
 
 
 def _hostname(workload: Workload) -> str:

@@ -48,8 +48,21 @@ def below(config: Config, directory: str) -> Config:
     finally:
         os.close(fd)
     os.rename(staged, path)  # the last start's may still be executed
+    config = _executable(config)
     mount = Mount(INSIDE, "bind", path, ("bind", "rprivate", "ro"))
     return replace(config, mounts=(*config.mounts, mount), process=replace(process, args=(INSIDE, "--", *process.args)))
+
+
+def _executable(config: Config) -> Config:
+    """With a Landlock policy, if there is one, that lets the init be executed."""
+    from mamushka.container.defaults import LANDLOCK
+
+    policy = config.annotations.get(LANDLOCK)
+    if policy is None:
+        return config
+    from mamushka.container.landlock import permit
+
+    return replace(config, annotations={**config.annotations, LANDLOCK: permit(policy, INSIDE)})
 
 
 def _script(process: Process) -> Script:

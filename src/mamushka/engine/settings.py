@@ -105,6 +105,7 @@ class Security:
     seccomp: str = ""  # empty: the default profile; "unconfined"; or a JSON profile itself
     apparmor: str = ""
     selinux_label: tuple[str, ...] = ()
+    landlock: str = ""  # a policy as container/landlock.py reads it
     unmask: tuple[str, ...] = ()  # paths, or ALL
     mask: tuple[str, ...] = ()
 

@@ -74,7 +74,10 @@ def _evaluate(annotation: str, module: str) -> Any:
 
 @dataclass_transform(kw_only_default=True)
 def struct(cls: type[T]) -> type[T]:
-    """Declare a C struct; fields in order, natural alignment, zero unless a default says otherwise."""
+    """Declare a C struct; fields in order, natural alignment, zero unless a default says otherwise.
+
+    ``_pack_ = 1`` among the fields is C's attribute packed.
+    """
     annotations = getattr(cls, "__annotations__", {})
     fields = [(name, _evaluate(kind, cls.__module__)) for name, kind in annotations.items()]
     defaults = {name: cls.__dict__[name] for name in annotations if name in cls.__dict__}
@@ -88,6 +91,8 @@ def struct(cls: type[T]) -> type[T]:
         "__init__": __init__,
         "_fields_": fields,
     }
+    if "_pack_" in cls.__dict__:
+        body = {"_pack_": cls.__dict__["_pack_"], "_layout_": "ms", **body}
     declared: Any = type(cls.__name__, (foreign.Structure,), body)
     DECLARED[cls.__name__] = ("struct", declared)
     return declared  # type: ignore[no-any-return]

@@ -45,6 +45,7 @@ SPELLED = {
     "bpf_attr_query": ("union bpf_attr", "query.", False),
     "bpf_attr_get_id": ("union bpf_attr", "", False),
     "ifreq": ("struct ifreq", "", False),
+    "landlock_ruleset_attr": ("struct landlock_ruleset_attr", "", False),  # later kernels append fields
 }
 # Structs that no header has: the reason is that the kernel takes a bare type there.
 OURS = {"fs_flags": "FS_IOC_GETFLAGS is declared with long and transfers an int"}
@@ -53,6 +54,7 @@ NEWER = {
     "statmount": "Linux 6.8",
     "listmount": "Linux 6.8",
     "mnt_id_req": "Linux 6.8",
+    "landlock_net_port_attr": "Linux 6.7",
     "scmp_arg_cmp": "libseccomp's header, when it is installed",
     "scmp_version": "libseccomp's header, when it is installed",
 }
@@ -103,7 +105,9 @@ def expectations() -> tuple[list[str], dict[str, int]]:
     return list(dict.fromkeys(lines)), values
 
 
-UNKNOWN = re.compile(r"(?:'(\w+)' undeclared|(?:type|use of undefined type) '(?:struct|union) (\w+)')")
+UNKNOWN = re.compile(
+    r"(?:'(\w+)' undeclared|(?:type|use of undefined type) '(?:struct|union) (\w+)'|has no member named '(\w+)')"
+)
 
 
 def compile_and_run(

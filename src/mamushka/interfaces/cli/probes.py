@@ -120,6 +120,24 @@ def _seccomp(_data_root: str) -> str:
     return "the default filter can be compiled and loaded"
 
 
+def _landlock(_data_root: str) -> str:
+    from mamushka.linux.landlock import abi
+
+    found = abi()
+    if not found:
+        raise Unsupported("this kernel has no Landlock, or was booted without")
+    return f"ABI {found}: policies can restrict {_restrictable(found)}"
+
+
+def _restrictable(abi: int) -> str:
+    from mamushka.linux.landlock import FS, NET, SCOPE
+
+    lacking = [name for name, (_, since) in FS.items() if since > abi]
+    words = ["files" + (f" (but not {', '.join(lacking)})" if lacking else "")]
+    words += [name for name, (_, since) in (*NET.items(), *SCOPE.items()) if since <= abi]
+    return ", ".join(words)
+
+
 def _network(_data_root: str) -> str:
     from mamushka.linux import process
     from mamushka.linux.nftables import Nftables
@@ -190,6 +208,7 @@ PROBES = (
     Probe("overlay", "overlay", _overlay, "modprobe overlay; the data root must not be on overlay or NFS itself"),
     Probe("cgroup", "control groups", _cgroup, "mount -t cgroup2 none /sys/fs/cgroup"),
     Probe("seccomp", "seccomp", _seccomp, "apt-get install libseccomp2"),
+    Probe("landlock", "Landlock", _landlock, "boot Linux 5.13 or later with lsm=landlock,…", essential=False),
     Probe("network", "network", _network, "modprobe -a bridge veth nf_tables nft_nat; or run with --network none"),
     Probe("firewall", "host's firewall", _firewall, "let the bridges through, with Docker: iptables -I DOCKER-USER "
           "-i mamushka0 -j ACCEPT; iptables -I DOCKER-USER -o mamushka0 -j ACCEPT", essential=False),

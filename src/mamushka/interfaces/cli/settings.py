@@ -199,7 +199,7 @@ def limits(arguments: Arguments) -> Limits:
 
 
 def _security(arguments: Arguments) -> Security:
-    found: dict[str, Any] = {"selinux_label": (), "mask": (), "unmask": ()}
+    found: dict[str, Any] = {"selinux_label": (), "landlock": "", "mask": (), "unmask": ()}
     for text in arguments.security_opt:
         _security_option(text, found)
     return Security(
@@ -222,6 +222,8 @@ def _security_option(text: str, found: dict[str, Any]) -> None:
         found["apparmor"] = word
     elif key == "label":
         found["selinux_label"] += (word,)
+    elif key == "landlock":
+        found["landlock"] = _landlock(word, found["landlock"])
     elif key in ("mask", "unmask"):
         found[key] += tuple(word.split(":"))
     elif key == "systempaths" and word == "unconfined":
@@ -229,8 +231,19 @@ def _security_option(text: str, found: dict[str, Any]) -> None:
     else:
         raise Invalid(
             f"--security-opt {text!r} is not known",
-            hint="no-new-privileges, seccomp, apparmor, label, mask, unmask, systempaths=unconfined",
+            hint="no-new-privileges, seccomp, apparmor, label, landlock, mask, unmask, systempaths=unconfined",
         )
+
+
+def _landlock(word: str, before: str) -> str:
+    """The policy's text, after the items that were given before."""
+    from mamushka.container.landlock import parse
+
+    if word.endswith(".json"):
+        word = _read(word, "Landlock policy")
+    text = f"{before},{word}" if before else word
+    parse(text)
+    return text
 
 
 _PROFILES = {"unconfined": "unconfined", "builtin": "", "default": ""}
@@ -238,14 +251,19 @@ _PROFILES = {"unconfined": "unconfined", "builtin": "", "default": ""}
 
 def _profile(path: str) -> str:
     """A seccomp profile's text; it must be JSON."""
+    return _read(path, "seccomp profile")
+
+
+def _read(path: str, what: str) -> str:
+    """The text of a JSON file."""
     from mamushka import document
 
     try:
         with open(path, "rb") as file:
             raw = file.read(_PROFILE_MAX + 1)
     except OSError as error:
-        raise NotFound(f"cannot read the seccomp profile {path!r}: {error.strerror}") from error
-    document.parse(raw, f"the seccomp profile {path!r}", size_max=_PROFILE_MAX)
+        raise NotFound(f"cannot read the {what} {path!r}: {error.strerror}") from error
+    document.parse(raw, f"the {what} {path!r}", size_max=_PROFILE_MAX)
     return raw.decode()
 
 

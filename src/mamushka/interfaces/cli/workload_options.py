@@ -83,7 +83,7 @@ _WALL = (
     flag("--privileged", "Take the wall down: all capabilities and devices"),
     many("--cap-add", "Add a capability"),
     many("--cap-drop", "Drop a capability"),
-    many("--security-opt", "seccomp=FILE|unconfined, no-new-privileges[=false], apparmor=…, label=…"),
+    many("--security-opt", "seccomp=FILE|unconfined, no-new-privileges[=false], apparmor=…, label=…, landlock=POLICY"),
     one("--userns", "User namespace: host, private, UID:SIZE"),
     one("--pid", "Process namespace: host, container:NAME"),
     one("--ipc", "IPC namespace: host, private, container:NAME"),

@@ -132,6 +132,7 @@ def _security(settings: Settings) -> dict[str, Any]:
     options += [f"seccomp={security.seccomp}"] if security.seccomp else []
     options += [f"apparmor={security.apparmor}"] if security.apparmor else []
     options += [f"label={label}" for label in security.selinux_label]
+    options += [f"landlock={security.landlock}"] if security.landlock else []
     return {
         "Privileged": security.privileged,
         "CapAdd": list(security.capabilities_add) or None,

@@ -41,6 +41,7 @@ class Asked(TypedDict, total=False):
     capabilities_add: Sequence[str]
     capabilities_drop: Sequence[str]
     seccomp: str  # "unconfined", or a profile as JSON
+    landlock: str  # "ro,rw:/tmp", "rx:/usr,connect:443", or a policy as JSON
     devices: Sequence[str]  # "/dev/fuse", "/dev/sda:/dev/xvda:r"
     sysctls: Mapping[str, str]
     labels: Mapping[str, str]
@@ -145,6 +146,13 @@ def _same(item: Any) -> Any:
     return item
 
 
+def _landlock(policy: str) -> str:
+    from mamushka.container.landlock import parse
+
+    parse(policy)
+    return policy
+
+
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "name": _same,
     "environment": lambda asked: tuple(f"{name}={item}" for name, item in asked.items()),
@@ -178,4 +186,5 @@ _PARTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "capabilities_add": ("security", tuple),
     "capabilities_drop": ("security", tuple),
     "seccomp": ("security", _same),
+    "landlock": ("security", _landlock),
 }
