@@ -93,7 +93,10 @@ def ground(ground: Ground) -> Ground:
         ("ro,rw:/data,rw:/dev", READS | DATA),
         ("ro,rw:/data,rw:/other,rw:/dev", READS | DATA | {"hardlink-across"}),
         # A right is not moved along: in /other the file would gain the one to be executed.
-        ("ro,read+write+make+remove+refer:/data,rw:/other,rw:/dev", READS | DATA),
+        (
+            "rx:/bin,read:/etc,read+write+make+remove+refer:/data,rw:/other,rw:/dev",
+            READS | DATA - {"execute-data"},
+        ),
         ("rx:/bin,rw:/dev,read:/data", {"read-data", "list-data"}),
         ("rx:/bin,rw:/dev,read_file:/data", {"read-data"}),
         ("rx:/bin,rw:/dev,read_dir:/data", {"list-data"}),
