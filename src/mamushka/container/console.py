@@ -11,7 +11,7 @@ import os
 from mamushka.container.channel import CONSOLE as CONSOLE_PACKET
 from mamushka.container.channel import descriptor_packet
 from mamushka.container.operation import CONSOLE, DEVPTS, TARGET, TREE, Inside
-from mamushka.container.rootfs import COPY, attach, make_target, open_device, open_in_root
+from mamushka.container.rootfs import COPY, attach, expect, make_target, open_device, open_in_root
 from mamushka.linux.fd import AT_EMPTY_PATH
 from mamushka.linux.script import CHANNEL
 from mamushka.linux.terminal import winsize
@@ -63,4 +63,6 @@ class OpenConsole(Inside):
             return
         open_device(script, b"dev/pts/ptmx", os.makedev(5, 2), TARGET, "is not the terminal multiplexer")
         script.call("close", TARGET)
-        open_in_root(script, b"dev/pts/ptmx", flags, into)
+        open_in_root(script, b"dev/pts/ptmx", flags | os.O_NOFOLLOW, into)
+        # And once more: the container runs, and has had time to put something else there.
+        expect(script, into, b"dev/pts/ptmx", os.makedev(5, 2), "is not the terminal multiplexer")

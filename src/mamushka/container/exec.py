@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class JoinContainer(Inside):
-    """Enter the container's namespaces, and with its mount namespace its root."""
+    """Enter the container's namespaces, as far as it was not born in them; with its mount namespace its root."""
 
     __slots__ = ("kinds", "pidfd")
 
@@ -41,7 +41,8 @@ class JoinContainer(Inside):
         return "join the container's namespaces"
 
     def write(self, script: Script) -> None:
-        script.call("setns", script.descriptor(self.pidfd), self.kinds)
+        if self.kinds:
+            script.call("setns", script.descriptor(self.pidfd), self.kinds)
         script.call("openat", AT_FDCWD, b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, into=ROOT)
 
 
@@ -58,18 +59,21 @@ def further(
     check_process(process)
     restricted = restrictions(kept.config, process)
     own = {namespace.type for namespace in kept.config.linux.namespaces}
-    kinds = sum(FLAGS[kind] for kind in own)
-    born = [(pidfd, flag, kind) for kind in ("user", "pid", "time") if kind in own for flag in (FLAGS[kind],)]
+    born, kinds = _entry(pidfd, own)
     privileges = prepare(process, filter=_filter(record), user_namespace="user" in own)
     entrance = cgroup.entrance()
     directory = cgroup.descriptor()
     peer, theirs = channel.pair()
-    pid = new = -1
+    pid = new = proc = -1
     try:
+        if privileges.in_proc():
+            from mamushka.linux import procfs
+
+            proc = procfs.open_root()
         first = first_writes(privileges, entrance)
         enter: list[Inside] = [
-            Prepare(privileges, () if "user" in own else first),
-            JoinContainer(pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)),
+            Prepare(privileges, () if "user" in own else first, proc),
+            JoinContainer(pidfd, kinds),
         ]
         moved = _place(process, enter)
         operations = further_process(process, stdio, preserve, enter, restricted, privileges)
@@ -97,9 +101,24 @@ def further(
         raise
     finally:
         entrance.close()
-        for descriptor in (peer, theirs, directory):
+        for descriptor in (peer, theirs, directory, proc):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
+    """(The namespaces that it is born in, in order; those that it enters itself.)
+
+    Whoever has CAP_SYS_PTRACE in the container's user namespace may look into a process that is in it, and finds it by
+    the container's pid namespace. So where there are users of its own, the process is born behind the container's
+    mounts already, and never shows it the host's.
+    """
+    late = CLONE_NEWPID | CLONE_NEWTIME
+    kinds = sum(FLAGS[kind] for kind in own) & ~(late | CLONE_NEWUSER)
+    born: list[tuple[int, int, str]] = [(pidfd, FLAGS[kind], kind) for kind in ("pid", "time") if kind in own]
+    if "user" not in own:
+        return born, kinds
+    return [(pidfd, CLONE_NEWUSER, "user"), (pidfd, kinds, "mount"), *born], 0
 
 
 def _has_ids(_pid: int) -> None:

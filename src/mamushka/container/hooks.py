@@ -113,6 +113,8 @@ class RunHooks(Inside):
         script.compare(child, -1, 0, parent)
         script.call("rt_sigaction", _SIGPIPE, default, 0, 8)
         script.call("dup3", reading, 0, 0, on={ANY: NEXT})
+        # The process still holds what it was given to build the container from, and its line to who makes it.
+        script.call("close_range", 3, -1, 0)
         script.call(
             "execve",
             path,

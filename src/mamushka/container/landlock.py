@@ -315,6 +315,7 @@ class Restrict(Inside):
 
     __slots__ = ("no_new_privileges", "policy")
     about = LANDLOCK
+    settled = True
 
     def __init__(self, policy: Policy, *, no_new_privileges: bool) -> None:
         self.policy, self.no_new_privileges = policy, no_new_privileges

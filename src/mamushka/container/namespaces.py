@@ -219,10 +219,12 @@ def check_sysctls(settings: Mapping[str, str], namespaces: Namespaces) -> None:
 
 def map_ids(pid: int, uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]) -> None:
     """Give a new user namespace, in which ``pid`` is, its ids. Denied where the caller may not."""
+    from mamushka.linux import procfs
+
     for file, mappings in (("uid_map", uids), ("gid_map", gids)):
         text = "".join(f"{entry.container_id} {entry.host_id} {entry.size}\n" for entry in mappings)
         try:
-            write_file(f"/proc/{pid}/{file}", text.encode())
+            procfs.write(f"{pid}/{file}", text.encode())
         except OSError as error:
             kind = Denied if isinstance(error, PermissionError) else Invalid
             raise kind(f"cannot set {file} to {text.strip()!r}: {error.strerror}") from error
@@ -230,14 +232,7 @@ def map_ids(pid: int, uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]) 
 
 def set_time_offsets(offsets: Mapping[str, TimeOffset]) -> None:
     """Move the clocks of the time namespace that the caller's next child will be born in."""
+    from mamushka.linux import procfs
+
     text = "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
-    write_file("/proc/self/timens_offsets", text.encode())
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a kernel file in one write(2)."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
+    procfs.write("self/timens_offsets", text.encode())

@@ -7,13 +7,17 @@ they do outlives the container's namespaces, so there is nothing to undo.
 
 from __future__ import annotations
 
+import os
+
+from mamushka.linux.abi import sizeof
+from mamushka.linux.fd import RESOLVE_IN_PROC, open_how
 from mamushka.linux.script import FURTHER, variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mamushka.linux.script import Script
+    from mamushka.linux.script import Script, Variable
 
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
 PROGRAM, DIRECTORY, HOOK, LANDLOCK = "program", "directory", "hook", "landlock"
@@ -31,6 +35,8 @@ GATE = variable(FURTHER + 6)  # a fifo: a byte from it starts the program
 OUTCOME = variable(FURTHER + 7)  # where a failure after the gate is written
 FILE = variable(FURTHER + 8)  # the program's path, once it was found: an address
 LABEL = variable(FURTHER + 14)  # where the next program's security label is written
+HOST_PROC = variable(FURTHER + 16)  # the host's procfs, certainly; for what a process writes about itself
+SYSFS = variable(FURTHER + 17)  # the container's sysfs
 # And those that hold for one operation.
 TARGET = variable(FURTHER + 9)
 TREE = variable(FURTHER + 10)
@@ -38,6 +44,12 @@ OPENED = variable(FURTHER + 11)
 CURRENT = variable(FURTHER + 12)
 RESULT = variable(FURTHER + 13)
 BACK = variable(FURTHER + 15)
+
+
+def open_in_proc(script: Script, path: bytes, into: Variable) -> None:
+    """Open a file below HOST_PROC for writing: no mount and no link leads elsewhere. See linux/procfs.py."""
+    how = open_how(flags=os.O_WRONLY | os.O_CLOEXEC, resolve=RESOLVE_IN_PROC)
+    script.call("openat2", HOST_PROC, path, how, sizeof(how), into=into, about=b"/proc/" + path)
 
 
 class Inside:

@@ -16,7 +16,7 @@ from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
 from mamushka.container.defaults import DEVICE_LINKS, DEVICES, LANDLOCK
 from mamushka.container.namespaces import HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
-from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, Inside, script_of
+from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, SYSFS, Inside, script_of
 from mamushka.container.options import PROPAGATION
 from mamushka.container.program import (
     ArrangeDescriptors,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mamushka.container.options import Options
     from mamushka.container.privileges import Privileges
     from mamushka.container.record import Kept
+    from mamushka.linux.script import Variable
     from mamushka.runtime import Bundle, Stdio
     from mamushka.spec.runtime import Config, Device, Mount, Process
 
@@ -63,6 +64,7 @@ class Interior:
         self.places: list[tuple[list[bytes], int]] = []
         self.first: list[tuple[int | bytes, bytes]] = []
         self.kept_mounts: set[str] = set()  # filesystems whose descriptors later operations find
+        self.held: dict[int, Variable] = {}  # these descriptors, by the place where they are mounted
         self.operations: list[Inside] = []
         self.preserve: tuple[int, ...] = ()
         self.namespaces = Namespaces(config.linux)
@@ -87,7 +89,7 @@ class Interior:
         self.preserve = preserve
         hooks = self.config.hooks
         self.first = first_writes(privileges, entrance)
-        put(Prepare(privileges, () if self.namespaces.has("user") else self.first))
+        put(Prepare(privileges, () if self.namespaces.has("user") else self.first, self._host_proc(privileges)))
         for descriptor, flag, path in self.namespaces.entered:
             put(Join(descriptor, flag, path))
         if self.namespaces.new & CLONE_NEWCGROUP:
@@ -111,6 +113,15 @@ class Interior:
             put(RunHooks("createContainer", hooks.create_container, self.kept, CREATING))
         self.operations += self._behind_the_root()
         self.operations += self._program(preserve, privileges)
+
+    def _host_proc(self, privileges: Privileges) -> int:
+        """For what the process writes there about itself; -1 where it writes nothing."""
+        if not privileges.in_proc():
+            return -1
+        from mamushka.linux import procfs
+
+        self.trees.append(procfs.open_root())
+        return self.trees[-1]
 
     def _root(self, root: int) -> Iterator[Inside]:
         readable = self._root_path()
@@ -158,6 +169,7 @@ class Interior:
         if mount.type in _KEPT and mount.type not in self.kept_mounts and not made.long:
             made.keep = _KEPT[mount.type]
             self.kept_mounts.add(mount.type)
+            self.held[len(self.places)] = made.keep
         return made
 
     def _copy(self, mount: Mount, asked: Options, where: list[bytes]) -> Inside:
@@ -222,9 +234,24 @@ class Interior:
         if readonly or propagation:
             yield rootfs.SetRoot(readonly=readonly, propagation=propagation)
         if linux.readonly_paths:
-            yield rootfs.ReadOnly(linux.readonly_paths)
+            yield rootfs.ReadOnly(self._spots(linux.readonly_paths))
         if linux.masked_paths:
-            yield rootfs.Mask(linux.masked_paths)
+            yield rootfs.Mask(self._spots(linux.masked_paths))
+
+    def _spots(self, paths: Iterable[str]) -> list[rootfs.Spot]:
+        """Where they are: below the mount that holds them, wherever somebody has moved that meanwhile.
+
+        Who shares the root filesystem can rename a mount point, and put something else at its name.
+        """
+        spots = []
+        for path in paths:
+            names = rootfs.components(os.fsencode(path))
+            index = max(index for index, (where, _) in enumerate(self.places) if names[: len(where)] == where)
+            where, tree = self.places[index]
+            below = b"/".join(names[len(where) :])
+            held = self.held.get(index, tree if index and tree >= 0 else None) if below else None
+            spots.append(rootfs.Spot(path, held, below))
+        return spots
 
     def _program(self, preserve: tuple[int, ...], privileges: Privileges) -> Iterator[Inside]:
         process, start_container = self.process, self.config.hooks.start_container
@@ -277,7 +304,7 @@ class Interior:
 
 
 _NEW, _OTHER = -1, -2  # an empty tmpfs, and any other filesystem, that the container's process makes
-_KEPT = {"proc": PROC, "devpts": DEVPTS}
+_KEPT = {"proc": PROC, "devpts": DEVPTS, "sysfs": SYSFS}
 
 
 def restrictions(config: Config, process: Process) -> list[Inside]:

@@ -15,12 +15,11 @@ import os
 from errno import EINVAL
 
 from mamushka import trace
-from mamushka.container.operation import LABEL
+from mamushka.container.operation import LABEL, open_in_proc
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
 from mamushka.linux.executable import words
-from mamushka.linux.fd import AT_FDCWD
 from mamushka.linux.keyring import KEYCTL_JOIN_SESSION_KEYRING
 from mamushka.linux.process import (
     PR_CAP_AMBIENT,
@@ -157,13 +156,16 @@ class Privileges:
         sets = (self._bounding, self._capset, self._ambient)
         return ids, limits, sets, self._no_new_privs, self._filter, self._label, self._label_path, bool(self.keyring)
 
+    def in_proc(self) -> bool:
+        """Whether something is to be written below the host's /proc."""
+        return bool(self._label_path or self.oom_score)
+
     def early(self, script: Script) -> None:
-        """What needs the host's /proc: before the root changes, by the process that is to be confined."""
+        """What the process can only do for itself, and before the root changes; HOST_PROC is the host's procfs."""
         if self.keyring:
             script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, script.name(self.keyring), 0, 0, 0)
         if self._label_path:
-            flags = os.O_WRONLY | os.O_CLOEXEC
-            script.call("openat", AT_FDCWD, self._label_path, flags, 0, into=LABEL, about=self._label_path)
+            open_in_proc(script, self._label_path, LABEL)
 
     def apply(self, script: Script) -> None:
         """Give up what is not to be had, for good."""
@@ -254,19 +256,19 @@ def selinux() -> bool:
 
 
 def _label(process: Process) -> tuple[bytes, bytes]:
-    """The file and text that label the next program; the thread's own, through the host's /proc."""
+    """The file below /proc, the thread's own, and the text that label the next program."""
     if process.apparmor_profile:
         if not apparmor():
             raise Unsupported(f"cannot use the AppArmor profile {process.apparmor_profile!r}: AppArmor is not enabled",
                               hint="leave the profile out, or boot with apparmor=1")  # fmt: skip
-        stacked = "/proc/thread-self/attr/apparmor/exec"
-        path = stacked if os.path.exists(stacked) else "/proc/thread-self/attr/exec"
+        stacked = "thread-self/attr/apparmor/exec"
+        path = stacked if os.path.exists(f"/proc/{stacked}") else "thread-self/attr/exec"
         return path.encode(), os.fsencode(f"exec {process.apparmor_profile}")
     if process.selinux_label:
         if not selinux():
             raise Unsupported(f"cannot use the SELinux label {process.selinux_label!r}: SELinux is not enabled",
                               hint="leave the label out, or boot with selinux=1")  # fmt: skip
-        return b"/proc/thread-self/attr/exec", os.fsencode(process.selinux_label)
+        return b"thread-self/attr/exec", os.fsencode(process.selinux_label)
     return b"", b""
 
 

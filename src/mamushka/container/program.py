@@ -14,10 +14,26 @@ from errno import EACCES, EEXIST, EISDIR, ENOENT, ENOTDIR
 from mamushka.container import channel
 from mamushka.container.channel import ACCOUNTS, descriptor_packet, listen
 from mamushka.container.defaults import PATH
-from mamushka.container.operation import BACK, CONSOLE, DIRECTORY, FILE, GATE, OPENED, OUTCOME, PROGRAM, RESULT, Inside
+from mamushka.container.operation import (
+    BACK,
+    CONSOLE,
+    CURRENT,
+    DIRECTORY,
+    FILE,
+    GATE,
+    HOST_PROC,
+    OPENED,
+    OUTCOME,
+    PROGRAM,
+    RESULT,
+    TARGET,
+    Inside,
+    open_in_proc,
+)
 from mamushka.container.rootfs import MODE, S_IFDIR, S_IFMT, S_IFREG, about, components, look
 from mamushka.linux.abi import sizeof
 from mamushka.linux.fd import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     F_DUPFD_CLOEXEC,
     RESOLVE_BENEATH,
@@ -32,11 +48,11 @@ from mamushka.linux.script import ANSWER, ANSWER_SIZE, ANY, CHANNEL, NEXT, ROOM,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mamushka.container.cgroups.cgroup import Entrance
     from mamushka.container.privileges import Privileges
-    from mamushka.linux.script import Script
+    from mamushka.linux.script import Script, Variable
     from mamushka.runtime import Stdio
     from mamushka.spec.runtime import Process
 
@@ -53,13 +69,14 @@ class Prepare(Inside):
     """As the caller still: hide the process from the container, and enter the cgroup.
 
     ``writes`` are what only the caller's own user may write, and where; none, if a forked child has written it.
+    ``proc`` is a descriptor of the host's procfs, if something is to be written there.
     """
 
-    __slots__ = ("privileges", "writes")
+    __slots__ = ("privileges", "proc", "writes")
     settled = True
 
-    def __init__(self, privileges: Privileges, writes: Sequence[tuple[int | bytes, bytes]]) -> None:
-        self.privileges, self.writes = privileges, writes
+    def __init__(self, privileges: Privileges, writes: Sequence[tuple[int | bytes, bytes]], proc: int) -> None:
+        self.privileges, self.writes, self.proc = privileges, writes, proc
 
     def names(self) -> Sequence[bytes]:
         return [self.privileges.keyring] if self.privileges.keyring else ()
@@ -73,22 +90,27 @@ class Prepare(Inside):
     def write(self, script: Script) -> None:
         script.call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
         script.call("prctl", PR_SET_NAME, b"mamushka-init", 0, 0, 0)
+        if self.proc >= 0:
+            script.descriptor(self.proc, HOST_PROC)
         self.privileges.early(script)
         for place, text in self.writes:
             if isinstance(place, int):
                 script.call("write", script.descriptor(place), text, len(text))
                 continue
-            script.call("openat", AT_FDCWD, place, os.O_WRONLY | os.O_CLOEXEC, 0, into=OPENED, about=place)
-            script.call("write", OPENED, text, len(text), about=f": {text.decode()!r}{about(place)}")
+            open_in_proc(script, place, OPENED)
+            script.call("write", OPENED, text, len(text), about=f": {text.decode()!r}{about(b'/proc/' + place)}")
             script.call("close", OPENED)
         script.call("umask", 0)
 
 
 def first_writes(privileges: Privileges, entrance: Entrance) -> list[tuple[int | bytes, bytes]]:
-    """What is written before anything else: into the cgroup, and who is to be killed first when memory runs out."""
+    """What is written before anything else, to a descriptor or below the host's /proc.
+
+    Into the cgroup, and who is to be killed first when memory runs out.
+    """
     writes: list[tuple[int | bytes, bytes]] = [(door, b"0") for door in entrance.doors]
     if privileges.oom_score:
-        writes.append((b"/proc/self/oom_score_adj", privileges.oom_score))
+        writes.append((b"self/oom_score_adj", privileges.oom_score))
     return writes
 
 
@@ -140,16 +162,14 @@ class EnterDirectory(Inside):
 
     def write(self, script: Script) -> None:
         missing, there, outside, inside = Label(), Label(), Label(), Label()
-        script.call("chdir", self.cwd, on={ENOENT: missing}, about=self.cwd)
+        _open_directory(script, self.cwd, CURRENT, {ENOENT: missing})
         script.jump(there)
         script.mark(missing)
-        so_far = b""
-        for name in components(self.cwd):
-            so_far += b"/" + name
-            script.call("mkdirat", AT_FDCWD, so_far, 0o755, on={EEXIST: NEXT}, about=so_far)
-        script.call("fchownat", AT_FDCWD, self.cwd, self.uid, self.gid, 0, about=self.cwd)
-        script.call("chdir", self.cwd, about=self.cwd)
+        self._make(script)
+        _open_directory(script, self.cwd, CURRENT)
         script.mark(there)
+        script.call("fchdir", CURRENT, about=self.cwd)
+        script.call("close", CURRENT)
         # getcwd answers "(unreachable)/…", ENOENT or anything but an absolute path where the root is not above it.
         script.call("getcwd", ROOM, ROOM_SIZE, about=self.cwd)
         script.compare(ROOM, 0xFF, ord("/"), outside)
@@ -157,6 +177,30 @@ class EnterDirectory(Inside):
         script.mark(outside)
         script.fail(EACCES, f"=the working directory is outside the container{about(self.cwd)}")
         script.mark(inside)
+
+    def _make(self, script: Script) -> None:
+        """mkdir -p, in directories that are held open; what is the user's is the last, if it is really ours."""
+        others = Label()
+        so_far, names = b"/", components(self.cwd)
+        for place, name in enumerate(names, 1):
+            last = place == len(names)
+            _open_directory(script, so_far, CURRENT)
+            script.call("mkdirat", CURRENT, name, 0o755, on={EEXIST: others if last else NEXT}, about=self.cwd)
+            if last:
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                script.call("openat", CURRENT, name, flags, 0, into=TARGET, about=self.cwd)
+                script.call("fchownat", TARGET, b"", self.uid, self.gid, AT_EMPTY_PATH, about=self.cwd)
+                script.call("close", TARGET)
+                script.mark(others)
+            script.call("close", CURRENT)
+            so_far += b"/" + name
+
+
+def _open_directory(script: Script, path: bytes, into: Variable, on: Mapping[int, Label | int] | None = None) -> None:
+    """As chdir finds it, but not through procfs' magic links: beside this process others are being made, as whose
+    /proc/PID/root or /proc/PID/cwd a link of the container's would lead to the host (CVE-2024-21626)."""
+    how = open_how(flags=os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, resolve=RESOLVE_NO_MAGICLINKS)
+    script.call("openat2", AT_FDCWD, path, how, sizeof(how), into=into, on=on, about=path)
 
 
 class FindHome(Inside):

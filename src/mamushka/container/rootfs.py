@@ -78,13 +78,19 @@ def components(path: bytes) -> list[bytes]:
 
 
 def open_in_root(
-    script: Script, path: bytes, flags: int, into: Variable, on: Mapping[int, Label | int] | None = None
+    script: Script,
+    path: bytes,
+    flags: int,
+    into: Variable,
+    on: Mapping[int, Label | int] | None = None,
+    *,
+    root: Variable = ROOT,
 ) -> None:
-    """Open ``path`` as a process sees it whose root is the container's; see ``linux.fd.open_in_root``."""
+    """Open ``path`` as a process sees it whose root is the container's, or another; see ``linux.fd.open_in_root``."""
     how = open_how(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     # EAGAIN: a rename raced with the resolution.
     errors = {EAGAIN: SELF, **(on or {})}
-    script.call("openat2", ROOT, path or b".", how, _HOW_SIZE, into=into, on=errors, about=path)
+    script.call("openat2", root, path or b".", how, _HOW_SIZE, into=into, on=errors, about=path)
 
 
 def make_directory(script: Script, path: bytes, into: Variable, mode: int = 0o755) -> None:
@@ -317,22 +323,31 @@ class BindDevice(Inside):
         script.call("close", TARGET)
 
 
+class Spot:
+    """A path inside: ``below`` a mount whose descriptor is ``held``, or where there is none as it is named."""
+
+    __slots__ = ("below", "held", "path")
+
+    def __init__(self, path: str, held: Variable | int | None, below: bytes) -> None:
+        self.path, self.held, self.below = path, held, below
+
+
 class Mask(Inside):
     """Hide paths: a file behind the container's null device, a directory behind an empty one."""
 
-    __slots__ = ("paths",)
+    __slots__ = ("spots",)
     settled = True
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        self.paths = tuple(os.fsencode(path) for path in paths)
+    def __init__(self, spots: list[Spot]) -> None:
+        self.spots = spots
 
     def describe(self) -> str:
-        return "mask " + " ".join(map(os.fsdecode, self.paths))
+        return "mask " + " ".join(spot.path for spot in self.spots)
 
     def write(self, script: Script) -> None:
         script.give(NULL, -1)
         script.give(EMPTY, -1)
-        _with_each(script, self.paths, self._hide)
+        _with_each(script, self.spots, self._hide)
 
     def _hide(self, script: Script) -> None:
         """What TARGET names."""
@@ -363,9 +378,14 @@ def _attach_copy(script: Script, source: Variable) -> None:
 
 def open_device(script: Script, path: bytes, number: int, into: Variable, complaint: str) -> None:
     """A character device inside, certainly: a container that can race could have put anything at its place."""
-    other, certain = Label(), Label()
     open_in_root(script, path, os.O_PATH | os.O_NOFOLLOW, into)
-    look(script, into, b"")
+    expect(script, into, path, number, complaint)
+
+
+def expect(script: Script, opened: Variable, path: bytes, number: int, complaint: str) -> None:
+    """Fail where a descriptor is not of this character device."""
+    other, certain = Label(), Label()
+    look(script, opened, b"")
     expect_device(script, S_IFCHR, number, other)
     script.jump(certain)
     script.mark(other)
@@ -385,17 +405,17 @@ def empty_directory(script: Script) -> None:
 class ReadOnly(Inside):
     """Make paths read-only, with all that is mounted below them."""
 
-    __slots__ = ("paths",)
+    __slots__ = ("spots",)
     settled = True
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        self.paths = tuple(os.fsencode(path) for path in paths)
+    def __init__(self, spots: list[Spot]) -> None:
+        self.spots = spots
 
     def describe(self) -> str:
-        return "read-only " + " ".join(map(os.fsdecode, self.paths))
+        return "read-only " + " ".join(spot.path for spot in self.spots)
 
     def write(self, script: Script) -> None:
-        _with_each(script, self.paths, self._protect)
+        _with_each(script, self.spots, self._protect)
 
     def _protect(self, script: Script) -> None:
         """What TARGET names."""
@@ -405,12 +425,17 @@ class ReadOnly(Inside):
         script.call("close", TREE)
 
 
-def _with_each(script: Script, paths: tuple[bytes, ...], act: Callable[[Script], None]) -> None:
+def _with_each(script: Script, spots: list[Spot], act: Callable[[Script], None]) -> None:
     """Open each path that is there as TARGET, and do the same with all of them: rows that are shared."""
     shared, done = Label(), Label()
-    for path in paths:
+    for spot in spots:
         absent = Label()
-        open_in_root(script, path, os.O_PATH, TARGET, {ENOENT: absent, ENOTDIR: absent})
+        on: dict[int, Label | int] = {ENOENT: absent, ENOTDIR: absent}
+        if spot.held is None:
+            open_in_root(script, os.fsencode(spot.path), os.O_PATH, TARGET, on)
+        else:
+            held = script.descriptor(spot.held) if isinstance(spot.held, int) else spot.held
+            open_in_root(script, spot.below, os.O_PATH, TARGET, on, root=held)
         script.jump(shared, BACK)
         script.mark(absent)
     script.jump(done)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 
 from mamushka.container import channel
-from mamushka.container.namespaces import set_time_offsets, write_file
+from mamushka.container.namespaces import set_time_offsets
 from mamushka.errors import Unsupported
 from mamushka.linux import vfork
 from mamushka.linux.process import (
@@ -25,7 +25,9 @@ from mamushka.linux.process import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_PARENT,
+    PR_SET_DUMPABLE,
     clone3,
+    prctl,
     setns,
     unshare,
 )
@@ -171,8 +173,21 @@ class Birth:
         # Nobody but this process can reap it, so the number still is that process.
         return pid, os.pidfd_open(pid)
 
+    def _hide(self) -> None:
+        """Before it joins users of whom some may trace others: nobody can look into this copy of the caller.
+
+        What is written below /proc is written now: from now on its files there are not its own any more.
+        """
+        for place, text in self.first:
+            if not isinstance(place, int):
+                write(place, text)
+        self.first = [entry for entry in self.first if isinstance(entry[0], int)]
+        prctl(PR_SET_DUMPABLE, 0)
+
     def _help(self, executable: int, answer: int) -> NoReturn:
         try:
+            if self.users:
+                self._hide()
             for descriptor, flag, _ in self.born:
                 setns(descriptor, flag)
             flags = self.flags | CLONE_PARENT
@@ -201,8 +216,10 @@ def _told(error: BaseException) -> bytes:
 
 
 def write(place: int | bytes, text: bytes) -> None:
-    """Write to a descriptor, or to a file of the kernel's."""
+    """Write to a descriptor, or to a file below /proc."""
     if isinstance(place, int):
         os.write(place, text)
     else:
-        write_file(os.fsdecode(place), text)
+        from mamushka.linux import procfs
+
+        procfs.write(os.fsdecode(place), text)

@@ -20,6 +20,8 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+# Below a descriptor of procfs' root: "self" is a plain link there, and neither a mount nor a magic link is followed.
+RESOLVE_IN_PROC = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS
 
 F_DUPFD_CLOEXEC = 1030
 

@@ -398,6 +398,8 @@ class Script:
         fd = create(name)
         try:
             self.write(fd, own=fd)
+            # Who cannot read it cannot read, nor trace, who executes it: begin_new_exec in fs/exec.c, would_dump.
+            os.fchmod(fd, 0o111)
             seal(fd)
         except BaseException:
             os.close(fd)

@@ -32,7 +32,7 @@ HEADERS = (
     "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",
     "linux/openat2.h", "linux/pidfd.h", "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h", "linux/sched.h",
     "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h", "linux/veth.h", "linux/wait.h",
-    "linux/xattr.h", "asm/unistd.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
+    "linux/xattr.h", "asm/unistd.h", "sys/statfs.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
 )  # fmt: skip
 
 # What lies in a header of the C library that does not go together with the kernel's.
