@@ -133,6 +133,11 @@ def root(tmp_path: Path) -> int:
         ("web:99", User(33, 99, additional_gids=(99,)), "/srv"),
         ("1234", User(1234, 0, additional_gids=(0,)), "/"),
         ("5", User(77, 77, additional_gids=(77,)), "/five"),
+        (":", User(0, 0, additional_gids=(0, 50)), "/root"),
+        (":99", User(0, 99, additional_gids=(99,)), "/root"),
+        ("web:", User(33, 34, additional_gids=(34, 50, 51)), "/srv"),
+        ("4294967294", User(4294967294, 0, additional_gids=(0,)), "/"),
+        ("000033", User(33, 34, additional_gids=(34, 50, 51)), "/srv"),
     ],
 )
 def test_users(root: int, name: str, user: User, home: str) -> None:
@@ -143,8 +148,16 @@ def test_further_groups(root: int) -> None:
     assert users.find(root, "1000:1000", ("log", "7")).user == User(1000, 1000, additional_gids=(7, 50, 1000))
 
 
-@pytest.mark.parametrize("name", ["nobody", "web:nogroup", "4294967295", "99999999999", "-1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nobody", "web:nogroup", "4294967295", "99999999999", "-1", "+0", "0x0", "0o0", "1e3", "1_000", " 0", "0 ", "0\n",
+        "\t0", "\u0660", "\uff10", "\u00b2", "\U0001d7d8", "0:-1", "0:0:0", "0::0", "0: 0", "0:\u0660", "0:0x0", "0:4294967295",
+        "root ", "ROOT", "web\0", "x", "*", "/", "bad line",
+    ],
+)  # fmt: skip
 def test_unknown_users(root: int, name: str) -> None:
+    """CVE-2026-30892's class: what is read as root, or as anybody, without being that."""
     with pytest.raises(Invalid):
         users.find(root, name)
 

@@ -52,19 +52,27 @@ def find(root: int, name: str, groups: Sequence[str] = ()) -> Account:
 
 def _account(root: int, who: str) -> tuple[str, int, int, str] | None:
     """The entry of a name, or of a number: a name of digits goes before the number."""
-    entries = list(_lines(root, b"etc/passwd", 7))
-    for column in (0, 2):
-        for entry in entries:
-            if entry[column] == who:
-                return entry[0], _id(entry[2]), _id(entry[3]), entry[5]
-    return None
+    entry = _entry(list(_lines(root, b"etc/passwd", 7)), who)
+    return (entry[0], _id(entry[2]), _id(entry[3]), entry[5]) if entry else None
+
+
+def _entry(entries: list[list[str]], who: str) -> list[str] | None:
+    """By name, else by number, however many zeros lead it: 033 is the user 33, in that user's group and not in root's."""
+    for entry in entries:
+        if entry[0] == who:
+            return entry
+    number = _digits(who)
+    return next((entry for entry in entries if number and _digits(entry[2]) == number), None)
+
+
+def _digits(text: str) -> str:
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdecimal() else ""
 
 
 def _group(lines: list[list[str]], name: str) -> int:
-    for column in (0, 2):
-        for line in lines:
-            if line[column] == name:
-                return _id(line[2])
+    entry = _entry(lines, name)
+    if entry:
+        return _id(entry[2])
     number = _number(name)
     if number is None:
         raise Invalid(
