@@ -17,6 +17,8 @@ TESTS = (
     "tests/integration/container/test_namespaces.py",
     "tests/integration/container/test_privileges.py",
     "tests/integration/container/test_filesystems.py",
+    "tests/integration/container/test_landlock.py",
+    "tests/integration/container/test_past_vulnerabilities.py",
     "tests/integration/storage/test_overlay.py",
     "tests/integration/end_to_end/test_commands.py",
     "tests/integration/audit/test_audit.py::test_the_default_box",

@@ -151,9 +151,9 @@ def test_further_groups(root: int) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "nobody", "web:nogroup", "4294967295", "99999999999", "-1", "+0", "0x0", "0o0", "1e3", "1_000", " 0", "0 ", "0\n",
-        "\t0", "\u0660", "\uff10", "\u00b2", "\U0001d7d8", "0:-1", "0:0:0", "0::0", "0: 0", "0:\u0660", "0:0x0", "0:4294967295",
-        "root ", "ROOT", "web\0", "x", "*", "/", "bad line",
+        "nobody", "web:nogroup", "4294967295", "99999999999", "-1", "+0", "0x0", "0o0", "1e3", "1_000", " 0", "0 ",
+        "0\n", "\t0", "\u0660", "\uff10", "\u00b2", "\U0001d7d8", "0:-1", "0:0:0", "0::0", "0: 0", "0:\u0660", "0:0x0",
+        "0:4294967295", "root ", "ROOT", "web\0", "x", "*", "/", "bad line",
     ],
 )  # fmt: skip
 def test_unknown_users(root: int, name: str) -> None:

@@ -57,7 +57,7 @@ def _account(root: int, who: str) -> tuple[str, int, int, str] | None:
 
 
 def _entry(entries: list[list[str]], who: str) -> list[str] | None:
-    """By name, else by number, however many zeros lead it: 033 is the user 33, in that user's group and not in root's."""
+    """By name, else by number, however many zeros lead it: 033 is 33, in that user's group and not in root's."""
     for entry in entries:
         if entry[0] == who:
             return entry

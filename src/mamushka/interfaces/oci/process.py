@@ -79,7 +79,7 @@ def _user(given: Arguments, process: Process) -> spec.User:
 
 
 def _id(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > _ID_MAX:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > _ID_MAX:
         raise UsageError(f"{text!r} is not a user or group id", hint="exec --user takes numbers: UID[:GID]")
     return int(text)
 
