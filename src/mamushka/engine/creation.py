@@ -30,7 +30,11 @@ def create(engine: Engine, settings: Settings) -> str:
     """See Engine.create."""
     _check(settings)
     engine.state.open()  # a database that must be rebuilt is rebuilt before there is a directory without a row
-    if settings.image == host.NAME:
+    if settings.rootfs:
+        from mamushka.engine import directory
+
+        workload = _make(engine, settings, directory.image(settings.image))
+    elif settings.image == host.NAME:
         workload = _make(engine, settings, host.image(settings.platform))
     else:
         with engine.images.lease():  # what is chosen now is not removed before the row says that it is used

@@ -83,6 +83,10 @@ class Images:
             from mamushka.engine import host
 
             return host.image(platform)
+        if name.startswith("rootfs:/"):
+            from mamushka.engine import directory
+
+            return directory.image(directory.path_of(name))
         catalogue = self._catalogue
         present = catalogue.find(name, platform)
         return catalogue.summary(present, catalogue.store.entries(), {present.top.digest})

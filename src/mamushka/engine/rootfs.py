@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine import host
+from mamushka.engine.directory import path_of
 from mamushka.errors import NotFound
 
 TYPE_CHECKING = False
@@ -23,6 +24,9 @@ def lowers(engine: Engine, image_id: str, layers: Sequence[str]) -> tuple[str, .
     """The directories of an image's layers, uppermost first."""
     if image_id == host.ID:
         return (host.skeleton(f"{engine.paths.data}/host"),)
+    directory = path_of(image_id)
+    if directory:
+        return (directory,)
     return tuple(engine.layers.path(diff_id) for diff_id in reversed(layers))
 
 

@@ -156,7 +156,7 @@ class Health:
 class Settings:
     """Everything that ``run`` and ``create`` take."""
 
-    image: str
+    image: str  # its name; with ``rootfs`` the path of a directory
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
     name: str = ""
@@ -186,6 +186,7 @@ class Settings:
     restart: Restart = Restart()
     health: Health | None = None
     init: bool = False
+    rootfs: bool = False  # there is no image: the root is a directory of this machine
     labels: Mapping[str, str] = EMPTY
     annotations: Mapping[str, str] = EMPTY
     stop_timeout: int = 10

@@ -75,7 +75,7 @@ class Workload:
     id: str
     name: str
     settings: Settings
-    image_id: str  # the config's digest, or "host"
+    image_id: str  # the config's digest, "host", or rootfs:PATH
     image_name: str  # as the user named it
     command: tuple[str, ...]  # entrypoint and arguments as executed
     environment: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import mamushka as sdk
 from mamushka.engine.engine import Engine
 from mamushka.linux import landlock
+from tests import peers
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 ABI = landlock.abi()
@@ -84,8 +86,33 @@ def test_the_doctor_says_what_it_can_restrict(mamushka: Command) -> None:
     assert b"Landlock" in done.stdout and f"ABI {ABI}".encode() in done.stdout
 
 
+def test_any_program_in_any_directory(mamushka: Command, tmp_path: Path) -> None:
+    """The wall around a root that is no image: the rules are for paths in it."""
+    (tmp_path / "root" / "bin").mkdir(parents=True)
+    (tmp_path / "root" / "data").mkdir()
+    shutil.copy(peers.find("busybox"), tmp_path / "root" / "bin" / "sh")
+    option = f"landlock=rx:/bin,rw:/data{AGE}"
+    script = "echo x > /data/x && echo data; echo x > /bin/x || echo refused"
+    done = mamushka(
+        "run", "--rm", *ALONE, "--runtime", "container", "--security-opt", option,
+        "--rootfs", str(tmp_path / "root"), "/bin/sh", "-c", script,
+    )  # fmt: skip
+    assert done.stdout.split() == [b"data", b"refused"], done.stderr
+
+
 def test_in_python(engine: Engine) -> None:
     done = sdk.once("host", "sh", "-c", TRY, network="none", landlock=f"ro,rw:/opt{AGE}", engine=engine)
     assert done.stdout.split() == ["opt", "refused"]
     with pytest.raises(sdk.Invalid):
         sdk.once("host", "true", network="none", landlock="rwx", engine=engine)
+
+
+def test_a_directory_as_root_in_python(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    shutil.copy(peers.find("busybox"), tmp_path / "bin" / "sh")
+    with sdk.run(str(tmp_path), "/bin/sh", rootfs=True, network="none", landlock=f"ro{AGE}", engine=engine) as box:
+        done = box.exec("/bin/sh", "-c", "echo x > /x || echo refused")
+        assert done.stdout == "refused\n"
+        box.files.write("/note", "kept")
+        assert box.files.read_text("/note") == "kept"
+    assert not (tmp_path / "note").exists()

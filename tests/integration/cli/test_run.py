@@ -1,8 +1,10 @@
 """Transcripts of real runs: what a user types, and what must come back."""
 
 import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.interfaces.cli.output import write_all
+from tests import peers
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 pytestmark = pytest.mark.root
@@ -291,3 +294,36 @@ def test_pipes_that_somebody_made_non_blocking_lose_nothing(mamushka: Command, r
             assert result.read() == blob
         feeder.join()
         assert running.wait(20) == 0
+
+
+def test_a_directory_as_root(mamushka: Command, tmp_path: Path, unique: str) -> None:
+    """--rootfs: any program in any directory, which stays as it was."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(peers.find("busybox"), root / "bin" / "sh")
+    before = sorted(str(path) for path in root.rglob("*"))
+    script = "echo made > /made; /bin/sh -c 'echo $0'; echo *"
+    done = mamushka("run", "--name", unique, *ALONE, "--rootfs", str(root), "/bin/sh", "-c", script)
+    assert done.returncode == 0 and b"made" in done.stdout.split(), done.stderr
+    assert sorted(str(path) for path in root.rglob("*")) == before
+    shown = json.loads(mamushka("inspect", unique).stdout)[0]
+    assert shown["Config"]["Image"] == str(root) and shown["Image"] == f"rootfs:{root}"
+    assert mamushka("start", "-a", unique).stdout.split() == done.stdout.split(), "its own top is still there"
+    assert mamushka("system", "df").returncode == 0
+    assert mamushka("rm", unique).returncode == 0
+    relative = mamushka("run", "--rm", *ALONE, "--rootfs", os.path.relpath(root), "/bin/sh", "-c", "exit 3")
+    assert relative.returncode == 3, relative.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "command", "reason"),
+    [
+        ("/no/such/root", "sh", b"is no directory"),
+        ("/etc/passwd", "sh", b"is no directory"),
+        ("/usr", "", b"no command"),
+    ],
+)
+def test_a_root_that_is_none(mamushka: Command, place: str, command: str, reason: bytes) -> None:
+    done = mamushka("run", "--rm", *ALONE, "--rootfs", place, *([command] if command else []))
+    assert done.returncode == 125 and reason in done.stderr
+    assert b"Unable to find image" not in done.stderr

@@ -136,12 +136,12 @@ def _create(wanted: Settings, arguments: Arguments, session: Session) -> str:
 
 def create_pulled(wanted: Settings, arguments: Arguments, session: Session) -> str:
     """The image is looked up by ``create`` alone; only its absence is worth a second look."""
-    if arguments.pull == "always" and wanted.image != "host":
+    if arguments.pull == "always" and wanted.image != "host" and not wanted.rootfs:
         _pull(wanted, arguments, session)
     try:
         return session.engine.create(wanted)
     except NotFound:
-        if arguments.pull != "missing" or _is_present(wanted, session):
+        if wanted.rootfs or arguments.pull != "missing" or _is_present(wanted, session):
             raise
     if not arguments.quiet:
         talk(f"Unable to find image '{wanted.image}' locally")

@@ -24,7 +24,8 @@ def settings(arguments: Arguments, volumes_from: tuple[Mount, ...] = ()) -> Sett
     _refuse(arguments)
     image, *command = arguments.operands
     return Settings(
-        image=image,
+        image=os.path.abspath(image) if arguments.rootfs else image,
+        rootfs=arguments.rootfs,
         command=tuple(command),
         entrypoint=_entrypoint(arguments.entrypoint),
         name=arguments.name.removeprefix("/"),

@@ -108,6 +108,7 @@ _FURTHER_LIMITS = (
 
 _LIFE = (
     flag("--rm", "Remove it and its anonymous volumes when it ends"),
+    flag("--rootfs", "The first argument is a directory, the root in place of an image's; it is not written to"),
     flag("--init", "Run a small init inside that forwards signals and reaps"),
     one("--stop-signal", "The signal that stops it", "signal"),
     one("--stop-timeout", "Seconds from the stop signal to SIGKILL", "int", default=10, convert=units.integer),

@@ -52,6 +52,7 @@ class Asked(TypedDict, total=False):
     runtime: str | Sequence[str]  # "container", or an order of preference: "vm,container"
     user_namespace: bool
     init: bool
+    rootfs: bool  # the image is the path of a directory, the root in place of an image's
     terminal: bool
 
 
@@ -175,6 +176,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "stop_timeout": int,
     "runtime": _runtime,
     "init": bool,
+    "rootfs": bool,
     "terminal": bool,
 }
 

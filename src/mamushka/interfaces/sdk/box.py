@@ -52,7 +52,8 @@ def run(
     '42\\n'
     """
     engine = engine or default_engine()
-    ensure(engine, image, asked.get("platform", ""), pull)
+    if not asked.get("rootfs"):
+        ensure(engine, image, asked.get("platform", ""), pull)
     id = engine.create(replace(ask.settings(image, command, asked), stdin=True))
     try:
         engine.start(id)
@@ -89,7 +90,8 @@ def begin(
     image: str, command: tuple[str, ...], pull: str, stdin: bool, engine: Engine, asked: Asked
 ) -> tuple[Box, Process]:
     """A started box and its first process, attached before its first instruction."""
-    ensure(engine, image, asked.get("platform", ""), pull)
+    if not asked.get("rootfs"):
+        ensure(engine, image, asked.get("platform", ""), pull)
     settings = replace(ask.settings(image, command, asked), stdin=stdin)
     id = engine.create(settings)
     try:
