@@ -237,3 +237,15 @@ def test_a_mount_label_goes_to_what_can_have_one() -> None:
         mount = Mount("/x", type=kind)
         made = mounts.MountFilesystem(mount, mounts.parse(mount), "x_t")
         assert made.parameters == [(key.encode(), word.encode()) for key, word in expected]
+
+
+def test_what_is_none_of_its_words_is_no_success_of_a_process() -> None:
+    ours, theirs = channel.pair()
+    os.write(theirs, b"exec some-profile")
+    with pytest.raises(OSError, match="says"):
+        channel.receive(ours)
+    os.write(theirs, channel.READY)
+    assert channel.receive(ours) == (channel.READY, -1)
+    os.close(theirs)
+    assert channel.receive(ours) == (b"", -1)
+    os.close(ours)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _socket
 import os
+from errno import EPROTO
 
 from mamushka.container.operation import GATE, OUTCOME, RESULT, Inside
 from mamushka.linux.executable import words
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mamushka.linux.script import Script
 
 FAILED, CONSOLE, ACCOUNTS, HOOKS, READY, GO, ANSWER = b"E", b"C", b"P", b"H", b"R", b"G", b"A"
+_TOLD = (FAILED, CONSOLE, ACCOUNTS, HOOKS, READY)
 # An operation's own sentence, with a path of at most 4096 bytes.
 PACKET_MAX = 8192
 PID_WIDTH = 10  # digits and spaces, which in JSON are a number too
@@ -63,6 +65,9 @@ def receive(channel: int) -> tuple[bytes, int]:
         packet, control, _, _ = end.recvmsg(PACKET_MAX, room, _socket.MSG_CMSG_CLOEXEC)
     finally:
         end.detach()
+    if packet and packet[:1] not in _TOLD:
+        # A step that writes elsewhere than it means to must not pass for one that was done.
+        raise OSError(EPROTO, f"the process that becomes a container says {packet[:64]!r}")
     for level, kind, content in control:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             return packet, int.from_bytes(content[:_DESCRIPTOR], "little")
