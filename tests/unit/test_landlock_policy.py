@@ -35,6 +35,10 @@ ALL = (1 << 16) - 1
         ("scope:signal+abstract_unix_socket", Policy(scoped=3)),
         ("scope:signal,log:new_exec_on", Policy(scoped=2, flags=2)),
         ("handled:write", Policy(1 << 1 | 1 << 14)),
+        (
+            " ro  rw:/dev,follow\n",
+            Policy(ALL, paths=(PathRule("/", 0, READ_EXECUTE, "ro"), PathRule("/dev", 0, ALL, "rw:/dev")), follow=True),
+        ),
         ("follow,ro", Policy(ALL, paths=(PathRule("/", 0, READ_EXECUTE, "ro"),), follow=True)),
     ],
 )
@@ -45,7 +49,7 @@ def test_text(text: str, policy: Policy) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ",", "ro,", "none", "rwx:/x", "ro:x", "ro:", ":/x", "ro:/../x", "ro:/x/../y", "connect:", "connect:65536",
+        "", ",", "ro,", "ro,,rx:/", "rw:/my directory", "none", "rwx:/x", "ro:x", "ro:", ":/x", "ro:/../x", "ro:/x/../y", "connect:", "connect:65536",
         "connect:-1", "connect:0x1", "connect:²", "connect:443/tcp", "connect:9-8", "connect:1-65535", "bind+ro:80",
         "scope:all", "abi:0", "abi:8", "abi:2", "follow", "log:new_exec_on", "handled:write,ro:/x",
         "handled:write,read_file:/x", "ro:/\0", "{}", "{", '{"ruleset": {}}', '{"ruleset": [{"handledAccessFs": "x"}]}',

@@ -1,7 +1,7 @@
 """A further wall that the kernel keeps for one container: rights on files, ports and neighbours, by Landlock.
 
 The annotation ``org.mamushka.landlock`` asks for it, on the bundle of any engine. Its value is a list of items, with
-commas between them, or a JSON document in the words of the landlock project's own configuration files:
+commas or spaces between them, or a JSON document in the words of the landlock project's own configuration files:
 
     ro | rw                      the whole root: read and execute, or everything
     RIGHTS:PATH                  what is allowed at and below a path; rights are joined by +
@@ -176,7 +176,7 @@ def parse(text: str) -> Policy:
     if text.lstrip().startswith("{"):
         return _parse_document(text)
     found: dict[str, Any] = {"paths": [], "ports": [], "scoped": 0, "flags": 0, "handled_net": 0, "handled_fs": 0}
-    for item in text.split(","):
+    for item in (item for part in text.split(",") for item in part.split() or [""]):
         _parse_item(item, found)
     if found["paths"] and not found["handled_fs"]:
         found["handled_fs"] = _all(found.get("abi", ABI_MAX))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mamushka.linux import landlock
 from tests import peers
 
 pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.slow]
@@ -80,6 +81,17 @@ def test_a_terminal(podman: Podman) -> None:
             text += os.read(master, 1000)
         process.wait(60)
     os.close(master)
+
+
+@pytest.mark.skipif(landlock.abi() < 5, reason="Landlock's ABI is older than 5")
+def test_a_landlock_policy_by_annotation(podman: Podman) -> None:
+    policy = ("--annotation", "org.mamushka.landlock=ro rw:/dev")
+    script = "echo x > /x || echo refused"
+    done = podman("run", "-d", "--name", "locked", *policy, *LIMITS, "busy", "sh", "-c", f"{script}; sleep 1000")
+    assert done.returncode == 0, done.stderr
+    assert podman("exec", "locked", "sh", "-c", script).stdout == "refused\n"
+    assert "refused" in podman("logs", "locked").stdout
+    assert podman("rm", "-f", "-t", "0", "locked").returncode == 0
 
 
 def test_the_life_of_a_container(podman: Podman) -> None:
