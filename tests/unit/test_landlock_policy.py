@@ -49,7 +49,8 @@ def test_text(text: str, policy: Policy) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ",", "ro,", "ro,,rx:/", "rw:/my directory", "none", "rwx:/x", "ro:x", "ro:", ":/x", "ro:/../x", "ro:/x/../y", "connect:", "connect:65536",
+        "", ",", "ro,", "ro,,rx:/", "rw:/my directory",
+        "none", "rwx:/x", "ro:x", "ro:", ":/x", "ro:/../x", "ro:/x/../y", "connect:", "connect:65536",
         "connect:-1", "connect:0x1", "connect:²", "connect:443/tcp", "connect:9-8", "connect:1-65535", "bind+ro:80",
         "scope:all", "abi:0", "abi:8", "abi:2", "follow", "log:new_exec_on", "handled:write,ro:/x",
         "handled:write,read_file:/x", "ro:/\0", "{}", "{", '{"ruleset": {}}', '{"ruleset": [{"handledAccessFs": "x"}]}',

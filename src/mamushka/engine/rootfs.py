@@ -53,8 +53,12 @@ def open_root(engine: Engine, workload: Workload) -> int:
 
     if workload.status in ACTIVE:
         try:
-            pid = engine.runtime(workload.runtime).state(workload.id).pid
-            return os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            runtime = engine.runtime(workload.runtime)
+            pid = runtime.state(workload.id).pid
+            root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if runtime.state(workload.id).pid == pid:
+                return root
+            os.close(root)  # it has just ended, and the number may be another process's by now, with the host's root
         except (NotFound, FileNotFoundError):
             pass  # it has just ended
     return snapshot(engine, workload).mount()

@@ -10,7 +10,10 @@ import time
 import pytest
 
 from mamushka.engine.engine import Engine
+from mamushka.engine.rootfs import open_root
 from mamushka.errors import Conflict, MamushkaError, NotFound, Unavailable
+from mamushka.runtime import State
+from mamushka.values import replace
 from tests.integration.engine.test_workloads import settings
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -69,3 +72,24 @@ def test_everything_at_once(engine: Engine, roots: tuple[str, str]) -> None:
     data, state = roots
     for place in (f"{data}/workloads", f"{data}/news", f"{state}/containers", f"{state}/shims"):
         assert os.listdir(place) == []
+
+
+def test_a_pid_that_is_another_processes_by_now_gives_no_root(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workload ended, and its number went to a process of the host's, between the question and the look."""
+    id = engine.create(settings("sleep", "60", name="box"))
+    engine.start(id)
+    runtime = engine.runtime("container")
+    answers = [replace(runtime.state(id), pid=os.getpid()), replace(runtime.state(id), pid=0, status="stopped")]
+
+    class Ending:
+        def state(self, _: str) -> State:
+            return answers.pop(0)
+
+    monkeypatch.setattr(engine, "runtime", lambda _: Ending())
+    root = open_root(engine, engine.inspect(id))
+    monkeypatch.undo()
+    try:
+        assert not os.path.samestat(os.fstat(root), os.stat("/"))
+    finally:
+        os.close(root)
+        engine.remove(id, force=True)
