@@ -339,6 +339,11 @@ def test_nobody_takes_it_off_again(ground: Ground) -> None:
     os.unlink(f"{ground.rootfs}/other/x") if os.path.exists(f"{ground.rootfs}/other/x") else None
 
 
+def test_features_tell_the_version(ground: Ground) -> None:
+    annotations = ground.runtime.features()["annotations"]
+    assert isinstance(annotations, dict) and annotations["org.mamushka.landlock.abi"] == str(ABI)
+
+
 # What cannot be
 
 

@@ -119,24 +119,43 @@ done; done"""
         assert hashlib.sha256(file.read()).hexdigest() == before
 
 
-def test_what_enters_a_user_namespace_shows_nothing_of_the_hosts(ground: Ground) -> None:
-    """CVE-2016-9962's class: with CAP_SYS_PTRACE there, its root looked into a copy of the interpreter, whose root
-    directory was still the host's."""
-    script = """
+LOOKING = """
 echo > /tmp/ready
 while :; do for p in /proc/[0-9]*; do
   if [ -e $p/root/usr ] || [ -e $p/cwd/usr ]; then echo root $p >> /tmp/seen; fi
   case "$(readlink $p/exe)" in /bin/busybox|'') ;; *) echo exe $(readlink $p/exe) >> /tmp/seen;; esac
   (cat $p/environ | grep -q MAMUSHKA_TEST) 2>/dev/null && echo environ >> /tmp/seen
 done; done"""
+
+
+def test_what_enters_a_user_namespace_shows_nothing_of_the_hosts(ground: Ground) -> None:
+    """CVE-2016-9962's class: with CAP_SYS_PTRACE there, its root looked into a copy of the interpreter, whose root
+    directory was still the host's."""
     os.environ["MAMUSHKA_TEST_SECRET"] = "secret"
     try:
-        ground.start(mapped(ground, ground.config(script, **ALL)))
+        ground.start(mapped(ground, ground.config(LOOKING, **ALL)))
         wait_for(f"{ground.rootfs}/tmp/ready")
         for _ in range(20):
             assert ground.exec("echo ran", capabilities=None, oom_score_adj=100) == (0, "ran\n")
     finally:
         del os.environ["MAMUSHKA_TEST_SECRET"]
+    assert seen(ground) == []
+
+
+def test_a_container_that_joins_others_shows_them_nothing_of_the_hosts(ground: Ground) -> None:
+    """While it is built its root is the host's, and those whose users and processes it joins see it."""
+    started = ground.start(mapped(ground, ground.config(LOOKING, **ALL)))
+    wait_for(f"{ground.rootfs}/tmp/ready")
+    other = Ground(ground.state, ground.rootfs, f"{ground.name}-2")
+    config = other.config("echo joined", **ALL)
+    joined = {"user": "user", "pid": "pid", "ipc": "ipc", "network": "net", "uts": "uts"}
+    namespaces = (*(Namespace(kind, f"/proc/{started.pid}/ns/{file}") for kind, file in joined.items()),
+                  Namespace("mount"), Namespace("cgroup"))  # fmt: skip
+    for _ in range(20):
+        assert other.run(replace(config, hostname="", linux=replace(config.linux, namespaces=namespaces))) == (
+            0,
+            "joined\n",
+        )
     assert seen(ground) == []
 
 
