@@ -13,7 +13,7 @@ from mamushka.container.plan import check_process, further_process, restrictions
 from mamushka.container.privileges import prepare
 from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
-from mamushka.errors import MamushkaError
+from mamushka.errors import NotFound
 from mamushka.linux.fd import AT_FDCWD
 from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from mamushka.linux.script import CHANNEL, Script
@@ -139,7 +139,7 @@ def _place(process: Process, enter: list[Inside]) -> Moved | None:
 def _filter(record: Record) -> Filter | None:
     try:
         return Filter.load(record.content("seccomp"))
-    except MamushkaError:  # the container has none
+    except NotFound:  # the container has none
         return None
 
 
