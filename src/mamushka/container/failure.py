@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import EACCES, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOEXEC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH
 
-from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, LANDLOCK, PROGRAM
+from mamushka.container.operation import CONFINEMENT, DIRECTORY, HOOK, HOOK_ENDED, LANDLOCK, PROGRAM
 from mamushka.errors import Denied, Invalid, MamushkaError, NotFound, Unsupported
 from mamushka.linux.script import parse
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
@@ -48,6 +48,10 @@ def explain(packet: bytes, process: Process) -> MamushkaError:
     if about == LANDLOCK and number in _RULES:
         kind, hint = _RULES[number]
         return kind(f"cannot {operation}: {_lower(text)}", hint=hint)
+    if about == CONFINEMENT and number == ENOENT:  # only the label's can be
+        from mamushka.container.privileges import not_loaded
+
+        return not_loaded(process.apparmor_profile)
     if number == ESRCH:  # its namespaces went before its process did
         return NotRunning(f"container not running: cannot {operation}: {_lower(text)}")
     kind = _KINDS.get(number, MamushkaError)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mamushka.linux.script import Script, Variable
 
 # What an operation's failure is about, where the caller is told in other words than the operation's own.
-PROGRAM, DIRECTORY, HOOK, LANDLOCK = "program", "directory", "hook", "landlock"
+PROGRAM, DIRECTORY, HOOK = "program", "directory", "hook"
+CONFINEMENT, LANDLOCK = "confinement", "landlock"
 
 HOOK_ENDED = "the hook ended"  # and the number told with it is its wait status
 

@@ -256,7 +256,8 @@ class Interior:
     def _program(self, preserve: tuple[int, ...], privileges: Privileges) -> Iterator[Inside]:
         process, start_container = self.process, self.config.hooks.start_container
         find = FindProgram(process)
-        yield ArrangeDescriptors(self.stdio, preserve, terminal=process.terminal, gated=self.gated)
+        labelled = privileges.labelled
+        yield ArrangeDescriptors(self.stdio, preserve, terminal=process.terminal, gated=self.gated, labelled=labelled)
         yield EnterDirectory(process)
         yield find
         yield ResetSignals()
@@ -333,7 +334,7 @@ def further_process(
 
         operations.append(OpenConsole(process, mounted=False, pts=False))
     operations += [
-        ArrangeDescriptors(stdio, preserve, terminal=process.terminal, gated=False),
+        ArrangeDescriptors(stdio, preserve, terminal=process.terminal, gated=False, labelled=privileges.labelled),
         EnterDirectory(process),
         find,
         ResetSignals(),

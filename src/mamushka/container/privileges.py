@@ -16,7 +16,7 @@ from errno import EINVAL
 
 from mamushka import trace
 from mamushka.container.operation import LABEL, open_in_proc
-from mamushka.errors import Invalid, Unsupported
+from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
 from mamushka.linux.executable import words
@@ -160,6 +160,11 @@ class Privileges:
         """Whether something is to be written below the host's /proc."""
         return bool(self._label_path or self.oom_score)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether LABEL is open between ``early`` and ``apply``."""
+        return bool(self._label_path)
+
     def early(self, script: Script) -> None:
         """What the process can only do for itself, and before the root changes; HOST_PROC is the host's procfs."""
         if self.keyring:
@@ -261,6 +266,8 @@ def _label(process: Process) -> tuple[bytes, bytes]:
         if not apparmor():
             raise Unsupported(f"cannot use the AppArmor profile {process.apparmor_profile!r}: AppArmor is not enabled",
                               hint="leave the profile out, or boot with apparmor=1")  # fmt: skip
+        if not _loaded(process.apparmor_profile):
+            raise not_loaded(process.apparmor_profile)
         stacked = "thread-self/attr/apparmor/exec"
         path = stacked if os.path.exists(f"/proc/{stacked}") else "thread-self/attr/exec"
         return path.encode(), os.fsencode(f"exec {process.apparmor_profile}")
@@ -270,6 +277,22 @@ def _label(process: Process) -> tuple[bytes, bytes]:
                               hint="leave the label out, or boot with selinux=1")  # fmt: skip
         return b"thread-self/attr/exec", os.fsencode(process.selinux_label)
     return b"", b""
+
+
+def _loaded(profile: str) -> bool:
+    """Whether the kernel has the profile; True where that cannot be seen, and where it is one of another namespace."""
+    try:
+        with open("/sys/kernel/security/apparmor/profiles", encoding="utf-8", errors="surrogateescape") as lines:
+            return profile[:1] == ":" or "//&" in profile or any(line.rpartition(" (")[0] == profile for line in lines)
+    except OSError:  # securityfs is not mounted, or only for root
+        return True
+
+
+def not_loaded(profile: str) -> NotFound:
+    """The error for a profile that the kernel does not have."""
+    return NotFound(
+        f"the AppArmor profile {profile!r} is not loaded", hint="apparmor_parser --add loads one; aa-status lists them"
+    )
 
 
 def _first(path: str) -> str:

@@ -16,12 +16,14 @@ from mamushka.container.channel import ACCOUNTS, descriptor_packet, listen
 from mamushka.container.defaults import PATH
 from mamushka.container.operation import (
     BACK,
+    CONFINEMENT,
     CONSOLE,
     CURRENT,
     DIRECTORY,
     FILE,
     GATE,
     HOST_PROC,
+    LABEL,
     OPENED,
     OUTCOME,
     PROGRAM,
@@ -117,11 +119,13 @@ def first_writes(privileges: Privileges, entrance: Entrance) -> list[tuple[int |
 class ArrangeDescriptors(Inside):
     """Standard streams as 0, 1, 2, preserved descriptors as 3, 4, …; everything else is closed or will be."""
 
-    __slots__ = ("gated", "preserve", "stdio", "terminal")
+    __slots__ = ("ours", "preserve", "stdio", "terminal")
     settled = True
 
-    def __init__(self, stdio: Stdio, preserve: tuple[int, ...], *, terminal: bool, gated: bool) -> None:
-        self.stdio, self.preserve, self.terminal, self.gated = stdio, preserve, terminal, gated
+    def __init__(self, stdio: Stdio, preserve: tuple[int, ...], *, terminal: bool, gated: bool, labelled: bool) -> None:
+        self.stdio, self.preserve, self.terminal = stdio, preserve, terminal
+        # What later operations need; all of it is closed when the program is executed.
+        self.ours = (CHANNEL, *((GATE, OUTCOME) if gated else ()), *((LABEL,) if labelled else ()))
 
     def describe(self) -> str:
         more = f" and {len(self.preserve)} preserved ones" if self.preserve else ""
@@ -131,15 +135,14 @@ class ArrangeDescriptors(Inside):
         given = (self.stdio.stdin, self.stdio.stdout, self.stdio.stderr) if not self.terminal else ()
         wanted = [*map(script.descriptor, given), *(() if given else (CONSOLE,) * 3)]
         wanted += map(script.descriptor, self.preserve)
-        ours = (CHANNEL, GATE, OUTCOME) if self.gated else (CHANNEL,)
-        count = len(wanted) + len(ours)
+        count = len(wanted) + len(self.ours)
         # All are lifted above their places before any place is taken: one might be another's place.
         lifted = [script.variable() for _ in range(count)]
-        for descriptor, high in zip((*wanted, *ours), lifted, strict=True):
+        for descriptor, high in zip((*wanted, *self.ours), lifted, strict=True):
             script.call("fcntl", descriptor, F_DUPFD_CLOEXEC, count, into=high)
         for place, high in enumerate(lifted[: len(wanted)]):
             script.call("dup3", high, place, 0)
-        for place, (high, kept) in enumerate(zip(lifted[len(wanted) :], ours, strict=True), len(wanted)):
+        for place, (high, kept) in enumerate(zip(lifted[len(wanted) :], self.ours, strict=True), len(wanted)):
             script.call("dup3", high, place, os.O_CLOEXEC, into=kept)
         script.call("close_range", count, -1, 0)
         script.call("setsid")
@@ -377,6 +380,7 @@ class Confine(Inside):
 
     __slots__ = ("privileges", "summary")
     settled = True
+    about = CONFINEMENT
 
     def __init__(self, privileges: Privileges, summary: str) -> None:
         self.privileges, self.summary = privileges, summary
