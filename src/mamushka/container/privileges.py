@@ -281,6 +281,8 @@ def _label(process: Process) -> tuple[bytes, bytes]:
 
 def _loaded(profile: str) -> bool:
     """Whether the kernel has the profile; True where that cannot be seen, and where it is one of another namespace."""
+    if profile == "unconfined":  # none that is loaded, and always there
+        return True
     try:
         with open("/sys/kernel/security/apparmor/profiles", encoding="utf-8", errors="surrogateescape") as lines:
             return profile[:1] == ":" or "//&" in profile or any(line.rpartition(" (")[0] == profile for line in lines)
