@@ -19,12 +19,13 @@ pytestmark = pytest.mark.root
 # What the container's id, its descriptors, its caller and its image can be seen by.
 _LOOK = """
 cat /proc/self/cgroup; cat /proc/keys; ls -l /proc/self/fd | wc -l; cat <&0
-echo HOME=$HOME; grep SigIgn /proc/self/status; ls /given; cat /sys/fs/cgroup/*/cgroup.procs | wc -l
+echo HOME=$HOME; grep SigIgn /proc/self/status; ls /given; set -- $(cat /sys/fs/cgroup/*/cgroup.procs); echo $#
 """
 
 
-def _run(ground: Ground, id: str, config: Config, said: bytes = b"") -> str:
+def _run(ground: Ground, suffix: str, config: Config, said: bytes = b"") -> str:
     """The container's whole output, its own id written ID; of the keyrings, other sessions' too, its own is there."""
+    id = f"{ground.name}-{suffix}"
     reading, writing = os.pipe()
     os.write(writing, said)
     os.close(writing)
@@ -51,13 +52,13 @@ def config(ground: Ground, tmp_path: Any) -> Config:
 
 
 def test_a_cast_container_is_like_the_first(ground: Ground, config: Config) -> None:
-    first = _run(ground, "mold-one", config, b"hello\n")
+    first = _run(ground, "one", config, b"hello\n")
     assert not mold._molds, "one container alone must not pay for a mold"
-    second = _run(ground, "mold-two", config, b"hello\n")
+    second = _run(ground, "two", config, b"hello\n")
     assert len(mold._molds) == 1
     spare = [os.open("/", os.O_RDONLY) for _ in range(7)]  # other numbers for all descriptors
     try:
-        third = _run(ground, "mold-six", config, b"hello\n")
+        third = _run(ground, "six", config, b"hello\n")
     finally:
         for descriptor in spare:
             os.close(descriptor)
@@ -67,8 +68,10 @@ def test_a_cast_container_is_like_the_first(ground: Ground, config: Config) -> N
 
 
 def test_a_cast_container_is_in_its_own_cgroup(ground: Ground) -> None:
-    config = ground.config("cat /sys/fs/cgroup/*/cgroup.procs | wc -l; sleep 9 & wait", linux={"cgroups_path": ""})
-    ids = ["mold-one", "mold-two", "mold-six"]
+    config = ground.config(
+        "set -- $(cat /sys/fs/cgroup/*/cgroup.procs); echo $#; sleep 9 & wait", linux={"cgroups_path": ""}
+    )
+    ids = [f"{ground.name}-{suffix}" for suffix in ("one", "two", "six")]
     counts = []
     for id in ids:
         with Output() as output:
@@ -83,8 +86,8 @@ def test_a_cast_container_is_in_its_own_cgroup(ground: Ground) -> None:
 @pytest.mark.parametrize("change", ["home", "signal", "given", "length"])
 def test_what_has_changed_between_two_is_seen(ground: Ground, config: Config, tmp_path: Any, change: str) -> None:
     for _ in range(3):
-        before = _run(ground, "mold-one", config)
-    id = "mold-one"
+        before = _run(ground, "one", config)
+    suffix = "one"
     ignored = signal.getsignal(signal.SIGUSR1)
     try:
         if change == "home":
@@ -97,8 +100,8 @@ def test_what_has_changed_between_two_is_seen(ground: Ground, config: Config, tm
             (tmp_path / "given").write_text("")
             os.rmdir(f"{ground.rootfs}/given")
         else:
-            id = "mold-of-another-length"
-        after = _run(ground, id, config)
+            suffix = "of-another-length"
+        after = _run(ground, suffix, config)
     finally:
         signal.signal(signal.SIGUSR1, ignored)
     expected = before
@@ -111,10 +114,10 @@ def test_what_has_changed_between_two_is_seen(ground: Ground, config: Config, tm
 
 def test_a_failure_of_a_cast_container_is_its_own(ground: Ground) -> None:
     config = ground.config("/bin/nothing", "there", linux={"cgroups_path": ""})
-    for id in ("mold-one", "mold-two", "mold-six"):
+    for suffix in ("one", "two", "six"):
         with pytest.raises(Exception, match="/bin/nothing"):
-            _run(ground, id, config)
-        assert not os.path.exists(f"{ground.state}/{id}")
+            _run(ground, suffix, config)
+        assert not os.path.exists(f"{ground.state}/{ground.name}-{suffix}")
 
 
 def test_the_latest_molds_are_kept(ground: Ground) -> None:
@@ -122,7 +125,7 @@ def test_the_latest_molds_are_kept(ground: Ground) -> None:
     for number in range(mold._KEPT_MAX + 2):
         config = ground.config(f"exit {number % 2 * 0}", linux={"cgroups_path": ""})
         for _ in range(2):
-            _run(ground, "mold-one", config)
+            _run(ground, "one", config)
     assert len(mold._molds) == mold._KEPT_MAX
 
 
