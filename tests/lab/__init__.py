@@ -7,5 +7,11 @@ environment and the same tools are there, and nothing is left behind.
 
     kernel.py     Debian's cloud kernel and its modules, unpacked once beside the environment
     initramfs.py  what the kernel starts: modules, mounts, then a command
+    systemd.py    or systemd as its first process, with three units, and the command one of them
     machine.py    QEMU around it: output as it comes, and the command's exit status
+    artefacts.py  a plugin of pytest's in the machine: what a failed test leaves for those outside
+
+A test says itself where it runs: ``@pytest.mark.lab`` also in the lab, ``@pytest.mark.systemd`` only in a second
+machine of it, where systemd is the first process. Outside it runs, or skips, as any other. All of it takes minutes:
+mark what asks the kernel for something that this host may lack.
 """

@@ -1,32 +1,28 @@
-"""``make lab``: the tests that want the lab's kernel; or any command in it: ``python -m tests.lab -- uname -a``."""
+"""``make lab``: the tests that are marked for it; or any command in the machine: ``python -m tests.lab -- uname -a``.
+
+With ``--systemd`` before the command, systemd is the machine's first process and the command a unit. What a failed run
+leaves, its console and for each failed test the report, the plan and the trace, stays in a directory that is named.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import shutil
 import sys
+import time
 
 from tests.lab import machine
-from tests.lab.initramfs import SCRATCH
+from tests.lab.initramfs import ARTEFACTS, SCRATCH
 from tests.lab.kernel import Unavailable, default_cache, kernel
 
-# What asks the kernel for much, on one that is older and has one hierarchy of cgroups. Under emulation a test takes ten
-# times as long as outside.
-TESTS = (
-    "tests/integration/container/test_cgroups.py",
-    "tests/integration/container/test_namespaces.py",
-    "tests/integration/container/test_privileges.py",
-    "tests/integration/container/test_filesystems.py",
-    "tests/integration/container/test_landlock.py",
-    "tests/integration/container/test_past_vulnerabilities.py",
-    "tests/integration/storage/test_overlay.py",
-    "tests/integration/end_to_end/test_commands.py",
-    "tests/integration/audit/test_audit.py::test_the_default_box",
-    "tests/integration/audit/test_doors.py::test_what_some_machines_have",
-    "tests/integration/audit/test_doors.py::test_serial_numbers",
-)
+# The marks of tests that run in the lab, and whether systemd is its first process then.
+MACHINES = {"lab": False, "systemd": True}
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TIMEOUT = 1500.0
+# Failed runs whose artefacts are kept; the older go.
+_RUNS_MAX = 5
 
 
 def main(words: list[str]) -> int:
@@ -34,10 +30,70 @@ def main(words: list[str]) -> int:
     if lacking:
         print(f"lab: skipped: {lacking}", file=sys.stderr)
         return 0
-    given = words[1:] if words[:1] == ["--"] else words
-    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *TESTS]
+    as_unit = words[:1] == ["--systemd"]
+    given = words[as_unit:]
+    given = given[1:] if given[:1] == ["--"] else given
+    if given:
+        return _run(shlex.join(given), as_unit=as_unit)
+    chosen = {mark: found for mark, unit in MACHINES.items() if (unit or not as_unit) and (found := files(mark))}
+    return max(_run(shlex.join(pytest(mark, found)), as_unit=MACHINES[mark]) for mark, found in chosen.items())
+
+
+def files(mark: str) -> list[str]:
+    """The files with tests of a mark; only they are given to pytest, because collecting is slow under emulation."""
+    found = []
+    for directory, _, names in os.walk(f"{HERE}/tests/integration"):
+        for name in names:
+            path = f"{directory}/{name}"
+            if name.endswith(".py") and f"pytest.mark.{mark}" in _text(path):
+                found.append(os.path.relpath(path, HERE))
+    return sorted(found)
+
+
+def pytest(mark: str, files: list[str]) -> list[str]:
+    """The command that runs a mark's tests in the machine."""
+    return [
+        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.lab.artefacts", "--color=no",
+        f"--artefacts={ARTEFACTS}", "--timeout=600", "-m", mark, *files,
+    ]  # fmt: skip
+
+
+def _run(command: str, *, as_unit: bool) -> int:
+    """One machine; its artefacts stay when the command failed."""
+    runs = f"{default_cache()}/runs"
+    artefacts = f"{runs}/{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}{'.systemd' if as_unit else ''}"
+    os.makedirs(artefacts)
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
-    return machine.run(shlex.join(given or tests), directory=HERE, environment=environment, timeout=TIMEOUT)
+    status = 1
+    try:
+        status = machine.run(
+            command, directory=HERE, environment=environment, timeout=TIMEOUT, artefacts=artefacts, as_unit=as_unit
+        )
+    except RuntimeError as error:
+        print(f"lab: {error}", file=sys.stderr)
+    finally:
+        if status == 0:
+            shutil.rmtree(artefacts)
+    if status:
+        _prune(runs)
+        print(f"lab: failed ({status}); the console and what failed tests left:\n" + _listing(artefacts), flush=True)
+    return status
+
+
+def _listing(artefacts: str) -> str:
+    paths = [f"{directory}/{name}" for directory, _, names in os.walk(artefacts) for name in names]
+    return "\n".join(f"  {path}" for path in sorted(paths))
+
+
+def _prune(runs: str) -> None:
+    for name in sorted(os.listdir(runs))[:-_RUNS_MAX]:
+        shutil.rmtree(f"{runs}/{name}", ignore_errors=True)
+
+
+def _text(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        return file.read()
+    return ""
 
 
 def _without_kernel() -> str:

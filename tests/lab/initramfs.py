@@ -7,6 +7,7 @@ Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from tests.lab.kernel import Kernel
 
@@ -15,6 +16,8 @@ MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtiofs", "overlay")
 EXIT = "@@lab: exit"
 # A disk of the machine's own, where tests work; nothing of the host's that is wanted lies below.
 SCRATCH = "/run/scratch"
+# A directory of the host's, the only one that the machine writes to: what outlives it.
+ARTEFACTS = "/run/artefacts"
 
 _INIT = """#!/bin/busybox sh
 export PATH=/bin
@@ -39,13 +42,20 @@ for place in run dev/shm; do mount -t tmpfs -o mode=1777 tmpfs /new/$place; done
 for wait in 1 2 3 4 5; do test -b /new/dev/vda || sleep 1; done
 mkdir /newSCRATCH
 mount -t ext4 /new/dev/vda /newSCRATCH && chmod 1777 /newSCRATCH
+mkdir /newARTEFACTS
+mount -t virtiofs artefacts /newARTEFACTS
 chmod 755 /new/run
 ifconfig lo 127.0.0.1 up
 hostname lab
 cp /command /new/run/command
-exec switch_root /new /bin/sh /run/command
+test -d /units || exec switch_root /new /bin/sh /run/command
+rm -f /new/.dockerenv
+mkdir -p /new/run/systemd
+cp -r /units /new/run/systemd/system
+export SYSTEMD_GENERATOR_PATH=/run/systemd/none
+exec switch_root /new /lib/systemd/systemd
 """
-# The command's own shell: whatever becomes of it, the machine says how it ended, and ends.
+# The command's own shell: whatever becomes of it, the machine says how it ended; whoever listens ends the machine.
 _COMMAND = """cd {directory}
 {environment}
 (
@@ -53,26 +63,36 @@ _COMMAND = """cd {directory}
 ) </dev/null
 echo "
 {exit} $?"
-sync
-echo o >/proc/sysrq-trigger
 sleep 60
 """
 
 
-def archive(busybox: str, kernel: Kernel, command: str, directory: str, environment: dict[str, str]) -> bytes:
-    """The whole initramfs; ``command`` is a shell's, performed in ``directory``."""
+def archive(
+    busybox: str,
+    kernel: Kernel,
+    command: str,
+    *,
+    directory: str,
+    environment: Mapping[str, str],
+    units: Mapping[str, str],
+) -> bytes:
+    """The whole initramfs; ``command`` is a shell's, performed in ``directory``. With ``units`` by systemd."""
     modules = kernel.needed(*MODULES)
     exports = "\n".join(f"export {name}={_quoted(text)}" for name, text in environment.items())
     text = _COMMAND.format(directory=_quoted(directory), environment=exports, command=command, exit=EXIT)
     order = "\n".join(os.path.basename(path) for path in modules) + "\n"
-    files = [("bin/busybox", 0o100755, _read(busybox)), ("init", 0o100755, _INIT.replace("SCRATCH", SCRATCH).encode())]
-    files += [
+    init = _INIT.replace("SCRATCH", SCRATCH).replace("ARTEFACTS", ARTEFACTS)
+    files = [
+        ("bin/busybox", 0o100755, _read(busybox)),
+        ("init", 0o100755, init.encode()),
         ("modules.path", 0o100644, kernel.modules.encode()),
         ("order", 0o100644, order.encode()),
         ("command", 0o100644, text.encode()),
     ]
     files += [(f"modules/{os.path.basename(path)}", 0o100644, _read(path)) for path in modules]
-    entries = [("bin", 0o040755, b""), ("modules", 0o040755, b""), *files]
+    files += [(f"units/{name}", 0o100644, text.encode()) for name, text in units.items()]
+    directories = ("bin", "modules", *(("units",) if units else ()))
+    entries = [*((name, 0o040755, b"") for name in directories), *files]
     numbered = (_entry(number, *entry) for number, entry in enumerate(entries, 1))
     return b"".join([*numbered, _entry(0, "TRAILER!!!", 0, b"")])
 

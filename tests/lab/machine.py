@@ -9,15 +9,16 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from tests.lab import initramfs
+from tests.lab import initramfs, systemd
 from tests.lab.kernel import default_cache, kernel
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _MEMORY = "3G"
 _DISK = 4 << 30  # sparse
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+_KERNEL = "console=ttyS0 loglevel=2 panic=-1 lsm=landlock,yama,apparmor,bpf"
 
 
 def missing() -> str:
@@ -32,84 +33,125 @@ def missing() -> str:
     }  # fmt: skip
     packages = [package for program, package in wanted.items() if shutil.which(program, path=_PATH) is None]
     packages += [] if any(map(os.path.exists, _VIRTIOFSD)) else ["qemu-system-common"]
+    packages += systemd.missing().split()
     return f"the lab needs packages: apt-get install {' '.join(packages)}" if packages else ""
 
 
-def run(command: str, *, directory: str, environment: dict[str, str], timeout: float, quiet: bool = False) -> int:
-    """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one."""
+class Console:
+    """The machine's console: kept as it comes, shown unless ``quiet``, and searched for the command's end."""
+
+    def __init__(self, path: str, *, quiet: bool) -> None:
+        self.path, self.quiet = path, quiet
+        self.status: int | None = None
+        self._rest = ""
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+
+    def feed(self, raw: bytes) -> None:
+        """Some more of it, in whatever pieces."""
+        *lines, self._rest = (self._rest + raw.decode(errors="replace").replace("\r", "")).split("\n")
+        for line in lines:
+            if initramfs.EXIT in line:  # perhaps behind words of the kernel
+                self.status = int(line.partition(initramfs.EXIT)[2].split()[0])
+                continue
+            self._file.write(line + "\n")
+            self._file.flush()
+            if not self.quiet:
+                print(line, flush=True)
+
+    def close(self) -> None:
+        """The machine has ended: keep the unfinished last line, too."""
+        self._file.write(self._rest)
+        self._file.close()
+
+
+def run(
+    command: str,
+    *,
+    directory: str,
+    environment: Mapping[str, str],
+    timeout: float,
+    artefacts: str,
+    as_unit: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one.
+
+    ``artefacts`` is a directory of the host's: it gets the console's log, and what the command writes to
+    ``initramfs.ARTEFACTS``. With ``as_unit`` systemd is the first process, and the command a service of its.
+    """
     found = kernel(default_cache())
     busybox = shutil.which("busybox") or "busybox"
-    with tempfile.TemporaryDirectory(prefix="lab") as scratch, _shared(scratch) as socket:
+    with tempfile.TemporaryDirectory(prefix="lab") as scratch, contextlib.ExitStack() as shared:
+        root = shared.enter_context(_shared(scratch, "root", "/", "cache=always"))
+        kept = shared.enter_context(_shared(scratch, "artefacts", artefacts, "cache=none"))
         with open(f"{scratch}/initramfs", "wb") as file:
-            file.write(initramfs.archive(busybox, found, command, directory, environment))
+            units = systemd.UNITS if as_unit else {}
+            file.write(
+                initramfs.archive(busybox, found, command, directory=directory, environment=environment, units=units)
+            )
         disk = f"{scratch}/disk"
         with open(disk, "wb") as file:
             file.truncate(_DISK)
         subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True, env={"PATH": _PATH})
-        return _watch(_qemu(found.image, f"{scratch}/initramfs", socket, disk), timeout, quiet=quiet)
+        words = f"{_KERNEL} {systemd.KERNEL}" if as_unit else _KERNEL
+        console = Console(f"{artefacts}/console.log", quiet=quiet)
+        return _watch(_qemu(found.image, f"{scratch}/initramfs", [root, kept], disk, words), timeout, console)
 
 
 @contextlib.contextmanager
-def _shared(scratch: str) -> Iterator[str]:
-    """A virtiofsd that shares the host's root; it ends with the machine, its one client."""
-    socket = f"{scratch}/root"
+def _shared(scratch: str, tag: str, source: str, cache: str) -> Iterator[tuple[str, str]]:
+    """A virtiofsd that shares a directory of the host's: (tag, socket). It ends with the machine, its one client."""
+    socket = f"{scratch}/{tag}"
     program = next(path for path in _VIRTIOFSD if os.path.exists(path))
-    words = [program, f"--socket-path={socket}", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]
-    with open(f"{scratch}/virtiofsd.log", "wb") as log:
+    words = [program, f"--socket-path={socket}", "-o", f"source={source}", "-o", cache, "-o", "sandbox=chroot"]
+    with open(f"{socket}.log", "wb") as log:
         daemon = subprocess.Popen(words, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 10
         while not os.path.exists(socket):
             if daemon.poll() is not None or time.monotonic() > deadline:
-                with open(f"{scratch}/virtiofsd.log") as file:
-                    raise RuntimeError(f"the host's files cannot be shared: {file.read()[-500:]}")
+                with open(f"{socket}.log") as file:
+                    raise RuntimeError(f"{source} of the host cannot be shared: {file.read()[-500:]}")
             time.sleep(0.02)
-        yield socket
+        yield tag, socket
     finally:
         daemon.terminate()
         daemon.wait(10)
 
 
-def _qemu(image: str, initial: str, socket: str, disk: str) -> list[str]:
+def _qemu(image: str, initial: str, shared: list[tuple[str, str]], disk: str, words: str) -> list[str]:
+    files: list[str] = []
+    for tag, socket in shared:
+        files += ["-chardev", f"socket,id={tag},path={socket}"]
+        files += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
     return [
         "qemu-system-x86_64", "-M", "q35,memory-backend=m", "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt",
-        "-smp", "2", "-m", _MEMORY, "-object", f"memory-backend-memfd,id=m,size={_MEMORY},share=on",
-        "-chardev", f"socket,id=fs,path={socket}", "-device", "vhost-user-fs-pci,chardev=fs,tag=root",
+        "-smp", "2", "-m", _MEMORY, "-object", f"memory-backend-memfd,id=m,size={_MEMORY},share=on", *files,
         "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe",
-        "-kernel", image, "-initrd", initial,
-        "-append", "console=ttyS0 loglevel=2 panic=-1 lsm=landlock,yama,apparmor,bpf",
+        "-kernel", image, "-initrd", initial, "-append", words,
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
     ]  # fmt: skip
 
 
-def _watch(words: list[str], timeout: float, *, quiet: bool) -> int:
-    """Show what the console says; the exit status that it ends with."""
+def _watch(words: list[str], timeout: float, console: Console) -> int:
+    """Follow the console until it tells the exit status."""
     machine = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None
-    status: int | None = None
-    rest = ""
     deadline = time.monotonic() + timeout
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(machine.stdout, selectors.EVENT_READ)
-            while status is None:
+            while console.status is None:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise RuntimeError(f"the machine did not end within {timeout:.0f} s")
+                    raise RuntimeError(f"the machine did not end within {timeout:.0f} s: see {console.path}")
                 raw = os.read(machine.stdout.fileno(), 65536)
                 if not raw:
                     break
-                *lines, rest = (rest + raw.decode(errors="replace").replace("\r", "")).split("\n")
-                for line in lines:
-                    if initramfs.EXIT in line:  # perhaps behind words of the kernel
-                        status = int(line.partition(initramfs.EXIT)[2].split()[0])
-                    elif not quiet:
-                        print(line, flush=True)
+                console.feed(raw)
     finally:
-        if machine.poll() is None and status is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                machine.wait(10)
-        machine.kill()
+        machine.kill()  # nothing in it is wanted any more
         machine.wait()
-    if status is None:
-        raise RuntimeError("the machine ended without telling how its command ended: see the console above")
-    return status
+        console.close()
+    if console.status is None:
+        raise RuntimeError(f"the machine ended without telling how its command ended: see {console.path}")
+    return console.status

@@ -35,6 +35,7 @@ def empty_image(registry: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return registries.push(layout, f"{registry}/empty:latest")
 
 
+@pytest.mark.lab
 def test_the_default_box(mamushka: Command) -> None:
     """The promise, to the point: SECURITY.md says why each of these is not zero."""
     found = report(mamushka)

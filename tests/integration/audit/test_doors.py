@@ -101,12 +101,14 @@ def test_what_an_open_door_lets_be_reached(mamushka: Command, options: tuple[str
         ("firmware", "/sys/firmware", UNMASKED),
     ],
 )
+@pytest.mark.lab
 def test_what_some_machines_have(mamushka: Command, probe: str, path: str, options: tuple[str, ...]) -> None:
     if not os.path.exists(path):
         pytest.skip(f"this machine has no {path}")
     assert probe in reached(mamushka, *ALONE, *options)
 
 
+@pytest.mark.lab
 def test_serial_numbers(mamushka: Command, tmp_path: Path) -> None:
     """One of our own stands in for the firmware's, which many machines leave empty."""
     path = "/sys/devices/virtual/dmi/id/product_serial"

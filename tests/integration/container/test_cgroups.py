@@ -20,6 +20,7 @@ from mamushka.values import EMPTY
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.lab,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(layout().kind == "absent", reason="no cgroup hierarchy is mounted"),
 ]

@@ -14,7 +14,7 @@ from mamushka.values import replace
 
 from .conftest import Ground
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 
 def options(text: str, destination: str) -> set[str]:

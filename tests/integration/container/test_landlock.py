@@ -19,7 +19,11 @@ from mamushka.values import replace
 from .conftest import Ground
 
 ABI = landlock.abi()
-pytestmark = [pytest.mark.root, pytest.mark.skipif(not ABI, reason="this kernel has no Landlock")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lab,
+    pytest.mark.skipif(not ABI, reason="this kernel has no Landlock"),
+]
 
 # Everything that the kernel can restrict, and on an older one in so many words.
 AGE = "" if ABI >= 5 else f",abi:{ABI}"

@@ -13,7 +13,7 @@ from mamushka.values import replace
 
 from .conftest import Ground
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 FILES = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt", "cgroup": "cgroup", "user": "user"}
 IDS = (IDMapping(0, 100000, 65536),)

@@ -30,7 +30,7 @@ from mamushka.values import replace
 
 from .conftest import Ground, Output, reap
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 ALL = {"capabilities": None, "no_new_privileges": False, "linux": {"seccomp": None}}
 

@@ -22,7 +22,11 @@ from mamushka.linux.abi import MACHINE
 from mamushka.linux.script import CHANNEL, ROOM, Script, parse
 from mamushka.spec.runtime import Capabilities, Process, Rlimit, Seccomp, SyscallRule, User
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
 
 ORDINARY = Capabilities(DEFAULT_CAPABILITIES, DEFAULT_CAPABILITIES, (), DEFAULT_CAPABILITIES, ())
 

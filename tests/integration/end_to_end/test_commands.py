@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.lab]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mamushka.linux.process import CLONE_NEWUSER, unshare
 from mamushka.storage import overlay, overlay_page
 from tests import peers
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,62 @@
+"""The lab itself: whoever works in it relies on its exit status, its first process and what failures bring home."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lab import __main__ as lab
+from tests.lab import machine
+from tests.lab.initramfs import ARTEFACTS
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+FAILING = """
+from mamushka import trace
+
+def test_on_purpose():
+    trace.event("plan.execute", operation="cut the branch we sit on")
+    trace.event("branch.cut", length=3)
+    assert 1 == 2, "on purpose"
+"""
+
+
+def enter(command: str, artefacts: Path, **options: bool) -> int:
+    """Perform it in a machine."""
+    if lacking := machine.missing():
+        pytest.skip(lacking)
+    environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "HOME": "/root"}
+    options |= {"quiet": True}
+    return machine.run(
+        command, directory=lab.HERE, environment=environment, timeout=240, artefacts=str(artefacts), **options
+    )
+
+
+def test_a_failing_test_brings_home_its_console_plan_and_trace(tmp_path: Path) -> None:
+    """All three from inside the machine, which is gone by then."""
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.lab.artefacts",
+             f"--artefacts={ARTEFACTS}", "-c", "/dev/null", "/run/made/test_made.py"]  # fmt: skip
+    command = f"mkdir /run/made; printf %s {shlex.quote(FAILING)} >/run/made/test_made.py; {shlex.join(words)}"
+
+    assert enter(command, tmp_path) == 1
+
+    assert "on purpose" in (tmp_path / "console.log").read_text()
+    (left,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert left.name == "test_on_purpose.call"
+    assert "assert 1 == 2" in (left / "report.txt").read_text()
+    assert (left / "plan.txt").read_text() == "cut the branch we sit on\n"
+    assert "branch.cut length=3" in (left / "trace.txt").read_text()
+
+
+def test_the_command_can_be_a_unit_of_systemd(tmp_path: Path) -> None:
+    """The real systemd with its bus, on cgroup v2 alone; the exit status comes home."""
+    told = "cat /proc/1/comm /proc/self/cgroup; busctl status org.freedesktop.systemd1 | grep ^PID"
+    status = enter(f"{told}; touch {ARTEFACTS}/here; exit 3", tmp_path, as_unit=True)
+    console = (tmp_path / "console.log").read_text()
+    assert status == 3
+    assert "systemd\n0::/system.slice/lab.service\nPID=1\n" in console
+    assert (tmp_path / "here").exists()
