@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 class Claim:
     """Take the id and write down where to look for what is about to be made."""
 
-    def __init__(self, record: Record, cgroup: Cgroup) -> None:
-        self.record, self.cgroup = record, cgroup
+    def __init__(self, record: Record, cgroup: Cgroup, *, notify: bool = False) -> None:
+        self.record, self.cgroup, self.notify = record, cgroup, notify
         self.claimed = False
 
     def describe(self) -> str:
         return f"record the container in {self.record.path}"
 
     def execute(self) -> None:
-        self.record.claim(self.cgroup.path)
+        self.record.claim(self.cgroup.place, notify=self.notify)
         self.claimed = True
 
     def undo(self) -> None:
@@ -56,7 +56,7 @@ class MakeCgroup:
         self.made = False
 
     def describe(self) -> str:
-        return f"make the cgroup {self.cgroup.path}"
+        return f"make the cgroup {self.cgroup.place}"
 
     def execute(self) -> None:
         self.cgroup.create(self.resources)
@@ -126,6 +126,7 @@ class BearInit:
             entrance.close()
             for end in ends:
                 os.close(end)
+        self.cgroup.settle()
         self._follow()
         os.close(self.channel)
         self.channel = -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.container import options
+from mamushka.container.cgroups.bus import reachable
 from mamushka.container.cgroups.layout import layout
 from mamushka.container.defaults import LANDLOCK
 from mamushka.container.namespaces import FLAGS
@@ -40,7 +41,12 @@ def features() -> Mapping[str, object]:
                 kind for kind in FLAGS if os.path.exists(f"/proc/self/ns/{_NAMESPACE_FILES.get(kind, kind)}")
             ],
             "capabilities": NAMES,
-            "cgroup": {"v1": bool(found.v1), "v2": bool(found.unified), "systemd": False, "systemdUser": False},
+            "cgroup": {
+                "v1": bool(found.v1),
+                "v2": bool(found.unified),
+                "systemd": reachable(user=False),
+                "systemdUser": reachable(user=True),
+            },
             "seccomp": {
                 "enabled": os.path.exists("/proc/sys/kernel/seccomp"),
                 "actions": tuple(ACTIONS),

@@ -8,6 +8,7 @@
     gate         a fifo; as long as the created container waits, it holds the reading side
     failure      why the program could not be executed after the gate
     removal      what delete removes in the end, for a front that is no interpreter; not where there are hooks
+    notify/      where the caller may put a socket that the container sees; only if it asked for that
 
 The status is never stored. It is asked of the kernel: a creator holds a lock on the directory, a waiting
 container holds the gate, a process is the same one only if it began at the same tick.
@@ -104,7 +105,7 @@ class Record:
 
     # Writing: the creator alone
 
-    def claim(self, cgroup: str) -> None:
+    def claim(self, cgroup: str, *, notify: bool = False) -> None:
         """Make the directory, note the cgroup, and hold both until ``release``. Conflict when the id is taken."""
         try:
             os.mkdir(self.path, 0o711)
@@ -114,12 +115,14 @@ class Record:
             ) from None
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self.path), 0o711, exist_ok=True)
-            return self.claim(cgroup)
+            return self.claim(cgroup, notify=notify)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         from mamushka.linux.fd import LOCK_EX, flock
 
         flock(self._lock, LOCK_EX)
         self._write("cgroup", os.fsencode(cgroup))
+        if notify:
+            os.mkdir(f"{self.path}/notify", 0o755)
         return None
 
     def release(self) -> None:
@@ -176,10 +179,19 @@ class Record:
         """Remove the directory; harmless when it is gone."""
         try:
             for name in os.listdir(self.path):
-                os.unlink(f"{self.path}/{name}")
+                if name == "notify":
+                    Record._remove_socket(f"{self.path}/{name}")
+                else:
+                    os.unlink(f"{self.path}/{name}")
             os.rmdir(self.path)
         except FileNotFoundError:
             pass
+
+    @staticmethod
+    def _remove_socket(path: str) -> None:
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
 
     # Reading: anybody
 

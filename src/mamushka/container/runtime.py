@@ -32,8 +32,9 @@ class ContainerRuntime:
 
     name = "container"
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, *, cgroups: str = "cgroupfs") -> None:
+        """``cgroups`` says who makes the cgroups of new containers; what exists knows it by itself."""
+        self.root, self.cgroups = root, cgroups
 
     # Making
 
@@ -47,12 +48,16 @@ class ContainerRuntime:
         preserve: tuple[int, ...] = (),
         no_pivot: bool = False,
         keyring: bool = True,
+        notify: bool = False,
     ) -> Started:
         """Build the container and stop just before its program; ``start`` lets it go.
 
-        ``no_pivot`` moves the root instead of pivoting; ``keyring`` gives it a session keyring of its own.
+        ``no_pivot`` moves the root instead of pivoting; ``keyring`` gives it a session keyring of its own; ``notify``
+        makes a directory ``notify`` in its record for the caller to use, which the bundle may mount.
         """
-        return self._make(id, bundle, stdio, root, preserve, gated=True, no_pivot=no_pivot, keyring=keyring)
+        return self._make(
+            id, bundle, stdio, root, preserve, gated=True, no_pivot=no_pivot, keyring=keyring, notify=notify
+        )
 
     def run(
         self,
@@ -91,9 +96,9 @@ class ContainerRuntime:
         gated: bool,
         no_pivot: bool,
         keyring: bool,
+        notify: bool = False,
     ) -> Started:
-        from mamushka.container.cgroups.cgroup import open_cgroup
-        from mamushka.container.cgroups.layout import resolve
+        from mamushka.container.cgroups.cgroup import choose
         from mamushka.container.creation import BearInit, Claim, MakeCgroup
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import prepare
@@ -101,8 +106,8 @@ class ContainerRuntime:
 
         config = bundle.config
         record = Record(self.root, id)
-        kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), _to_keep(config))
-        cgroup = open_cgroup(kept.cgroup)
+        cgroup = choose(self.cgroups, config.linux.cgroups_path, id, config.annotations)
+        kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
         interior = Interior(bundle, stdio, kept, gated=gated, no_pivot=no_pivot)
         try:
             filter, program = _filter(config)
@@ -113,7 +118,7 @@ class ContainerRuntime:
                 user_namespace=interior.namespaces.has("user"),
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
-            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config.linux.resources), init])
+            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config.linux.resources), init])
         except BaseException:
             self._tidy(kept.cgroup)
             raise
@@ -342,7 +347,7 @@ class ContainerRuntime:
             return
         from mamushka.container.cgroups.layout import resolve
 
-        cgroup = _open_cgroup(resolve(path, record.id))
+        cgroup = _open_cgroup(resolve(path, record.id) if path[:1] == "/" else path)
         pidfd = record.open_process()
         if pidfd >= 0:
             self._end(record, cgroup, pidfd, force=True)

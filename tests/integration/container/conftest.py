@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mamushka.container import defaults
+from mamushka.container.cgroups.cgroup import CGROUPFS
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.container.seccomp import default_profile
 from mamushka.runtime import Bundle, Started, Stdio
@@ -43,8 +44,8 @@ def rootfs(tmp_path: Any) -> str:
 class Ground:
     """A runtime, a root, and the words to run something in it."""
 
-    def __init__(self, state: str, rootfs: str, name: str) -> None:
-        self.runtime = ContainerRuntime(state)
+    def __init__(self, state: str, rootfs: str, name: str, cgroups: str = CGROUPFS) -> None:
+        self.runtime = ContainerRuntime(state, cgroups=cgroups)
         self.state, self.rootfs, self.name = state, rootfs, name
         self.made: list[Started] = []
 
@@ -54,7 +55,7 @@ class Ground:
         """The default wall around a command; a single word is a shell script."""
         command = args if len(args) != 1 else ("/bin/sh", "-c", args[0])
         own = Linux(
-            cgroups_path=f"/mamushka-test/{self.name}",
+            cgroups_path=f"/mamushka-test/{self.name}" if self.runtime.cgroups == CGROUPFS else "",
             namespaces=defaults.NAMESPACES,
             masked_paths=defaults.MASKED_PATHS,
             readonly_paths=defaults.READONLY_PATHS,

@@ -19,7 +19,7 @@ import time
 from mamushka import trace
 from mamushka.container.cgroups import devices, v1
 from mamushka.container.cgroups.files import children, processes, read, refused, table, write, write_each
-from mamushka.container.cgroups.layout import UNIFIED, Layout
+from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve
 from mamushka.container.cgroups.layout import layout as host_layout
 from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
 from mamushka.errors import Conflict, Unsupported
@@ -28,7 +28,7 @@ from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Mapping
 
     from mamushka.runtime import Stats
 
@@ -86,15 +86,28 @@ class Cgroup:
                 _make(directory, made)
             if self._tree:
                 _make(self._tree, made)  # first, so that nobody removes the empty directories above meanwhile
-                self._enable(new)
-            self._apply(old, new)
-            if policy.rules or not policy.allow:
-                self._restrict(policy)
+            self._fill(old, new, policy)
         except BaseException:
             for directory in reversed(made):
                 _discard(directory)
             raise
         trace.event("cgroup.created", path=self.path, directories=len(made))
+
+    def _fill(self, old: list[Setting], new: list[Setting], policy: devices.Policy) -> None:
+        """Put limits and device rules in force in directories that are there."""
+        if self._tree:
+            self._enable(new)
+        self._apply(old, new)
+        if policy.rules or not policy.allow:
+            self._restrict(policy)
+
+    def settle(self) -> None:
+        """The container's first process is inside: nothing else has to hold the cgroup."""
+
+    @property
+    def place(self) -> str:
+        """What a record says to find it again: see ``open_cgroup``."""
+        return self.path
 
     def set(self, resources: Resources) -> None:
         """Change limits of a living cgroup; what is absent stays. Device rules, when given, replace all earlier."""
@@ -396,9 +409,34 @@ def _only(resources: Resources, controllers: set[str]) -> Resources:
 _ROUNDS = 100
 
 
-def open_cgroup(path: str, layout: Layout | None = None) -> Cgroup:
-    """The cgroup at an absolute path (see ``resolve``), whether or not it exists yet."""
-    return Cgroup(path, layout or host_layout())
+CGROUPFS, SYSTEMD, DISABLED = "cgroupfs", "systemd", "disabled"
+MANAGERS = (CGROUPFS, SYSTEMD, DISABLED)
+
+
+def choose(manager: str, cgroups_path: str, id: str, annotations: Mapping[str, str]) -> Cgroup:
+    """The cgroup that a new container is to get, by one of the MANAGERS; nothing is made yet."""
+    if manager == CGROUPFS:
+        return Cgroup(resolve(cgroups_path, id), host_layout())
+    if manager == DISABLED:
+        from mamushka.container.cgroups.disabled import Disabled
+
+        return Disabled()
+    from mamushka.container.cgroups import scope
+
+    return scope.new(cgroups_path, id, annotations, host_layout())
+
+
+def open_cgroup(place: str, layout: Layout | None = None) -> Cgroup:
+    """The cgroup at a place, whether or not it exists yet: an absolute path, or what ``Cgroup.place`` says."""
+    if place[:1] == "/":
+        return Cgroup(place, layout or host_layout())
+    if place == DISABLED:
+        from mamushka.container.cgroups.disabled import Disabled
+
+        return Disabled()
+    from mamushka.container.cgroups import scope
+
+    return scope.of_place(place, layout or host_layout())
 
 
 def stale(prefix: str, live: Container[str], layout: Layout | None = None) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def resolve(cgroups_path: str, container_id: str) -> str:
     if cgroups_path.count(":") == 2 and "/" not in cgroups_path:
         raise Unsupported(
             f"cannot place {container_id} in the systemd unit {cgroups_path!r}: cgroups are made as directories",
-            hint="choose the cgroupfs cgroup manager, or give an absolute cgroupsPath",
+            hint="choose the systemd cgroup manager (--systemd-cgroup), or give an absolute cgroupsPath",
         )
     path = cgroups_path or container_id
     if not path.startswith("/"):

@@ -102,7 +102,7 @@ def _cpu(cpu: CPU) -> list[Setting]:
     return result
 
 
-def _io_weight(blkio: int) -> int:
+def io_weight(blkio: int) -> int:
     """A blkio weight (10 to 1000) on io.weight's scale (1 to 10000)."""
     return 1 + (checked_weight(blkio) - 10) * 9999 // 990
 
@@ -112,12 +112,12 @@ def _block_io(block: BlockIO) -> list[Setting]:
     if block.leaf_weight or any(device.leaf_weight for device in block.weight_device):
         trace.event("cgroup.ignored", setting="block I/O leaf weight", reason="cgroup v2 has no such setting")
     if block.weight:
-        otherwise = ("io.weight", str(_io_weight(block.weight)))
+        otherwise = ("io.weight", str(io_weight(block.weight)))
         result.append(Setting("io", "io.bfq.weight", str(block.weight), otherwise))
     for device in block.weight_device:
         if device.weight:
             number = f"{device.major}:{device.minor}"
-            otherwise = ("io.weight", f"{number} {_io_weight(device.weight)}")
+            otherwise = ("io.weight", f"{number} {io_weight(device.weight)}")
             result.append(Setting("io", "io.bfq.weight", f"{number} {device.weight}", otherwise))
     for key, devices in (
         ("rbps=", block.throttle_read_bps_device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mamushka.container.cgroups.cgroup import CGROUPFS, MANAGERS, SYSTEMD
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.errors import Invalid, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
@@ -22,8 +23,11 @@ _PRESERVE_MAX = 1024
 
 
 def runtime(options: Arguments) -> ContainerRuntime:
-    """The runtime of the state directory that --root names."""
-    return ContainerRuntime(os.path.abspath(options.get("root", DEFAULT_ROOT)))
+    """The runtime of the state directory that --root names, with the cgroup manager of new containers."""
+    manager = options.get("cgroup-manager", SYSTEMD if "systemd-cgroup" in options else CGROUPFS)
+    if manager not in MANAGERS:
+        raise UsageError(f"--cgroup-manager is {', '.join(MANAGERS)}, not {manager!r}")
+    return ContainerRuntime(os.path.abspath(options.get("root", DEFAULT_ROOT)), cgroups=manager)
 
 
 def read_bundle(given: Arguments) -> Bundle:
@@ -52,6 +56,8 @@ def preserved(given: Arguments) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if listen.isdigit() and os.environ.get("LISTEN_PID") == str(os.getpid()):
         count += int(listen)
         environment = (f"LISTEN_FDS={listen}", "LISTEN_PID=1")
+        names = os.environ.get("LISTEN_FDNAMES", "")
+        environment += (f"LISTEN_FDNAMES={names}",) if names else ()
     if not 0 <= count <= _PRESERVE_MAX:
         raise UsageError(f"cannot preserve {count} descriptors", hint=f"at most {_PRESERVE_MAX}")
     return tuple(range(3, 3 + count)), environment
@@ -87,15 +93,13 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         process = replace(process, env=process.env + environment)
         bundle = Bundle(bundle.path, replace(bundle.config, process=process))
     wall = runtime(options)
+    how = {"no_pivot": "no-pivot" in given, "keyring": "no-new-keyring" not in given}
+    if process and "NOTIFY_SOCKET" in os.environ:
+        from mamushka.interfaces.oci import notify
+
+        return notify.make(wall, id, bundle, given, preserve, how, gated=gated), bundle
     make = wall.create if gated else wall.run
-    started = make(
-        id,
-        bundle,
-        Stdio(),
-        preserve=preserve,
-        no_pivot="no-pivot" in given,
-        keyring="no-new-keyring" not in given,
-    )
+    started = make(id, bundle, Stdio(), preserve=preserve, **how)
     try:
         return hand_over(started, given, detached=hand_out), bundle
     except BaseException:
@@ -139,7 +143,12 @@ def _write_pid(path: str, pid: int) -> None:
 
 def start(options: Arguments, given: Arguments, id: str) -> None:
     """Open the gate."""
-    runtime(options).start(id)
+    if "NOTIFY_SOCKET" in os.environ:
+        from mamushka.interfaces.oci import notify
+
+        notify.start(runtime(options), id)
+    else:
+        runtime(options).start(id)
 
 
 def pause(options: Arguments, given: Arguments, id: str) -> None:
