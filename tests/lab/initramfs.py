@@ -44,7 +44,7 @@ mkdir /newSCRATCH
 mount -t ext4 /new/dev/vda /newSCRATCH && chmod 1777 /newSCRATCH
 mkdir /newARTEFACTS
 mount -t virtiofs artefacts /newARTEFACTS
-chmod 755 /new/run
+chmod 755 /new/run /new/root
 ifconfig lo 127.0.0.1 up
 hostname lab
 cp /command /new/run/command

@@ -145,6 +145,7 @@ class BearInit:
                 born=namespaces.born,
                 offsets=linux.time_offsets,
                 cgroup=directory,
+                adopt=self.cgroup.adoption(),
             )
             self.pid, self.pidfd = birth.give(lambda pid: map_ids(pid, linux.uid_mappings, linux.gid_mappings))
         finally:

@@ -82,7 +82,7 @@ def further(
         script = Script()
         script.descriptor(theirs, CHANNEL)
         script_of(operations, script)
-        birth = Birth(script, theirs, peer, first, flags=0, born=born, cgroup=directory)
+        birth = Birth(script, theirs, peer, first, flags=0, born=born, cgroup=directory, adopt=cgroup.adoption())
         if moved is None:
             pid, new = birth.give(_has_ids)
         else:

@@ -7,7 +7,7 @@
                  to be written, while that process still waits for it
     gate         a fifo; as long as the created container waits, it holds the reading side
     failure      why the program could not be executed after the gate
-    removal      what delete removes in the end, for a front that is no interpreter; not where there are hooks
+    removal      what delete removes in the end, for a front that is no interpreter; not where there is more to be done
     notify/      where the caller may put a socket that the container sees; only if it asked for that
 
 The status is never stored. It is asked of the kernel: a creator holds a lock on the directory, a waiting

@@ -124,7 +124,7 @@ class ContainerRuntime:
             raise
         finally:
             interior.close()
-        if gated and not kept.hooked:
+        if gated and not kept.hooked and not notify and kept.cgroup[:1] == "/":
             record.keep_removal([*cgroup.removal(), "", *_above(kept.cgroup)])
         record.release()
         return init.started

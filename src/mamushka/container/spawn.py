@@ -8,6 +8,7 @@ the caller is, and however many threads it has. Some things need more than that:
     so that the new process is the caller's own child;
   - with ids of its own the process must have become their root before it executes anything, or it loses its
     capabilities there: a forked child waits for its ids, takes them, and then executes the script;
+  - a cgroup that may not be cloned into, but systemd may move somebody into: the helper is moved, and clones there;
   - a caller with more threads, whose locks a forked child would inherit locked, forks through the helper.
 """
 
@@ -52,7 +53,7 @@ class Birth:
     ids of its own; where there are none, the script does it.
     """
 
-    __slots__ = ("born", "cgroup", "channel", "clocks", "first", "flags", "offsets", "peer", "script", "users")
+    __slots__ = ("adopt", "born", "cgroup", "channel", "clocks", "first", "flags", "offsets", "peer", "script", "users")
 
     def __init__(
         self,
@@ -65,10 +66,12 @@ class Birth:
         born: Sequence[tuple[int, int, str]] = (),
         offsets: Mapping[str, TimeOffset] = EMPTY,
         cgroup: int = -1,
+        adopt: Callable[[int], None] | None = None,
     ) -> None:
         self.script, self.channel, self.peer, self.first = script, channel, peer, first
         self.flags = flags | CLONE_CLEAR_SIGHAND
-        self.born, self.offsets, self.cgroup = born, offsets, cgroup
+        self.born, self.offsets, self.adopt = born, offsets, adopt
+        self.cgroup = -1 if adopt else cgroup
         joined = {flag for _, flag, _ in born}
         self.users = bool(flags & CLONE_NEWUSER or CLONE_NEWUSER in joined)
         # Before Linux 6.3 nobody in other clocks may share the memory of those who are not.
@@ -79,7 +82,7 @@ class Birth:
         executable = self._executable()
         try:
             entered = self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born)
-            if entered or (not self._shares() and threads() > 1):
+            if entered or self.adopt or (not self._shares() and threads() > 1):
                 pid, pidfd = self._through_helper(executable)
             elif self.born:
                 pid, pidfd = self._among_others(executable, self.born[0][0])
@@ -157,9 +160,13 @@ class Birth:
         ours, theirs = channel.pair()
         helper = os.fork()
         if helper == 0:
+            os.close(ours)
             self._help(executable, theirs)
         os.close(theirs)
         try:
+            if self.adopt:
+                self.adopt(helper)
+                channel.go(ours, helper)
             answer = os.read(ours, channel.PACKET_MAX)
         finally:
             os.close(ours)
@@ -186,6 +193,8 @@ class Birth:
 
     def _help(self, executable: int, answer: int) -> NoReturn:
         try:
+            if self.adopt and os.read(answer, channel.PACKET_MAX)[:1] != channel.GO:
+                os._exit(126)
             if self.users:
                 self._hide()
             for descriptor, flag, _ in self.born:

@@ -15,7 +15,7 @@ import pytest
 
 from mamushka.container.cgroups.bus import reachable
 from tests import peers
-from tests.integration.oci.test_command import PROGRAM, Oci, oci  # noqa: F401
+from tests.integration.oci.test_command import PROGRAM, Oci
 
 pytestmark = pytest.mark.root
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mamushka.container.cgroups.bus import reachable
 from mamushka.linux import landlock
 from tests import peers
 
@@ -125,3 +126,30 @@ def test_limits_and_volumes(podman: Podman, tmp_path: Any) -> None:
     )
     done = podman(*arguments, "busy", "sh", "-c", "echo x > /scratch/x && echo x > /data/x || echo refused")
     assert "refused" in done.stdout, done.stderr
+
+
+@pytest.mark.systemd
+@pytest.mark.skipif(not reachable(user=False), reason="systemd is not the first process")
+def test_cgroups_by_systemd(podman: Podman) -> None:
+    """podman's own default where systemd runs: it names a scope, and expects to find the container in it."""
+    command = [word if word != "cgroupfs" else "systemd" for word in podman.command]
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False
+        )
+
+    limits = ("--memory", "64m", "--cgroupns", "host", *LIMITS)
+    done = call("run", "-d", "--name", "scoped", *limits, "busy", "sleep", "1000")
+    assert done.returncode == 0, done.stderr
+    unit = f"libpod-{done.stdout.strip()}.scope"
+    shown = subprocess.run(["systemctl", "show", unit], capture_output=True, text=True, timeout=60, check=True).stdout
+    for line in ("ActiveState=active", "Slice=machine.slice", f"MemoryMax={64 << 20}", "Delegate=yes"):
+        assert f"{line}\n" in shown
+    done = call("exec", "scoped", "sh", "-c", "cat /proc/self/cgroup; echo in")
+    assert done.stdout == f"0::/machine.slice/{unit}\nin\n", done.stderr
+    assert call("pause", "scoped").returncode == 0
+    assert call("unpause", "scoped").returncode == 0
+    assert call("rm", "-f", "-t", "0", "scoped").returncode == 0
+    shown = subprocess.run(["systemctl", "show", unit], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "LoadState=not-found\n" in shown

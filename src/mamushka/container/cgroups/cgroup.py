@@ -22,13 +22,13 @@ from mamushka.container.cgroups.files import children, processes, read, refused,
 from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve
 from mamushka.container.cgroups.layout import layout as host_layout
 from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
-from mamushka.errors import Conflict, Unsupported
+from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.spec.runtime import Resources
 from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from mamushka.runtime import Stats
 
@@ -236,6 +236,10 @@ class Cgroup:
         """The cgroup v2 directory for CLONE_INTO_CGROUP; the caller closes it. -1 where there is no cgroup2 tree."""
         return os.open(self._tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if self._tree else -1
 
+    def adoption(self) -> Callable[[int], None] | None:
+        """What moves a process of ours in, where a clone into the cgroup is not allowed: see ``scope``."""
+        return None
+
     def entrance(self) -> Entrance:
         """Doors into every v1 directory that exists; the caller closes them."""
         doors = []
@@ -337,8 +341,9 @@ class Cgroup:
             try:
                 write(self._tree + "/cgroup.kill", "1")
                 return
-            except FileNotFoundError:  # before Linux 5.14, or already removed
-                pass
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):  # before Linux 5.14; removed by now, by systemd
+                    raise
         for _ in range(_ROUNDS):
             pids = self.processes()
             if not pids:
@@ -421,6 +426,8 @@ def choose(manager: str, cgroups_path: str, id: str, annotations: Mapping[str, s
         from mamushka.container.cgroups.disabled import Disabled
 
         return Disabled()
+    if manager != SYSTEMD:
+        raise Invalid(f"there is no cgroup manager {manager!r}", hint=f"choose one of {', '.join(MANAGERS)}")
     from mamushka.container.cgroups import scope
 
     return scope.new(cgroups_path, id, annotations, host_layout())

@@ -17,6 +17,7 @@ from mamushka import trace
 from mamushka.container.cgroups import devices, unit
 from mamushka.container.cgroups.bus import connect
 from mamushka.container.cgroups.cgroup import Cgroup
+from mamushka.container.cgroups.files import read
 from mamushka.container.cgroups.layout import UNIFIED
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
 from mamushka.linux.process import PR_SET_NAME
@@ -24,7 +25,7 @@ from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mamushka.container.cgroups.bus import Bus
     from mamushka.container.cgroups.layout import Layout
@@ -114,11 +115,34 @@ class Scope(Cgroup):
         version = int(digits.split()[0]) if digits[:1].isdigit() else 0
         return unit.limits(resources, unified=self._unified, version=version)
 
+    def _restrict(self, policy: devices.Policy) -> None:
+        """Only root may load device rules; whoever is not can make no device either, nor can their container."""
+        if self.user:
+            trace.event("cgroup.ignored", setting="device rules", reason="these are only root's to set")
+        else:
+            super()._restrict(policy)
+
     def settle(self) -> None:
         """The container is inside: what held the scope open ends."""
         if self._holder:
             self._holder.end()
             self._holder = None
+
+    def adoption(self) -> Callable[[int], None] | None:
+        """Of a user outside their own manager's cgroups, as in a session: the kernel lets only systemd move them."""
+        if not self.user:
+            return None
+        own = next((line[3:].strip() for line in read("/proc/self/cgroup").splitlines() if line[:3] == "0::"), "")
+        above = os.path.commonpath([own or "/", self.path])
+        reached = os.access(f"{self._layout.unified}{above}/cgroup.procs", os.W_OK)
+        return None if reached else self._attach_process
+
+    def _attach_process(self, pid: int) -> None:
+        bus = connect(user=self.user)
+        try:
+            bus.call("AttachProcessesToUnit", "ssau", self.unit, "", (pid,))
+        finally:
+            bus.close()
 
     def set(self, resources: Resources) -> None:
         """Change limits, in systemd's mind and in the files."""
@@ -174,7 +198,7 @@ class _Holder:
         try:
             script = Script()
             script.begin("hold the scope open")
-            script.give(CHANNEL, script.descriptor(theirs))
+            script.descriptor(theirs, CHANNEL)
             script.call("prctl", PR_SET_NAME, b"mamushka-scope", 0, 0, 0)
             script.call("read", CHANNEL, ROOM, 1)
             script.call("exit_group", 0)

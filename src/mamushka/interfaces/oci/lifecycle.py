@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from mamushka.container.cgroups.cgroup import CGROUPFS, MANAGERS, SYSTEMD
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.errors import Invalid, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
@@ -24,9 +23,7 @@ _PRESERVE_MAX = 1024
 
 def runtime(options: Arguments) -> ContainerRuntime:
     """The runtime of the state directory that --root names, with the cgroup manager of new containers."""
-    manager = options.get("cgroup-manager", SYSTEMD if "systemd-cgroup" in options else CGROUPFS)
-    if manager not in MANAGERS:
-        raise UsageError(f"--cgroup-manager is {', '.join(MANAGERS)}, not {manager!r}")
+    manager = options.get("cgroup-manager", "systemd" if "systemd-cgroup" in options else "cgroupfs")
     return ContainerRuntime(os.path.abspath(options.get("root", DEFAULT_ROOT)), cgroups=manager)
 
 
