@@ -52,7 +52,7 @@ test -d /units || exec switch_root /new /bin/sh /run/command
 rm -f /new/.dockerenv
 mkdir -p /new/run/systemd
 cp -r /units /new/run/systemd/system
-export SYSTEMD_GENERATOR_PATH=/run/systemd/none
+export SYSTEMD_GENERATOR_PATH=/run/systemd/none SYSTEMD_UNIT_PATH=/run/systemd/transient:/run/systemd/system
 exec switch_root /new /lib/systemd/systemd
 """
 # The command's own shell: whatever becomes of it, the machine says how it ended; whoever listens ends the machine.

@@ -1,8 +1,8 @@
 """systemd as the lab's first process: the host's own program, with as few units as do the work.
 
-A target of ours pulls in one service, the command, and what it asks for, a system bus; nothing else of the host's
-configuration starts, for no unit here has the default dependencies. Units of /run go before those of /usr.
-systemd.unit(5); bootup(7).
+A target of ours pulls in one service, the command, and what it asks for, a system bus. Nothing of the host's own
+configuration is looked at (SYSTEMD_UNIT_PATH, see initramfs), and the targets that any unit depends on are empty, so
+what tests start there is there at once. systemd.unit(5); bootup(7).
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ StandardError=inherit
 Delegate=yes
 TasksMax=infinity
 """,
+    "sysinit.target": "[Unit]\nDefaultDependencies=no\n",
+    "basic.target": "[Unit]\nDefaultDependencies=no\n",
+    "shutdown.target": "[Unit]\nDefaultDependencies=no\n",
     "dbus.socket": """[Unit]
 DefaultDependencies=no
 [Socket]

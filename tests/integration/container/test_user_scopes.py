@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from mamushka.container import channel
 from mamushka.container.cgroups.bus import reachable
-from mamushka.container.cgroups.cgroup import SYSTEMD
+from mamushka.container.cgroups.cgroup import SYSTEMD, Cgroup, choose, open_cgroup
 from mamushka.container.cgroups.layout import layout
-from mamushka.spec.runtime import IDMapping, Memory, Namespace, Resources
-from mamushka.values import replace
-from tests.integration.container.conftest import Ground
+from mamushka.container.spawn import Birth
+from mamushka.linux.script import CHANNEL, ROOM, Script
+from mamushka.spec.runtime import DeviceRule, Memory, Resources
+from mamushka.values import EMPTY
 
 pytestmark = [
     pytest.mark.root,
@@ -71,48 +71,43 @@ def as_user(session: str, work: Callable[[], None], *, cgroup: str = "") -> str:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_users_container_is_in_a_scope_of_the_users(
-    session: str, rootfs: str, tmp_path: Any, *, inside: bool
-) -> None:
-    """With the limits, for run and for exec; nothing is left. A session is not within the cgroups of its manager."""
-    for path in (tmp_path, *tmp_path.parents[:2], rootfs):
-        os.chmod(path, 0o755)
-    state = tmp_path / "state"
-    state.mkdir()
-    os.chown(state, UID, UID)
+def test_a_users_scope_is_made_by_the_users_manager(session: str, *, inside: bool) -> None:
+    """With its limits, and a process born into it. A session, as one logs into, is not within its manager's cgroups."""
     own = f"/user.slice/{session}"
     where = f"{own}/user.slice/mamushka-box.scope"
-    users = {
-        "uid_mappings": (IDMapping(0, UID, 1),),
-        "gid_mappings": (IDMapping(0, UID, 1),),
-        "resources": Resources(memory=Memory(limit=30 * MB)),
-        "seccomp": None,
-    }
 
     def work() -> None:
-        ground = Ground(str(state), rootfs, "box", SYSTEMD)
-        config = ground.config("sleep 60", linux=users)
-        assert config.linux
-        spaces = tuple(space for space in config.linux.namespaces if space.type != "network")
-        config = replace(config, linux=replace(config.linux, namespaces=(*spaces, Namespace("user"))))
-        mounts = tuple(mount for mount in config.mounts if mount.type not in ("sysfs", "cgroup", "cgroup2", "mqueue"))
-        mounts = tuple(replace(m, options=tuple(o for o in m.options if not o.startswith("gid="))) for m in mounts)
-        started = ground.start(replace(config, mounts=mounts))
-        try:
-            with open(f"/proc/{started.pid}/cgroup") as file:
-                assert file.read() == f"0::{where}\n"
-            with open(f"{layout().unified}{where}/memory.max") as file:
-                assert file.read() == f"{30 * MB}\n"
-            assert ground.exec("cat /proc/self/cgroup") == (0, "0::/\n")
-            assert ground.runtime.stats("box").pids == 1
-        finally:
-            ground.clean()
+        cgroup = choose(SYSTEMD, "", "box", EMPTY)
+        assert cgroup.place == f"user:{where}"
+        cgroup.create(Resources(memory=Memory(limit=30 * MB), devices=(DeviceRule(allow=False, access="rwm"),)))
+        assert (cgroup.adoption() is None) == inside
+        pid, line = born_into(cgroup)
+        cgroup.settle()
+        assert open_cgroup(cgroup.place).processes() == (pid,)
+        assert cgroup.stats().memory_limit == 30 * MB
+        cgroup.set(Resources(memory=Memory(limit=40 * MB)))
+        assert cgroup.stats().memory_limit == 40 * MB
+        cgroup.kill()
+        os.waitpid(pid, 0)
+        cgroup.remove()
+        os.close(line)
 
-    # systemd has the manager itself in a cgroup of its own, below which whatever it starts is.
+    # systemd has the manager itself in a cgroup of its own, beside which is whatever it starts.
     said = as_user(session, work, cgroup=f"{own}/init.scope" if inside else "")
     assert not said, said
-    deadline = time.monotonic() + 10
-    while os.path.exists(f"{layout().unified}{where}") and time.monotonic() < deadline:
-        time.sleep(0.1)
     assert not os.path.exists(f"{layout().unified}{where}")
-    assert os.listdir(state) == []
+
+
+def born_into(cgroup: Cgroup) -> tuple[int, int]:
+    """(a process that waits in it for the end of its line, the line), as containers are born."""
+    ours, theirs = channel.pair()
+    script = Script()
+    script.begin("wait")
+    script.descriptor(theirs, CHANNEL)
+    script.call("read", CHANNEL, ROOM, 1)
+    directory = cgroup.descriptor()
+    birth = Birth(script, theirs, ours, (), flags=0, cgroup=directory, adopt=cgroup.adoption())
+    pid, pidfd = birth.give(lambda _pid: None)
+    for descriptor in (theirs, directory, pidfd):
+        os.close(descriptor)
+    return pid, ours

@@ -76,12 +76,16 @@ def test_systemd_is_told_what_runc_tells_it(oci: Oci, tmp_path: Any, unique: str
     told = []
     for program in (peers.find("runc"), PROGRAM):
         words = [program, "--root", f"{tmp_path}/{os.path.basename(program)}", "--systemd-cgroup"]
-        null = subprocess.DEVNULL
-        run = [*words, "run", "--detach", unique]
-        done = subprocess.run(
-            run, cwd=oci.bundle, stdin=null, stdout=null, stderr=subprocess.PIPE, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        with open(tmp_path / "said", "w") as said:  # a pipe would be held open by the container
+            done = subprocess.run(
+                [*words, "run", "--detach", unique],
+                cwd=oci.bundle,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                timeout=60,
+            )
+        assert done.returncode == 0, (tmp_path / "said").read_text()
         told.append(shown(unit))
         subprocess.run(
             [*words, "update", "--memory", str(70 * MB), "--pids-limit", "9", unique], check=True, timeout=60
