@@ -208,3 +208,25 @@ def compressed(raw: bytes) -> bool:
     whole = expand(len(raw) or 1)
     assert expand(1 + len(raw) % 7) == whole, "in pieces differs from at once"
     return whole is not None
+
+
+_SIGNAL = bytes.fromhex(
+    "6c04000121000000050000003a00000001016f00020000002f6d00000000000002017300030000006f2e530000000000030173000400"
+    "00004a6f6252000000000801670004756f73730000000000000001000000020000002f6a000007000000612e73636f70650004000000"
+    "646f6e6500"
+)
+
+
+@target(_SIGNAL)
+def dbus(raw: bytes) -> bool:
+    """any bytes are a D-Bus message, not whole yet or Invalid, and a message is written and read as the same"""
+    from mamushka.spec.dbus import decode, encode
+
+    def run() -> None:
+        message, used = decode(raw)
+        assert (message is None) == (used == 0) and used <= len(raw)
+        if message and message.kind in (1, 2, 3, 4) and message.serial:
+            again, _ = decode(encode(message))
+            assert again == message or "nan" in repr(message), "written anew it reads differently"
+
+    return accepted(run)

@@ -122,6 +122,13 @@ def test_values_that_are_none(text: str) -> None:
         unit.annotated({"org.systemd.property.Some": text})
 
 
+@pytest.mark.parametrize(
+    ("text", "number"), [("252.38-1~deb12u1", 252), ("v249", 249), ("256~rc3", 256), ("254 (254.1)", 254), ("", 0)]
+)
+def test_versions(text: str, number: int) -> None:
+    assert unit.version(text) == number
+
+
 @pytest.mark.parametrize("name", ["PIDs", "Slice", "Delegate", "A", "Exec Start", "DefaultDependencies", ""])
 def test_properties_that_are_ours(name: str) -> None:
     with pytest.raises(Invalid):

@@ -90,6 +90,22 @@ def test_start_waits_for_a_created_one(speaking: Oci, manager: Any, tmp_path: Pa
     assert os.listdir(speaking.state) == []
 
 
+def test_a_second_start_takes_nothing_from_the_first(speaking: Oci, manager: Any, tmp_path: Path) -> None:
+    """Nor does a manager that is gone end the container."""
+    tell(speaking, "wait", "wait", "wait", "STATUS=later", "READY=1", *["wait"] * 10)
+    assert quietly(speaking, environment(tmp_path), "create", "a") == 0
+    words = [PROGRAM, "--root", speaking.state, "start", "a"]
+    with subprocess.Popen(words, env=environment(tmp_path), cwd=speaking.bundle) as first:
+        deadline = time.monotonic() + 10
+        while '"running"' not in speaking("state", "a").stdout and time.monotonic() < deadline:
+            time.sleep(0.02)
+        done = speaking("start", "a", env=environment(tmp_path))
+        assert (done.returncode, "started already" in done.stderr) == (1, True)
+        manager.close()
+        assert first.wait(20) == 0
+    assert '"running"' in speaking("state", "a").stdout
+
+
 def test_one_that_ends_without_a_word_is_not_waited_for(oci: Oci, manager: Any, tmp_path: Path) -> None:
     oci.edit("true")
     assert quietly(oci, environment(tmp_path), "create", "a") == 0
@@ -172,4 +188,5 @@ def test_under_a_unit_of_systemd(speaking: Oci, tmp_path: Path, unique: str) -> 
         assert "StatusText=almost\n" in shown
         assert f"MainPID={pid_of(speaking, 'a')}\n" in shown
     finally:
-        subprocess.run(["systemctl", "stop", unit], capture_output=True, check=False, timeout=60)
+        # The program is the first in its pid namespace, and has no handler: SIGTERM is nothing to it.
+        subprocess.run(["systemctl", "kill", "--signal=KILL", unit], capture_output=True, check=False, timeout=60)

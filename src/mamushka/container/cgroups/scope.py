@@ -111,8 +111,7 @@ class Scope(Cgroup):
         return self._layout.kind == UNIFIED
 
     def _limits(self, bus: Bus, resources: Resources) -> unit.Properties:
-        digits = str(bus.fact("Version")).partition(".")[0].partition("~")[0].removeprefix("v")
-        version = int(digits.split()[0]) if digits[:1].isdigit() else 0
+        version = unit.version(str(bus.fact("Version")))
         return unit.limits(resources, unified=self._unified, version=version)
 
     def _restrict(self, policy: devices.Policy) -> None:

@@ -111,6 +111,12 @@ def scope(slice: str, id: str, pid: int, *, unified: bool) -> Properties:
     }
 
 
+def version(text: str) -> int:
+    """The number in what the manager says of its version: 252.38-1~deb12u1, v249, 256~rc3; 0 when there is none."""
+    text = text.removeprefix("v")
+    return int(text[: len(text) - len(text.lstrip("0123456789"))] or "0")
+
+
 def limits(resources: Resources, *, unified: bool, version: int) -> Properties:
     """The resources that systemd has a property for."""
     found: Properties = {}

@@ -14,7 +14,7 @@ import os
 import select
 
 from mamushka import trace
-from mamushka.runtime import Bundle, Stdio
+from mamushka.runtime import CREATED, Bundle, Stdio
 from mamushka.spec.runtime import Mount
 from mamushka.values import replace
 
@@ -58,6 +58,8 @@ class Proxy:
         try:
             # Through the descriptor: an address has room for 107 bytes, an id alone may have 255.
             path = f"/proc/self/fd/{where}/{_NAME}"
+            if os.path.exists(path):  # a starter's that was killed before it had opened the gate
+                os.unlink(path)
             self._inside.bind(path)
             os.chmod(path, 0o666)  # whoever the program runs as
             self._outside.connect("\0" + host[1:] if host[:1] == "@" else host)
@@ -88,10 +90,7 @@ class Proxy:
     def forever(self, pid: int) -> None:
         """Pass on whatever it says; for a thread of its own, which ends with the process."""
         while True:
-            try:
-                self.pass_on(pid)
-            except OSError:
-                return
+            self.pass_on(pid)
 
     def pass_on(self, pid: int) -> bool:
         """One datagram; whether it said that the container is ready."""
@@ -101,8 +100,11 @@ class Proxy:
         if ready:
             passed.append(b"MAINPID=%d" % pid)
         trace.event("notify", passed=len(passed), of=len(lines))
-        if passed:
-            self._outside.send(b"\n".join(passed))
+        try:
+            if passed:
+                self._outside.send(b"\n".join(passed))
+        except OSError as error:  # the manager has gone; the container need not
+            trace.event("notify.lost", reason=error.strerror)
         return ready
 
 
@@ -145,14 +147,14 @@ def make(
 
 def start(wall: ContainerRuntime, id: str) -> None:
     """start; ends when the container is ready, if it was made to tell."""
-    proxy = _prepared(wall, id)
+    found = wall.state(id)
+    proxy = _prepared(wall, id) if found.status == CREATED else None
     if not proxy:
         wall.start(id)
         return
-    pid = wall.state(id).pid
-    pidfd = os.pidfd_open(pid) if pid else -1
+    pidfd = os.pidfd_open(found.pid)
     wall.start(id)
-    proxy.until_ready(pid, pidfd)
+    proxy.until_ready(found.pid, pidfd)
 
 
 def _prepared(wall: ContainerRuntime, id: str) -> Proxy | None:
