@@ -146,6 +146,10 @@ def test_update_reaches_systemd_and_the_files(ground: Ground) -> None:
     subprocess.run(["systemctl", "daemon-reload"], check=True, timeout=60)
     stats = ground.runtime.stats(ground.name)
     assert (stats.memory_limit, stats.pids_limit) == (80 * MB, 44)
+    # Device rules are ours alone, and stay in force.
+    _, said = ground.exec("busybox mknod /tmp/loops c 10 237; cat </tmp/loops; cat </dev/null && echo fine")
+    assert "Operation not permitted" in said
+    assert said.endswith("\nfine\n")
 
 
 def test_a_unit_in_use_is_a_conflict_and_stays(ground: Ground) -> None:
