@@ -10,15 +10,15 @@ import contextlib
 import os
 import shlex
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 
 from tests.lab import machine
 from tests.lab.initramfs import ARTEFACTS, SCRATCH
 from tests.lab.kernel import Unavailable, default_cache, kernel
 
-# The marks of tests that run in the lab, and whether systemd is its first process then.
-MACHINES = {"lab": False, "systemd": True}
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TIMEOUT = 1500.0
 # Failed runs whose artefacts are kept; the older go.
@@ -35,8 +35,20 @@ def main(words: list[str]) -> int:
     given = given[1:] if given[:1] == ["--"] else given
     if given:
         return _run(shlex.join(given), as_unit=as_unit)
-    chosen = {mark: found for mark, unit in MACHINES.items() if (unit or not as_unit) and (found := files(mark))}
-    return max(_run(shlex.join(pytest(mark, found)), as_unit=MACHINES[mark]) for mark, found in chosen.items())
+    if as_unit:
+        return _run(shlex.join(pytest("systemd", files("systemd"))), as_unit=True)
+    # Both machines at once: neither keeps all of two processors busy. The second's console is shown when it has ended.
+    with tempfile.TemporaryFile("w+") as console:
+        other = subprocess.Popen(
+            [sys.executable, "-m", "tests.lab", "--systemd"], cwd=HERE, stdout=console, stderr=console
+        )
+        try:
+            status = _run(shlex.join(pytest("lab", files("lab"))), as_unit=False)
+        finally:
+            status_of_other = other.wait()
+            console.seek(0)
+            print(console.read(), flush=True)
+    return status or status_of_other
 
 
 def files(mark: str) -> list[str]:
