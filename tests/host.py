@@ -153,3 +153,17 @@ def _ancestors() -> set[int]:
 
 def _sysctls() -> frozenset[str]:
     return frozenset(f"{name} = {' '.join(_lines('/proc/sys/' + name))}" for name in SYSCTLS)
+
+
+def lacks_criu() -> str:
+    """Why nothing can be checkpointed here, as a sentence; empty where it can."""
+    import subprocess
+
+    from tests import peers
+
+    if not peers.find("criu"):
+        return "criu not installed: apt-get install criu"
+    done = subprocess.run([peers.find("criu"), "check"], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 0:
+        return ""
+    return f"criu check fails here: {done.stderr.strip().splitlines()[0]}"

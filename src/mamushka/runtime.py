@@ -107,6 +107,37 @@ class Stats:
     oom_kills: int = 0
 
 
+@value
+class CheckpointOptions:
+    """How a running workload is written down and made to run again; one value for both directions.
+
+    The first group means something to every wall. The rest says what becomes of the ties that processes of a
+    container have to the outside; a wall without such ties passes it over. Names are criu's, see criu(8).
+    """
+
+    work: str = ""  # a directory for logs; the state's own where it is empty
+    parent: str = ""  # an earlier state, relative to this one: of the memory only what changed since is written
+    pre_dump: bool = False  # the memory alone, while it runs on; the next state names this one as its parent
+    leave_running: bool = False
+    page_server: str = ""  # HOST:PORT that takes the memory
+    lazy_pages: bool = False  # the memory follows when it is touched
+    auto_dedup: bool = False  # what a later state has, the earlier one need not keep
+    status_fd: int = -1  # told with a zero byte when the memory can be asked for
+
+    tcp_established: bool = False
+    tcp_skip_in_flight: bool = False
+    tcp_close: bool = False
+    ext_unix_sk: bool = False
+    shell_job: bool = False
+    file_locks: bool = False
+    link_remap: bool = False
+    empty_network: bool = False  # an empty network namespace instead of the one that was
+    cgroups: str = ""  # what of the cgroups is kept: ignore, soft, full, strict
+    network_lock: str = ""  # iptables, nftables, skip
+    lsm_profile: str = ""
+    lsm_mount_context: str = ""
+
+
 if TYPE_CHECKING:
 
     class Runtime(Protocol):
@@ -161,6 +192,28 @@ if TYPE_CHECKING:
 
         def stats(self, id: str) -> Stats:
             """Resource use now."""
+
+        def checkpoint(self, id: str, directory: str, options: CheckpointOptions = ...) -> None:
+            """Write a running workload's state into a directory, which is made where missing.
+
+            It has then ended, killed, and only ``delete`` is left to do, unless the options let it run on. When it
+            fails the workload runs on.
+            """
+
+        def restore(
+            self,
+            id: str,
+            bundle: Bundle,
+            stdio: Stdio,
+            directory: str,
+            options: CheckpointOptions = ...,
+            *,
+            root: int = -1,
+        ) -> Started:
+            """Like ``run``, but it goes on from a state; the bundle gives what is outside of it: root, mounts, limits.
+
+            When it fails nothing is left, and the state can be tried again.
+            """
 
         def features(self) -> Mapping[str, object]:
             """What this wall can do here. runtime-spec, features.md."""

@@ -166,7 +166,7 @@ class BearInit:
             elif packet[:1] == channel.ACCOUNTS:
                 channel.send(self.channel, home(descriptor, self.interior.process.user.uid))
             elif packet[:1] == channel.HOOKS:
-                self._run_hooks()
+                run_hooks(self.interior, self.pid)
                 channel.go(self.channel, self.pid)
             elif packet[:1] == channel.FAILED:
                 from mamushka.container.failure import explain
@@ -174,17 +174,6 @@ class BearInit:
                 raise explain(packet, self.interior.process)
             else:  # ready behind the gate, or the end of file: the program runs
                 return
-
-    def _run_hooks(self) -> None:
-        from mamushka.container import hooks
-
-        given = self.interior.config.hooks
-        state = hooks.state(self.interior.kept, CREATING, self.pid)
-        for hook in (*given.prestart, *given.create_runtime):
-            try:
-                hooks.run(hook, state)
-            except OSError as error:
-                raise Invalid(f"the hook {hook.path} failed: {error.strerror}") from error
 
     def undo(self) -> None:
         for descriptor in (self.channel, self.console):
@@ -197,3 +186,19 @@ class BearInit:
             os.waitpid(self.pid, 0)
             os.close(self.pidfd)
             self.pid = self.pidfd = -1
+
+
+def run_hooks(interior: Interior, pid: int) -> None:
+    """prestart and createRuntime, in the runtime's namespaces. Invalid when one fails."""
+    given = interior.config.hooks
+    moment = (*given.prestart, *given.create_runtime)
+    if not moment:
+        return
+    from mamushka.container import hooks
+
+    state = hooks.state(interior.kept, CREATING, pid)
+    for hook in moment:
+        try:
+            hooks.run(hook, state)
+        except OSError as error:
+            raise Invalid(f"the hook {hook.path} failed: {error.strerror}") from error

@@ -123,22 +123,42 @@ class Interior:
         self.trees.append(procfs.open_root())
         return self.trees[-1]
 
+    def outside(self, root: int) -> tuple[int, list[tuple[str, int, str]]]:
+        """What alone comes from the host: the root's tree, and (destination, tree, source) of the bind mounts."""
+        tree = self._tree(root)
+        binds = []
+        for mount in self.config.mounts:
+            asked = mounts.parse(mount)
+            if asked.bind:
+                self._from_host(mount, asked)
+                binds.append((mount.destination, self.trees[-1], mount.source))
+        if self.namespaces.has("user"):
+            binds += [(os.fsdecode(path), device, os.fsdecode(path)) for path, device in self._host_devices()]
+        return tree, binds
+
     def _root(self, root: int) -> Iterator[Inside]:
         readable = self._root_path()
-        if root < 0:
-            try:
-                root = open_tree(AT_FDCWD, os.fsencode(readable), rootfs.COPY | AT_RECURSIVE)
-            except FileNotFoundError as error:
-                raise NotFound(
-                    f"the root filesystem {readable} does not exist", hint="root.path starts at the bundle's directory"
-                ) from error
-            self.trees.append(root)
-            set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
+        root = self._tree(root)
         # Over "/" where nobody looks for it: there setns finds it too, which a root that was not pivoted needs.
         visible = self.hooked and not self.no_pivot and os.path.isdir(readable)
         target = os.fsencode(readable) if visible else b"/"
         self.places.append(([], root))
         yield rootfs.EnterRoot(root, target, readable)
+
+    def _tree(self, root: int) -> int:
+        """The root's detached tree: what was given, or a copy of what lies at its path."""
+        if root >= 0:
+            return root
+        readable = self._root_path()
+        try:
+            root = open_tree(AT_FDCWD, os.fsencode(readable), rootfs.COPY | AT_RECURSIVE)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"the root filesystem {readable} does not exist", hint="root.path starts at the bundle's directory"
+            ) from error
+        self.trees.append(root)
+        set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
+        return root
 
     def _root_path(self) -> str:
         path = self.config.root.path if self.config.root else "rootfs"
@@ -204,14 +224,20 @@ class Interior:
         if not self.namespaces.has("user"):
             yield rootfs.MakeDevices(given.values(), DEVICE_LINKS, fresh=self._fresh(given.values()))
             return
+        for path, tree in self._host_devices():
+            yield rootfs.BindDevice(path, tree)
+        yield rootfs.MakeDevices((), DEVICE_LINKS, fresh=False)
+
+    def _host_devices(self) -> Iterator[tuple[bytes, int]]:
+        """(path, tree) of the host's, for a container whose user namespace forbids to make its own."""
         mounted = {mount.destination for mount in self.config.mounts}
+        given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             if device.type != "p" and device.path not in mounted:
                 path = os.fsencode(device.path)
                 tree = open_tree(AT_FDCWD, path, rootfs.COPY)
                 self.trees.append(tree)
-                yield rootfs.BindDevice(path, tree)
-        yield rootfs.MakeDevices((), DEVICE_LINKS, fresh=False)
+                yield path, tree
 
     def _fresh(self, devices: Iterable[Device]) -> bool:
         """Whether /dev is a tmpfs that was made just now, with nothing in it that one of the devices could meet."""

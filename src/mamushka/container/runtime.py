@@ -9,7 +9,7 @@ from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 from mamushka import plan, trace
 from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, NotRunning, State
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from mamushka.container.record import Kept
     from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Process, Resources, Seccomp
+    from mamushka.spec.runtime import Config, Process, Seccomp
 
 _SIGKILL = 9
 # How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.
 _PATIENCE = 10.0
+_PLAIN = CheckpointOptions()
 
 
 class ContainerRuntime:
@@ -327,6 +328,65 @@ class ContainerRuntime:
         self._tidy(kept.cgroup)
         self._poststop(kept)
 
+    # Writing down and making anew
+
+    def checkpoint(self, id: str, directory: str, options: CheckpointOptions = _PLAIN) -> None:
+        """Write the state into a directory. Unless it may run on the container has ended then; ``delete`` is left."""
+        from mamushka.container import checkpoint
+
+        record = self._record(id)
+        kept = record.read()
+        pidfd = record.open_process()
+        if pidfd < 0:
+            raise NotRunning("container not running")
+        try:
+            if record.status(frozen=False) != RUNNING:
+                raise Conflict(f"cannot checkpoint container {id}: its program was not started yet")
+            checkpoint.dump(kept, record.process()[0], _open_cgroup(kept.cgroup), directory, options)
+            if not (options.leave_running or options.pre_dump):
+                _wait_for_end(pidfd)
+        finally:
+            os.close(pidfd)
+
+    def restore(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        directory: str,
+        options: CheckpointOptions = _PLAIN,
+        *,
+        root: int = -1,
+    ) -> Started:
+        """Like ``run``, from a state that ``checkpoint`` has written."""
+        from mamushka.container import checkpoint
+        from mamushka.container.cgroups.layout import resolve
+        from mamushka.container.creation import Claim, MakeCgroup
+        from mamushka.container.plan import Interior
+        from mamushka.container.record import Kept
+        from mamushka.container.restore import RestoreProcesses
+        from mamushka.spec.runtime import Resources
+
+        config = bundle.config
+        checkpoint.check(config)
+        record = Record(self.root, id)
+        kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), _to_keep(config))
+        cgroup = _open_cgroup(kept.cgroup)
+        interior = Interior(bundle, stdio, kept, gated=False)
+        # Limits hold from the moment that the processes are whole: criu needs some memory and processes itself.
+        asked = config.linux.resources
+        devices = Resources(devices=asked.devices) if asked else None
+        try:
+            restored = RestoreProcesses(interior, record, cgroup, root, directory, options, _filter(config)[1])
+            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, devices), restored])
+        except BaseException:
+            self._tidy(kept.cgroup)
+            raise
+        finally:
+            interior.close()
+        record.release()
+        return restored.started
+
     def _tidy(self, cgroup: str) -> None:
         """With the last container go the directories that held the cgroups of all, so that nothing stays behind."""
         try:
@@ -403,10 +463,12 @@ def _open_cgroup(path: str) -> Cgroup:
 
 def _to_keep(config: Config) -> Config:
     """The part of the config that later commands need; the filter is kept compiled."""
-    from mamushka.spec.runtime import Linux
+    from mamushka.spec.runtime import Linux, Mount
 
     linux = Linux(namespaces=config.linux.namespaces)
-    return replace(config, mounts=(), linux=linux)
+    # Of mounts, which of them are the host's: a checkpoint leaves those out.
+    binds = tuple(Mount(mount.destination) for mount in config.mounts if {"bind", "rbind"} & {*mount.options})
+    return replace(config, mounts=binds, linux=linux)
 
 
 def _filter(config: Config) -> tuple[Filter | None, bytes]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mamushka.engine.attach import Attached
+    from mamushka.engine.checkpoints import Checkpoint
     from mamushka.engine.events import Event, Watch
     from mamushka.engine.images import Images
     from mamushka.engine.logs import Line
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mamushka.engine.settings import Limits, Restart, Settings
     from mamushka.engine.volumes import Volumes
     from mamushka.engine.workload import Workload
-    from mamushka.runtime import Exit, Runtime, Stats
+    from mamushka.runtime import CheckpointOptions, Exit, Runtime, Stats
     from mamushka.storage.layers import LayerStore
     from mamushka.storage.snapshot import SnapshotStore
 
@@ -180,9 +181,11 @@ class Engine:
         attach: bool = False,
         stdin: bool = False,
         size: tuple[int, int] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Attached | None:
         """Run it. With ``attach``, streams are connected before the first instruction, so nothing is missed.
 
+        From a ``checkpoint`` it goes on where that was made.
         ``size`` is (rows, columns) of a terminal. The error of a program that cannot be executed is
         engine.CannotExecute (126) or engine.CommandNotFound (127), both Invalid.
         """
@@ -190,13 +193,28 @@ class Engine:
         from mamushka.engine.starting import start
 
         flags = frames.OUTPUT | (frames.INPUT if stdin else 0) if attach else 0
-        connection = start(self, identifier, flags, size)
+        connection = start(self, identifier, flags, size, checkpoint)
         if connection is None and attach:
             return self.attach(identifier, stdin=stdin)
         if connection is not None and not attach:
             connection.close()
             return None
         return connection
+
+    def checkpoint(
+        self, identifier: str, name: str, options: CheckpointOptions | None = None, *, directory: str = ""
+    ) -> Checkpoint:
+        """Write a running workload down under a name of its own, or in ``directory``; it ends unless it may run on."""
+        from mamushka.engine.checkpoints import create
+        from mamushka.runtime import CheckpointOptions as Options
+
+        return create(self, identifier, name, options or Options(), directory=directory)
+
+    def checkpoints(self, identifier: str, *, directory: str = "") -> list[Checkpoint]:
+        """A workload's checkpoints, oldest first."""
+        from mamushka.engine.checkpoints import listing
+
+        return listing(self, identifier, directory=directory)
 
     def attach(self, identifier: str, *, stdin: bool = True, logs: bool = False) -> Attached:
         """Connect to a running workload's streams."""

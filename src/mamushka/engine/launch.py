@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine import frames
-from mamushka.runtime import Bundle, Started, Stdio
+from mamushka.runtime import Bundle, CheckpointOptions, Started, Stdio
 from mamushka.spec.runtime import IDMapping
 from mamushka.values import value
 
@@ -30,6 +30,8 @@ class Launch:
     volatile: bool = False  # nobody will ask for what it wrote: no need to wait for the disk
     terminal: bool = False
     stdin: bool = False
+    state: str = ""  # the directory of a checkpoint to go on from, the first time
+    restoring: CheckpointOptions = CheckpointOptions()
 
 
 @value
@@ -61,12 +63,16 @@ def mount(launch: Launch) -> int:
 
 
 def launch(runtime: Runtime, launch: Launch, config: Config, root: int = -1) -> Streams:
-    """Run the bundle, on ``root`` or on a fresh mount of the layers; the descriptor is closed."""
+    """Run the bundle, or go on from a state, on ``root`` or a fresh mount of the layers; the descriptor is closed."""
     if root < 0:
         root = mount(launch)
     try:
         with Ends(launch.terminal, launch.stdin) as ends:
-            return ends.keep(runtime.run(launch.id, Bundle(launch.bundle, config), ends.stdio, root=root))
+            bundle = Bundle(launch.bundle, config)
+            if launch.state:
+                made = runtime.restore(launch.id, bundle, ends.stdio, launch.state, launch.restoring, root=root)
+                return ends.keep(made)
+            return ends.keep(runtime.run(launch.id, bundle, ends.stdio, root=root))
     finally:
         os.close(root)
 

@@ -99,7 +99,8 @@ class Shim:
             stdin=streams.stdin,
             console=streams.console,
         )
-        self._post = replace(self._post, started=now)
+        # It goes on from a checkpoint once; a restart begins anew.
+        self._post = replace(self._post, started=now, launch=replace(self._post.launch, state=""))
         self._pump.tell(frames.started(started.pid, now))
 
     def serve(self) -> None:

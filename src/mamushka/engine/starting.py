@@ -24,24 +24,29 @@ from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mamushka.engine.checkpoints import Checkpoint
     from mamushka.engine.engine import Engine
     from mamushka.engine.wiring import Place
     from mamushka.engine.workload import Workload
     from mamushka.spec.runtime import Config
 
 
-def start(engine: Engine, identifier: str, flags: int, size: tuple[int, int] | None) -> Connection | None:
-    """Start it; None when it runs already. The connection has the flags (frames.OUTPUT, frames.INPUT)."""
+def start(
+    engine: Engine, identifier: str, flags: int, size: tuple[int, int] | None, state: Checkpoint | None = None
+) -> Connection | None:
+    """Start it, perhaps from a checkpoint; None when it runs already. The connection has the flags of frames.py."""
     id = engine.state.find(identifier).id
     door = gc.open_lock(engine, id)
     try:
         lock.take(door, byte=gc.DOOR, wait=True)
-        return _enter(engine, id, flags, size)
+        return _enter(engine, id, flags, size, state)
     finally:
         os.close(door)
 
 
-def _enter(engine: Engine, id: str, flags: int, size: tuple[int, int] | None) -> Connection | None:
+def _enter(
+    engine: Engine, id: str, flags: int, size: tuple[int, int] | None, state: Checkpoint | None
+) -> Connection | None:
     """Past the door: nobody else starts or removes it."""
     holder = gc.open_lock(engine, id)
     try:
@@ -60,17 +65,22 @@ def _enter(engine: Engine, id: str, flags: int, size: tuple[int, int] | None) ->
                 hint=f"mamushka stop {row.name}, then start it again",
             )
         engine.state.change(id, status=after(row.status, "start", row.name))
-        return _start(engine, load(row), holder, flags, size)
+        return _start(engine, load(row), holder, flags, size, state)
     finally:
         os.close(holder)
 
 
 def _start(
-    engine: Engine, workload: Workload, holder: int, flags: int, size: tuple[int, int] | None
+    engine: Engine,
+    workload: Workload,
+    holder: int,
+    flags: int,
+    size: tuple[int, int] | None,
+    state: Checkpoint | None,
 ) -> Connection | None:
     open_fds: list[int] = []
     try:
-        connection, place = _launch(engine, workload, holder, flags, size, open_fds)
+        connection, place = _launch(engine, workload, holder, flags, size, state, open_fds)
     except BaseException as error:
         _fail(engine, workload, error)
         raise
@@ -82,9 +92,19 @@ def _start(
 
 
 def _launch(
-    engine: Engine, workload: Workload, holder: int, flags: int, size: tuple[int, int] | None, open_fds: list[int]
+    engine: Engine,
+    workload: Workload,
+    holder: int,
+    flags: int,
+    size: tuple[int, int] | None,
+    state: Checkpoint | None,
+    open_fds: list[int],
 ) -> tuple[Connection, Place]:
     launch = _layers(engine, workload)
+    if state is not None:
+        from mamushka.engine.checkpoints import restoring
+
+        launch = replace(launch, state=state.directory, restoring=restoring(state))
     root = mount(launch)
     open_fds.append(root)
     place = wiring.join(engine, workload)

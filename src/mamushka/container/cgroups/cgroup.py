@@ -273,6 +273,13 @@ class Cgroup:
             result.append(("" if self._layout.kind == UNIFIED else "unified", self._tree))
         return tuple(result)
 
+    def roots(self) -> tuple[tuple[str | None, str], ...]:
+        """(controller, path within its hierarchy) of each that it has joined; no controller where the tree is one."""
+        if self._layout.kind == UNIFIED:
+            return ((None, self.path),)
+        joined = {name: where for name, where in self._v1.items() if os.path.isdir(where)}
+        return tuple((name.removeprefix("name="), self.path) for name in joined)
+
     # Asking
 
     def exists(self) -> bool:
@@ -297,6 +304,10 @@ class Cgroup:
         return table(self._v1.get("memory", "") + "/memory.oom_control").get("oom_kill", 0)
 
     # Stopping
+
+    def freezer(self) -> str:
+        """The directory whose files freeze it; empty where there is none."""
+        return self._tree or self._v1.get("freezer", "")
 
     def freeze(self) -> None:
         """Stop every process and wait until all stand still. Conflict, and thawed again, when they do not."""

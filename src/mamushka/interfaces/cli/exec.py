@@ -59,6 +59,12 @@ def attach(arguments: Arguments, session: Session) -> int:
 
 def start(arguments: Arguments, session: Session) -> int:
     """Start what is there; with -a or -i stay with it."""
+    if arguments.checkpoint:
+        from mamushka.interfaces.cli.checkpoints import start as go_on
+
+        if arguments.attach or arguments.interactive:
+            raise Invalid("--attach and --interactive do not go with --checkpoint", hint="attach to it afterwards")
+        return go_on(arguments, session)
     if not (arguments.attach or arguments.interactive):
         return each(arguments.operands, lambda name: session.engine.start(name))
     if len(arguments.operands) > 1:
@@ -121,6 +127,8 @@ COMMANDS = {
         "WORKLOAD [WORKLOAD...]",
         (
             flag("-a, --attach", "Stay, show the output and hand on signals"),
+            one("--checkpoint", "Go on from this checkpoint"),
+            one("--checkpoint-dir", "Where that is, if not with the workload", complete="file"),
             flag("-i, --interactive", "Stay, and connect standard input"),
             DETACH_KEYS,
             _SIG_PROXY,

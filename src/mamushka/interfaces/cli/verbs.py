@@ -59,7 +59,14 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "container": {
         "container inspect": ("inspect", "Show everything about workloads"),
+        "container checkpoint": ("checkpoints", "Write workloads down, perhaps to a file; they end"),
         "container prune": ("lifecycle", "Remove workloads that have ended"),
+        "container restore": ("checkpoints", "Let workloads go on where they were written down, perhaps from a file"),
+    },
+    "checkpoint": {
+        "checkpoint create": ("checkpoints", "Write a running workload down under a name"),
+        "checkpoint ls": ("checkpoints", "List a workload's checkpoints"),
+        "checkpoint rm": ("checkpoints", "Remove a checkpoint"),
     },
     "image": {
         "image inspect": ("inspect", "Show everything about images"),
@@ -88,6 +95,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 }
 FAMILIES = {
     "container": "Workloads, by Docker's longer names",
+    "checkpoint": "What a workload was at one moment, to start from",
     "image": "Images, by Docker's longer names",
     "volume": "Storage that outlives a workload",
     "network": "Who can reach whom",
@@ -104,8 +112,8 @@ ALIASES = {
     **{f"image {verb}": verb for verb in ("history", "load", "pull", "push", "save", "tag")},
     **{f"image {name}": "images" for name in ("ls", "list")},
     **{f"image {name}": "rmi" for name in ("rm", "remove")},
-    **{f"{family} list": f"{family} ls" for family in ("volume", "network")},
-    **{f"{family} remove": f"{family} rm" for family in ("volume", "network")},
+    **{f"{family} list": f"{family} ls" for family in ("volume", "network", "checkpoint")},
+    **{f"{family} remove": f"{family} rm" for family in ("volume", "network", "checkpoint")},
     "container remove": "rm",
     "system events": "events",
     "system info": "info",

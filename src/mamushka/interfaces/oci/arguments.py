@@ -49,12 +49,28 @@ UPDATE = {
         "kernel-memory", "kernel-memory-tcp", "pids-limit", "l3-cache-schema", "mem-bw-schema",
     )},
 }  # fmt: skip
+_CRIU = {
+    "--image-path": "image-path=", "--work-path": "work-path=", "--manage-cgroups-mode": "manage-cgroups-mode=",
+    "--empty-ns": "empty-ns=", "--network-lock": "network-lock=",
+    **{f"--{name}": name for name in (
+        "tcp-established", "ext-unix-sk", "shell-job", "file-locks", "link-remap", "lazy-pages", "auto-dedup",
+    )},
+}  # fmt: skip
+CHECKPOINT = {
+    **_CRIU, "--parent-path": "parent-path=", "--pre-dump": "pre-dump", "--leave-running": "leave-running",
+    "--tcp-skip-in-flight": "tcp-skip-in-flight", "--page-server": "page-server=", "--status-fd": "status-fd=",
+}  # fmt: skip
+RESTORE = {
+    **_CRIU, **RUN, "--tcp-close": "tcp-close", "--lsm-profile": "lsm-profile=",
+    "--lsm-mount-context": "lsm-mount-context=",
+}  # fmt: skip
 
 USAGE = """usage: mamushka-oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND …
 
   create run start exec       make containers and processes
   kill pause resume update    act on them
   state list ps events        ask about them
+  checkpoint restore          write a container down, and go on from there
   delete                      remove them
   spec features               a sample config.json; what this runtime can do
 

@@ -61,6 +61,8 @@ _COMMANDS = {
     "ps": Command("reports.ps", arguments.FORMAT, "ID [PS-OPTION …]", 1, _MANY, stop=True),
     "events": Command("reports.events", arguments.EVENTS, "ID", 1, 1),
     "spec": Command("reports.spec_", arguments.SPEC, "", 0, 0),
+    "checkpoint": Command("checkpoint.checkpoint", arguments.CHECKPOINT, "ID", 1, 1),
+    "restore": Command("checkpoint.restore", arguments.RESTORE, "ID", 1, 1),
     "features": Command("reports.features", {}, "", 0, 0),
 }
 

@@ -1,0 +1,172 @@
+"""Checkpoints of workloads: made, listed, removed, and found again by a start.
+
+A checkpoint is a directory with what the runtime has written and ``checkpoint.json``, which tells how it was made. It
+is staged beside its place and renamed when it is whole, so one that is listed can be started from; what a killed maker
+has left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from mamushka.engine import frames
+from mamushka.engine.ending import connect, running, wait_end
+from mamushka.engine.paths import read_json, write_json
+from mamushka.engine.records import decode, encode
+from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.linux.lock import take
+from mamushka.runtime import CheckpointOptions
+from mamushka.values import replace, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
+
+_NOTE = "checkpoint.json"
+_STAGED = ".staged"
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+@value
+class Checkpoint:
+    """One of a workload's checkpoints."""
+
+    name: str
+    directory: str
+    created: float
+    options: CheckpointOptions = CheckpointOptions()
+
+
+def create(
+    engine: Engine,
+    identifier: str,
+    name: str,
+    options: CheckpointOptions,
+    *,
+    directory: str = "",
+    passing: bool = False,
+) -> Checkpoint:
+    """See Engine.checkpoint. ``passing``: it is taken elsewhere, so it need not outlive the workload."""
+    from time import time
+
+    workload = running(engine, identifier)
+    settings = workload.settings
+    if settings.remove and not (options.leave_running or directory or passing):
+        raise Conflict(
+            f"cannot checkpoint {workload.name} and keep that: it is removed when it ends (--rm)",
+            hint="leave it running, or write the checkpoint elsewhere",
+        )
+    place = _place(workload, name, directory)
+    os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+    staged = f"{os.path.dirname(place)}/.{name}{_STAGED}"
+    lock = _stage(staged, place, name, workload)
+    try:
+        made = Checkpoint(name, place, time(), options)
+        write_json(f"{staged}/{_NOTE}", encode(made))
+        _write_down(engine, workload, staged, options)
+        os.rename(staged, place)  # what a failure has left stays till the next attempt: criu's log is in it
+        os.unlink(f"{staged}.lock")
+    finally:
+        os.close(lock)
+    engine.tell("workload", "checkpoint", workload.id, {"name": workload.name, "checkpoint": name})
+    return made
+
+
+def _stage(staged: str, place: str, name: str, workload: Workload) -> int:
+    """An empty directory, and a lock on it that ends with this process."""
+    os.makedirs(staged, 0o700, exist_ok=True)
+    lock = os.open(f"{staged}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not take(lock):
+        os.close(lock)
+        raise Conflict(f"checkpoint {name} of {workload.name} is just being made")
+    if os.path.exists(place):
+        shutil.rmtree(staged)
+        os.close(lock)
+        raise Conflict(
+            f"checkpoint with name {name} already exists for container {workload.name}",
+            hint="choose another name, or remove it first",
+        )
+    shutil.rmtree(staged, ignore_errors=True)
+    os.makedirs(staged, 0o700, exist_ok=True)
+    return lock
+
+
+def _write_down(engine: Engine, workload: Workload, staged: str, options: CheckpointOptions) -> None:
+    """Its end, if it is to end, is meant: no policy starts it again. When it fails the policy holds as before."""
+    settings = workload.settings
+    ends = not (options.leave_running or options.pre_dump)
+    if ends and settings.restart.policy != "no":
+        _policy(engine, workload.id, "no", 0)
+    try:
+        engine.runtime(workload.runtime).checkpoint(workload.id, staged, options)
+    except BaseException:
+        if ends and settings.restart.policy != "no":
+            _policy(engine, workload.id, settings.restart.policy, settings.restart.retries)
+        raise
+    if ends:
+        wait_end(engine, workload.id, None)
+
+
+def _policy(engine: Engine, id: str, policy: str, retries: int) -> None:
+    connection = connect(engine, id)
+    if connection is not None:
+        with connection:
+            connection.ask(frames.policy(policy, retries))
+
+
+def listing(engine: Engine, identifier: str, *, directory: str = "") -> list[Checkpoint]:
+    """Oldest first."""
+    workload = engine.inspect(identifier)
+    above = directory or _home(workload)
+    names = [name for name in _names(above) if not name.startswith(".")]
+    found = [made for name in names if (made := _read(f"{above}/{name}", name)) is not None]
+    return sorted(found, key=lambda made: made.created)
+
+
+def find(engine: Engine, identifier: str, name: str, *, directory: str = "") -> Checkpoint:
+    """One of them; NotFound."""
+    workload = engine.inspect(identifier)
+    place = _place(workload, name, directory)
+    made = _read(place, name)
+    if made is None:
+        raise NotFound(
+            f"checkpoint {name} does not exist for container {workload.name}",
+            hint=f"mamushka checkpoint ls {workload.name}",
+        )
+    return made
+
+
+def remove(engine: Engine, identifier: str, name: str, *, directory: str = "") -> None:
+    """NotFound where it is not there."""
+    made = find(engine, identifier, name, directory=directory)
+    shutil.rmtree(made.directory)
+
+
+def restoring(made: Checkpoint) -> CheckpointOptions:
+    """How to go on from it: with the same ties to the outside that it was written down with."""
+    options = made.options
+    return replace(options, work="", parent="", pre_dump=False, page_server="", status_fd=-1, leave_running=False)
+
+
+def _read(directory: str, name: str) -> Checkpoint | None:
+    found = read_json(f"{directory}/{_NOTE}")
+    return None if found is None else replace(decode(Checkpoint, found), name=name, directory=directory)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _home(workload: Workload) -> str:
+    return f"{workload.directory}/checkpoints"
+
+
+def _place(workload: Workload, name: str, directory: str) -> str:
+    if not name or not _LETTERS.issuperset(name) or name[0] == ".":
+        raise Invalid(f"invalid checkpoint name: {name!r}", hint="letters, digits, _ . - and not first a dot")
+    return f"{os.path.abspath(directory) if directory else _home(workload)}/{name}"
