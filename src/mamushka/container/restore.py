@@ -18,7 +18,7 @@ from mamushka.container.checkpoint import DESCRIPTORS, MOUNTS, NETWORK, RESTORE_
 from mamushka.container.creation import run_hooks
 from mamushka.container.criu import rpc
 from mamushka.container.criu.failure import Failed, explained
-from mamushka.container.criu.service import Criu
+from mamushka.container.criu.service import Criu, start
 from mamushka.container.namespaces import HideCgroups
 from mamushka.container.operation import OPENED, ROOT, TARGET, Inside
 from mamushka.errors import Conflict, Invalid
@@ -94,21 +94,19 @@ class PutTree(Inside):
 class MakePlaces(Inside):
     """Where the bundle's mounts go in the root, should it be another one than the checkpoint's."""
 
-    __slots__ = ("places", "readonly", "tree")
+    __slots__ = ("places", "tree")
 
-    def __init__(self, tree: int, places: list[tuple[bytes, bool]], *, readonly: bool) -> None:
-        self.tree, self.places, self.readonly = tree, places, readonly
+    def __init__(self, tree: int, places: list[tuple[bytes, bool]]) -> None:
+        self.tree, self.places = tree, places
 
     def describe(self) -> str:
         return f"make {len(self.places)} mount points in the root"
 
     def write(self, script: Script) -> None:
-        script.store(script.descriptor(self.tree), ROOT)
+        script.call("fcntl", script.descriptor(self.tree), F_DUPFD_CLOEXEC, 0, into=ROOT)
         for path, directory in self.places:
             rootfs.make_target(script, path, TARGET, directory=directory)
             script.call("close", TARGET)
-        if self.readonly:  # criu copies a root as it finds it
-            rootfs.set_attributes(script, ROOT, set=MOUNT_ATTR_RDONLY)
 
 
 class EnterCgroup(Inside):
@@ -125,6 +123,24 @@ class EnterCgroup(Inside):
     def write(self, script: Script) -> None:
         for door in self.doors:
             script.call("write", script.descriptor(door), b"0", 1)
+
+
+class ProtectRoot(Inside):
+    """Make a container's root read-only, from inside: criu needs to write in it, and leaves it as it found it."""
+
+    __slots__ = ("namespace",)
+
+    def __init__(self, namespace: int) -> None:
+        self.namespace = namespace
+
+    def describe(self) -> str:
+        return "make the root filesystem read-only"
+
+    def write(self, script: Script) -> None:
+        script.call("setns", script.descriptor(self.namespace), CLONE_NEWNS)
+        readonly = mount_attr(attr_set=MOUNT_ATTR_RDONLY)
+        script.call("mount_setattr", AT_FDCWD, b"/", 0, readonly, MOUNT_ATTR_SIZE)
+        script.call("exit_group", 0)
 
 
 class ForbidPrivileges(Inside):
@@ -201,8 +217,7 @@ class RestoreProcesses:
         for number, (destination, bind, source) in enumerate(binds):
             before.append(PutTree(bind, str(number), source))
             names[os.path.normpath(destination)] = f"{self.stage}/{number}"
-        given = self.interior.config.root
-        before.append(MakePlaces(tree, self._places(binds), readonly=bool(given and given.readonly)))
+        before.append(MakePlaces(tree, self._places(binds)))
         if self.options.cgroups == "ignore" and self.interior.namespaces.new & CLONE_NEWCGROUP:
             before.append(HideCgroups())
         if self.interior.process.no_new_privileges:
@@ -212,7 +227,6 @@ class RestoreProcesses:
             "root": f"{self.stage}/{_ROOT}",
             "rst_sibling": True,
             "evasive_devices": True,
-            "mntns_compat_mode": True,
             "tcp_close": options.tcp_close or None,
             "lsm_profile": options.lsm_profile or None,
             "lsm_mount_context": options.lsm_mount_context or None,
@@ -283,7 +297,10 @@ class RestoreProcesses:
         elif moment == _RESTORED:
             # Our own child, and not running yet: the number is its.
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
-            self.cgroup.set(self.interior.config.linux.resources or Resources())
+            config = self.interior.config
+            if config.root and config.root.readonly:
+                _protect_root(pid)
+            self.cgroup.set(config.linux.resources or Resources())
             self.record.keep(self.interior.kept, self.seccomp)
             self.record.keep_process(pid)
             trace.event("container.recorded", pid=pid)
@@ -300,6 +317,16 @@ class RestoreProcesses:
             except ChildProcessError:  # reaped with criu
                 pass
         self.console = self.pid = self.pidfd = -1
+
+
+def _protect_root(pid: int) -> None:
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        child, pidfd = start([ProtectRoot(namespace)])
+    finally:
+        os.close(namespace)
+    os.close(pidfd)
+    os.waitpid(child, 0)
 
 
 def _noted(path: str, kind: type) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mamushka.container.record import Kept
     from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Process, Seccomp
+    from mamushka.spec.runtime import Config, Process, Resources, Seccomp
 
 _SIGKILL = 9
 # How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.

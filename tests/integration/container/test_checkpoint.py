@@ -270,6 +270,33 @@ def test_memory_is_written_ahead_and_only_what_changed_later(life: Life, criu: N
     life.end()
 
 
+def test_memory_goes_to_a_page_server(life: Life, criu: None) -> None:
+    config = life.ground.config(COUNT)
+    life.start(config)
+    before = life.lines(1)
+    os.makedirs(life.directory)
+    server = subprocess.Popen(
+        [peers.find("criu"), "page-server", "--images-dir", life.directory, "--address", "127.0.0.1", "--port", "7070"]
+    )
+    try:
+        eventually(lambda: listens(7070))
+        life.checkpoint(page_server="127.0.0.1:7070")
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+    before += life.lines(0)
+    life.restore(config)
+    assert going_on(before, life.lines(2))
+    life.end()
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on a port, found without connecting: the server takes one connection."""
+    with open("/proc/net/tcp") as file:
+        return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in file)
+
+
 def pages(directory: Any) -> int:
     """Bytes of memory that a checkpoint holds."""
     return sum(os.path.getsize(directory / name) for name in os.listdir(directory) if name.startswith("pages-"))

@@ -28,8 +28,7 @@ _OPTIONS = {
     "link_remap": 18, "ext_mnt": (23, _PAIR), "manage_cgroups": 24, "cg_root": (25, {"ctrl": 1, "path": 2}),
     "rst_sibling": 26, "inherit_fd": (27, {"key": 1, "fd": 2}), "manage_cgroups_mode": 34, "external": 37,
     "empty_ns": 38, "freeze_cgroup": 44, "tcp_skip_in_flight": 46, "lazy_pages": 48, "status_fd": 49,
-    "orphan_pts_master": 50, "tcp_close": 52, "lsm_profile": 53, "lsm_mount_context": 64, "network_lock": 65,
-    "mntns_compat_mode": 66,
+    "orphan_pts_master": 50, "tcp_close": 52, "lsm_profile": 53, "lsm_mount_context": 63, "network_lock": 64,
 }  # fmt: skip
 _FEATURES = {"mem_track": 1, "lazy_pages": 2}
 REQUEST: Fields = {"type": 1, "opts": (2, _OPTIONS), "notify_success": 3, "features": (5, _FEATURES)}
@@ -100,7 +99,8 @@ def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
             size, at = _varint(raw, at)
         if not 0 <= size <= len(raw) - at:
             raise Invalid("criu's answer is no message of its protocol")
-        yield key >> 3, raw[at : at + size]
+        if key & 7 == _LENGTH:
+            yield key >> 3, raw[at : at + size]
         at += size
 
 

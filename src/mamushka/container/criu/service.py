@@ -15,7 +15,7 @@ import select
 from mamushka import trace
 from mamushka.container import channel
 from mamushka.container.criu import rpc
-from mamushka.container.criu.failure import Failed, explained
+from mamushka.container.criu.failure import Failed
 from mamushka.container.operation import Inside, script_of
 from mamushka.container.program import ResetSignals
 from mamushka.container.spawn import Birth
@@ -79,6 +79,29 @@ class BecomeCriu(Inside):
         script.call("execve", path, script.vector(arguments), script.vector([script.text(b"PATH=" + _PATH.encode())]))
 
 
+def start(operations: Sequence[Inside], *, flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
+    """A child that performs operations, and has done so or become another program: (pid, pidfd)."""
+    ours, end = channel.pair()
+    try:
+        script = Script()
+        script.descriptor(end, CHANNEL)
+        script_of(list(operations), script)
+        pid, pidfd = Birth(script, end, ours, (), flags=flags, cgroup=cgroup).give(lambda _: None)
+        os.close(end)
+        end = -1
+        packet, _ = channel.receive(ours)
+    finally:
+        os.close(ours)
+        if end >= 0:
+            os.close(end)
+    if packet[:1] == channel.FAILED:
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        _, _, operation, text = parse(packet)
+        raise MamushkaError(f"cannot {operation}: {text[:1].lower()}{text[1:]}")
+    return pid, pidfd
+
+
 class Criu:
     """One running criu. What it is given by number in a request is open here under that number."""
 
@@ -96,33 +119,16 @@ class Criu:
         self._line, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._talk = os.memfd_create("criu", os.MFD_CLOEXEC)
-        ours, end = channel.pair()
         try:
-            script = Script()
-            script.give(CHANNEL, script.descriptor(end))
             last = BecomeCriu(found, theirs.fileno(), inherited, null, self._talk)
-            script_of([*before, ResetSignals(), last], script)
-            self.pid, self._pidfd = Birth(script, end, ours, (), flags=flags, cgroup=cgroup).give(lambda _: None)
-            os.close(end)
-            end = -1
-            self._check(ours)
+            self.pid, self._pidfd = start([*before, ResetSignals(), last], flags=flags, cgroup=cgroup)
         except BaseException:
             self._line.close()
             os.close(self._talk)
             raise
         finally:
             theirs.close()
-            for descriptor in (null, ours, end):
-                if descriptor >= 0:
-                    os.close(descriptor)
-
-    def _check(self, ours: int) -> None:
-        packet, _ = channel.receive(ours)
-        if packet[:1] == channel.FAILED:
-            os.waitpid(self.pid, 0)
-            os.close(self._pidfd)
-            _, _, operation, text = parse(packet)
-            raise MamushkaError(f"cannot {operation}: {text[:1].lower()}{text[1:]}")
+            os.close(null)
 
     def perform(self, kind: int, options: Mapping[str, Any] | None = None, at: Moment | None = None) -> dict[str, Any]:
         """Send a request and answer criu's questions until it is done; its answer.
@@ -204,11 +210,15 @@ def version() -> tuple[int, int]:
 
 
 def check_feature(name: str, what: str) -> None:
-    """Unsupported where criu or the kernel lacks it."""
+    """Unsupported where criu or the kernel lacks it, or they do not know each other at all."""
     with Criu() as criu:
         try:
             has = criu.perform(rpc.FEATURE_CHECK, {name: 1}).get("features", {}).get(name, 0)
         except Failed as error:
-            raise explained(error, f"cannot {what}", "") from error
+            own = "{}.{}".format(*version())
+            raise Unsupported(
+                f"cannot {what}: criu {own} does not work on Linux {os.uname().release}",
+                hint="criu check says why; kernels from 6.13 on need criu 4.1 or later",
+            ) from error
     if not has:
         raise Unsupported(f"cannot {what}: criu or the kernel has no {name}", hint="criu check --feature " + name)

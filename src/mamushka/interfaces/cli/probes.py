@@ -192,6 +192,13 @@ def _registries(_data_root: str) -> str:
     return "configuration is valid; no credentials"
 
 
+def _checkpoint(_data_root: str) -> str:
+    from mamushka.container.criu import service
+
+    service.check_feature("mem_track", "checkpoint")
+    return "criu {}.{} works on this kernel".format(*service.version())
+
+
 def _kernel(_data_root: str) -> str:
     release = os.uname().release
     major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in release.split(".")[:2])
@@ -215,6 +222,8 @@ PROBES = (
     Probe("registries", "registries", _registries, "correct the file that is named"),
     Probe("decompression", "decompression", _decompression, "pip install isal backports.zstd", essential=False),
     Probe("user", "user namespaces", _user_namespaces, "sysctl -w user.max_user_namespaces=15000", essential=False),
+    Probe("checkpoint", "checkpoints", _checkpoint, "apt-get install criu; from Linux 6.13 on a criu of 4.1 or later",
+          essential=False),
     Probe("kvm", "virtual machines", _kvm, "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER",
           essential=False),
 )  # fmt: skip

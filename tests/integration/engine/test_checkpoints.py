@@ -1,0 +1,221 @@
+"""Workloads that are written down and go on: under the same name, after their end, and in another store."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from mamushka.engine import checkpoints, portable
+from mamushka.engine.engine import Engine
+from mamushka.engine.settings import Attachment, Restart, Settings
+from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
+from mamushka.runtime import CheckpointOptions, Exit
+from tests import host
+
+pytestmark = pytest.mark.root
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /root/counted; sleep 0.2; done"
+
+
+@pytest.fixture
+def criu() -> None:
+    lacking = host.lacks_criu()
+    if lacking:
+        pytest.skip(lacking)
+
+
+def counting(engine: Engine, **given: object) -> str:
+    given.setdefault("networks", (Attachment("none"),))
+    id = engine.create(Settings(image="host", command=("sh", "-c", COUNT), **given))  # type: ignore[arg-type]
+    engine.start(id)
+    return id
+
+
+def numbers(engine: Engine, id: str, least: int) -> list[int]:
+    """All that it has ever counted, once that is enough."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = [int(line.data) for line in engine.logs(id)]
+        if len(found) >= least:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+def test_it_ends_and_goes_on(engine: Engine, criu: None) -> None:
+    id = counting(engine)
+    numbers(engine, id, 3)
+    made = engine.checkpoint(id, "first")
+    workload = engine.inspect(id)
+    assert (workload.status, workload.exit) == ("exited", Exit(signal=9))
+    assert [item.name for item in engine.checkpoints(id)] == ["first"]
+    before = numbers(engine, id, 1)
+    engine.start(id, checkpoint=made)
+    assert engine.inspect(id).status == "running"
+    after = numbers(engine, id, len(before) + 3)
+    assert after == list(range(1, after[-1] + 1)), "one log, and nothing twice or lost"
+    assert engine.exec(id, ["cat", "/root/counted"]).wait(30) == Exit()
+    engine.stop(id, timeout=0)
+    assert engine.inspect(id).exit == Exit(signal=9)
+    # The same moment can be gone on from again.
+    engine.start(id, checkpoint=made)
+    again = numbers(engine, id, len(after) + 2)
+    assert before[-1] + 1 in again[len(after) :][:2]
+    engine.remove(id, force=True)
+
+
+def test_it_may_run_on_and_names_are_its_own(engine: Engine, criu: None, tmp_path: Path) -> None:
+    id = counting(engine)
+    numbers(engine, id, 1)
+    options = CheckpointOptions(leave_running=True)
+    pid = engine.inspect(id).pid
+    engine.checkpoint(id, "one", options)
+    assert (engine.inspect(id).status, engine.inspect(id).pid) == ("running", pid)
+    with pytest.raises(Conflict, match="checkpoint with name one already exists"):
+        engine.checkpoint(id, "one", options)
+    engine.checkpoint(id, "two", options, directory=str(tmp_path))
+    assert [item.name for item in engine.checkpoints(id)] == ["one"]
+    assert [item.name for item in engine.checkpoints(id, directory=str(tmp_path))] == ["two"]
+    checkpoints.remove(engine, id, "one")
+    with pytest.raises(NotFound, match="does not exist"):
+        checkpoints.remove(engine, id, "one")
+    assert engine.checkpoints(id) == []
+    engine.remove(id, force=True)
+
+
+def test_a_policy_does_not_start_it_again(engine: Engine, criu: None) -> None:
+    id = counting(engine, restart=Restart("always"))
+    numbers(engine, id, 2)
+    made = engine.checkpoint(id, "first")
+    assert engine.inspect(id).status == "exited"
+    engine.start(id, checkpoint=made)
+    count = len(numbers(engine, id, 4))
+    engine.exec(id, ["kill", "-9", "-1"]).wait(30)
+    os.kill(engine.inspect(id).pid, 9)  # its end was not meant: the policy begins it anew, and not from the checkpoint
+    assert 1 in numbers(engine, id, count + 3)[count - 1 :]
+    engine.remove(id, force=True)
+
+
+def test_its_network_is_made_anew(engine: Engine, criu: None) -> None:
+    id = counting(engine, networks=(Attachment("bridge"),))
+    numbers(engine, id, 1)
+    before = engine.inspect(id).connections[0]
+    assert before.address
+    made = engine.checkpoint(id, "first")
+    engine.start(id, checkpoint=made)
+    after = engine.inspect(id).connections[0]
+    assert after.network == before.network
+    attached = engine.exec(id, ["cat", "/proc/net/fib_trie"])
+    told = b"".join(data for _, data in attached.pieces()).decode()
+    assert after.address in told
+    engine.remove(id, force=True)
+
+
+def test_a_file_is_gone_on_from_elsewhere(engine: Engine, criu: None, tmp_path: Path) -> None:
+    id = counting(engine, name="counting")
+    before = numbers(engine, id, 3)
+    path = str(tmp_path / "counting.tar")
+    portable.export(engine, id, path, CheckpointOptions(), root=True)
+    before = numbers(engine, id, 1)
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+    assert names[:2] == ["workload.json", "root.tar"]
+    assert "checkpoint/inventory.img" in names
+    engine.remove(id)
+    with Engine(str(tmp_path / "data"), str(tmp_path / "run")) as other:
+        new = portable.take_in(other, path, name="", root=True)
+        assert other.inspect(new).name == "counting"
+        other.start(new, checkpoint=checkpoints.find(other, new, portable.NAME))
+        after = numbers(other, new, 3)
+        assert after == list(range(before[-1] + 1, before[-1] + 1 + len(after)))
+        counted = b"".join(data for _, data in other.exec(new, ["cat", "/root/counted"]).pieces()).split()
+        assert [int(word) for word in counted][:3] == [1, 2, 3], "what it wrote before has come along"
+        other.remove(new, force=True)
+        second = portable.take_in(other, path, name="second", root=True)
+        assert other.inspect(second).status == "created"
+        other.remove(second)
+
+
+def test_a_copy_is_taken_of_what_runs_on(engine: Engine, criu: None, tmp_path: Path) -> None:
+    id = counting(engine, name="counting")
+    numbers(engine, id, 3)
+    path = str(tmp_path / "copy.tar")
+    portable.export(engine, id, path, CheckpointOptions(leave_running=True), root=True)
+    assert engine.inspect(id).status == "running"
+    new = portable.take_in(engine, path, name="copy", root=True)
+    engine.start(new, checkpoint=checkpoints.find(engine, new, portable.NAME))
+    assert engine.inspect(new).status == "running"
+    count = numbers(engine, new, 3)
+    assert count == list(range(count[0], count[-1] + 1))
+    for each in (id, new):
+        engine.remove(each, force=True)
+
+
+# Where criu is of no help
+
+
+def test_a_failed_checkpoint_leaves_it_as_it_was(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mamushka.container.criu import service
+
+    monkeypatch.setattr(service, "_PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    id = counting(engine, restart=Restart("always"))
+    numbers(engine, id, 1)
+    pid = engine.inspect(id).pid
+    with pytest.raises(MamushkaError, match="cannot checkpoint"):
+        engine.checkpoint(id, "first")
+    assert (engine.inspect(id).status, engine.inspect(id).pid) == ("running", pid)
+    assert engine.checkpoints(id) == []
+    path = tmp_path / "file.tar"
+    with pytest.raises(MamushkaError, match="cannot checkpoint"):
+        portable.export(engine, id, str(path), CheckpointOptions(), root=True)
+    assert list(tmp_path.glob("file*")) == []
+    os.kill(pid, 9)
+    deadline = time.monotonic() + 20
+    while engine.inspect(id).pid in (0, pid):  # its policy still holds
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    engine.remove(id, force=True)
+
+
+def test_what_makes_no_sense_is_refused(engine: Engine, tmp_path: Path) -> None:
+    id = engine.create(Settings(image="host", command=("true",), networks=(Attachment("none"),)))
+    with pytest.raises(Conflict, match="not running"):
+        engine.checkpoint(id, "first")
+    with pytest.raises(NotFound, match="checkpoint first does not exist"):
+        checkpoints.find(engine, id, "first")
+    engine.remove(id)
+    fleeting = counting(engine, remove=True)
+    with pytest.raises(Conflict, match="removed when it ends"):
+        engine.checkpoint(fleeting, "first")
+    with pytest.raises(Invalid, match="checkpoint name"):
+        engine.checkpoint(fleeting, "../first", directory=str(tmp_path))
+    engine.remove(fleeting, force=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoint/../../escaped", "checkpoint/sub/file", "checkpoint/"])
+def test_a_file_writes_nowhere_else(engine: Engine, tmp_path: Path, name: str) -> None:
+    id = engine.create(Settings(image="host", command=("true",), networks=(Attachment("none"),), name="one"))
+    path = str(tmp_path / "bad.tar")
+    with tarfile.open(path, "w") as tar:
+        portable._put_note(tar, engine.inspect(id))
+        tar.addfile(tarfile.TarInfo(name))
+    engine.remove(id)
+    with pytest.raises(Invalid, match="where a checkpoint has none"):
+        portable.take_in(engine, path, name="", root=True)
+    assert engine.workloads(all=True) == []
+
+
+def test_what_is_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"", b"x" * 4096):
+        path.write_bytes(content)
+        with pytest.raises(MamushkaError, match=r"cannot read|no checkpoint"):
+            portable.take_in(engine, str(path), name="", root=True)
+    with pytest.raises(NotFound):
+        portable.take_in(engine, str(tmp_path / "absent"), name="", root=True)
