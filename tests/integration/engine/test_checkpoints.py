@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import mamushka as mamushka_api
 from mamushka.engine import checkpoints, portable
 from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Restart, Settings
@@ -17,6 +20,7 @@ from mamushka.runtime import CheckpointOptions, Exit
 from tests import host
 
 pytestmark = pytest.mark.root
+Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /root/counted; sleep 0.2; done"
 
 
@@ -219,3 +223,45 @@ def test_what_is_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
             portable.take_in(engine, str(path), name="", root=True)
     with pytest.raises(NotFound):
         portable.take_in(engine, str(tmp_path / "absent"), name="", root=True)
+
+
+def test_the_command_line_in_dockers_and_podmans_words(mamushka: Command, criu: None, tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        done = mamushka(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    said("run", "-d", "--name", "counting", "--network", "none", "host", "sh", "-c", COUNT)
+    assert said("checkpoint", "create", "--leave-running", "counting", "one") == "one\n"
+    assert said("checkpoint", "create", "counting", "two") == "two\n"
+    assert said("checkpoint", "ls", "counting").split() == ["CHECKPOINT", "NAME", "one", "two"]
+    said("checkpoint", "rm", "counting", "one")
+    before = said("logs", "counting").split()
+    assert said("start", "--checkpoint", "two", "counting") == "counting\n"
+    assert said("inspect", "-f", "{{.State.Status}}", "counting") == "running\n"
+    assert said("container", "checkpoint", "counting") == "counting\n"
+    assert said("container", "restore", "counting") == "counting\n"
+    assert said("checkpoint", "ls", "--format", "{{.Name}}", "counting") == "two\n", "podman keeps it only with --keep"
+    path = str(tmp_path / "file.tar")
+    said("container", "checkpoint", "--export", path, "counting")
+    said("container", "restore", "--import", path, "--name", "again")
+    numbers = [int(word) for word in said("logs", "counting").split()]
+    assert numbers == list(range(1, numbers[-1] + 1))
+    assert len(numbers) >= len(before)
+    time.sleep(2)
+    assert int(said("logs", "again").split()[0]) == numbers[-1] + 1
+
+
+def test_a_box_of_python(engine: Engine, criu: None) -> None:
+    with mamushka_api.run("host", "sh", "-c", COUNT, engine=engine, network="none") as box:
+        while box.logs().count("\n") < 3:
+            time.sleep(0.1)
+        box.checkpoint("moment")
+        assert box.status == "exited"
+        before = box.logs().count("\n")
+        box.start(checkpoint="moment")
+        while box.logs().count("\n") < before + 3:
+            time.sleep(0.1)
+        assert [int(line) for line in box.logs().split()] == list(range(1, box.logs().count("\n") + 1))
+        with pytest.raises(NotFound):
+            box.start(checkpoint="another")

@@ -237,9 +237,14 @@ class Box:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
 
-    async def start(self) -> None:
-        """Start it again after it has ended."""
-        await call(self._box.start)
+    async def start(self, *, checkpoint: str = "") -> None:
+        """Start it again after it has ended, or let it go on from one of its checkpoints."""
+        await call(partial(self._box.start, checkpoint=checkpoint))
+
+    async def checkpoint(self, name: str, *, leave_running: bool = False, tcp_established: bool = False) -> None:
+        """Write it down under a name of its own; it has ended then, unless it is left running."""
+        ask = partial(self._box.checkpoint, name, leave_running=leave_running, tcp_established=tcp_established)
+        await call(ask)
 
     async def stop(self, timeout: float | None = None) -> None:
         """Stop signal, then SIGKILL after ``timeout`` seconds."""

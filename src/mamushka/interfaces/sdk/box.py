@@ -258,10 +258,27 @@ class Box:
         exit = self._engine.wait(self.id, timeout=timeout)
         return self.verdict or judge(exit, asked=self._asked, limit=self._limit)
 
-    def start(self) -> None:
-        """Start it again after it has ended."""
+    def start(self, *, checkpoint: str = "") -> None:
+        """Start it again after it has ended, or let it go on from one of its checkpoints."""
+        made = None
+        if checkpoint:
+            from mamushka.engine.checkpoints import find
+
+            made = find(self._engine, self.id, checkpoint)
         self._asked = self._limit = ""
-        self._engine.start(self.id)
+        self._engine.start(self.id, checkpoint=made)
+
+    def checkpoint(self, name: str, *, leave_running: bool = False, tcp_established: bool = False) -> None:
+        """Write it down, memory and all, under a name of its own. It has ended then, unless it is left running.
+
+        ``start(checkpoint=name)`` goes on from there. Unsupported where criu or the kernel cannot.
+        """
+        from mamushka.runtime import CheckpointOptions
+
+        options = CheckpointOptions(leave_running=leave_running, tcp_established=tcp_established)
+        self._engine.checkpoint(self.id, name, options)
+        if not leave_running:
+            self._asked = self._asked or KILLED
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop signal, then SIGKILL after ``timeout`` seconds (None: the box's own, 10)."""
