@@ -261,10 +261,13 @@ class RestoreProcesses:
 
     def _mounts(self, images: str, names: dict[str, str]) -> list[dict[str, str]]:
         """What is behind each key of a bind mount."""
-        noted = _noted(f"{images}/{MOUNTS}", dict) or {name: name for name in names}
+        path = f"{images}/{MOUNTS}"
+        foreign = not os.path.exists(path)
+        noted = {name: name for name in names} if foreign else _noted(path, dict)
         if len(noted) > _KEYS_MAX:
             raise Invalid(f"{images}/{MOUNTS} names {len(noted)} mounts")
-        pairs = []
+        # runc has masks for the host's null device.
+        pairs = [{"key": "/dev/null", "val": "/dev/null"}] if foreign else []
         for key, wanted in noted.items():
             above = max((name for name in names if f"{wanted}/".startswith(name + "/")), key=len, default="")
             if not above:
