@@ -20,7 +20,7 @@ from tests.lab.initramfs import ARTEFACTS, SCRATCH
 from tests.lab.kernel import Unavailable, default_cache, kernel
 
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TIMEOUT = 1500.0
+TIMEOUT = 3000.0
 # Failed runs whose artefacts are kept; the older go.
 _RUNS_MAX = 5
 

@@ -254,8 +254,7 @@ class RestoreProcesses:
             if isinstance(key, str) and key.startswith(("pipe:[", "socket:[", "file[", "tty[")) and key not in pairs:
                 pairs[key] = fcntl(given, F_DUPFD_CLOEXEC, _FIRST)
                 self._borrowed.append(pairs[key])
-        for descriptor, _, path in self.interior.namespaces.joined:
-            trace.event("restore.joins", path=path)
+        for descriptor, _, _ in self.interior.namespaces.joined:  # only a network can be
             pairs[NETWORK] = descriptor
         return [{"key": key, "fd": descriptor} for key, descriptor in pairs.items()]
 
@@ -269,13 +268,15 @@ class RestoreProcesses:
         # runc has masks for the host's null device.
         pairs = [{"key": "/dev/null", "val": "/dev/null"}] if foreign else []
         for key, wanted in noted.items():
+            if not isinstance(wanted, str) or os.path.normpath(wanted) != wanted:
+                raise Invalid(f"{path} names a mount at {wanted!r}")
             above = max((name for name in names if f"{wanted}/".startswith(name + "/")), key=len, default="")
             if not above:
                 raise Invalid(
                     f"the checkpoint has a bind mount at {wanted}, the bundle has none",
                     hint="restore it with the mounts that it was made with",
                 )
-            pairs.append({"key": str(key), "val": names[above] + str(wanted)[len(above) :]})
+            pairs.append({"key": str(key), "val": names[above] + wanted[len(above) :]})
         return pairs
 
     def _give(self, images: str) -> None:

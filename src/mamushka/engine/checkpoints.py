@@ -2,7 +2,8 @@
 
 A checkpoint is a directory with what the runtime has written and ``checkpoint.json``, which tells how it was made. It
 is staged beside its place and renamed when it is whole, so one that is listed can be started from; what a killed maker
-has left is swept by the next.
+has left is swept by the next. While it is being made a lock says so, which ends with its maker: a shim whose workload
+ends meanwhile knows that the end is meant, and no restart policy undoes it (shim.py).
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 
-from mamushka.engine import frames
-from mamushka.engine.ending import connect, running, wait_end
-from mamushka.engine.paths import read_json, write_json
+from mamushka.engine.ending import running, wait_end
+from mamushka.engine.paths import CHECKPOINT_LOCK, CHECKPOINT_MEANT, read_json, write_json
 from mamushka.engine.records import decode, encode
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.lock import take
@@ -61,59 +61,29 @@ def create(
     place = _place(workload, name, directory)
     os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
     staged = f"{os.path.dirname(place)}/.{name}{_STAGED}"
-    lock = _stage(staged, place, name, workload)
+    lock = os.open(f"{workload.directory}/{CHECKPOINT_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        if not take(lock):
+            raise Conflict(f"another checkpoint of {workload.name} is just being made")
+        if os.path.exists(place):
+            raise Conflict(
+                f"checkpoint with name {name} already exists for container {workload.name}",
+                hint="choose another name, or remove it first",
+            )
+        shutil.rmtree(staged, ignore_errors=True)
+        os.makedirs(staged, 0o700)
         made = Checkpoint(name, place, time(), options)
         write_json(f"{staged}/{_NOTE}", encode(made))
-        _write_down(engine, workload, staged, options)
+        if not (options.leave_running or options.pre_dump):
+            take(lock, byte=CHECKPOINT_MEANT, wait=True)
+        engine.runtime(workload.runtime).checkpoint(workload.id, staged, options)
         os.rename(staged, place)  # what a failure has left stays till the next attempt: criu's log is in it
-        os.unlink(f"{staged}.lock")
+        if not (options.leave_running or options.pre_dump):
+            wait_end(engine, workload.id, None)
     finally:
         os.close(lock)
     engine.tell("workload", "checkpoint", workload.id, {"name": workload.name, "checkpoint": name})
     return made
-
-
-def _stage(staged: str, place: str, name: str, workload: Workload) -> int:
-    """An empty directory, and a lock on it that ends with this process."""
-    os.makedirs(staged, 0o700, exist_ok=True)
-    lock = os.open(f"{staged}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not take(lock):
-        os.close(lock)
-        raise Conflict(f"checkpoint {name} of {workload.name} is just being made")
-    if os.path.exists(place):
-        shutil.rmtree(staged)
-        os.close(lock)
-        raise Conflict(
-            f"checkpoint with name {name} already exists for container {workload.name}",
-            hint="choose another name, or remove it first",
-        )
-    shutil.rmtree(staged, ignore_errors=True)
-    os.makedirs(staged, 0o700, exist_ok=True)
-    return lock
-
-
-def _write_down(engine: Engine, workload: Workload, staged: str, options: CheckpointOptions) -> None:
-    """Its end, if it is to end, is meant: no policy starts it again. When it fails the policy holds as before."""
-    settings = workload.settings
-    ends = not (options.leave_running or options.pre_dump)
-    if ends and settings.restart.policy != "no":
-        _policy(engine, workload.id, "no", 0)
-    try:
-        engine.runtime(workload.runtime).checkpoint(workload.id, staged, options)
-    except BaseException:
-        if ends and settings.restart.policy != "no":
-            _policy(engine, workload.id, settings.restart.policy, settings.restart.retries)
-        raise
-    if ends:
-        wait_end(engine, workload.id, None)
-
-
-def _policy(engine: Engine, id: str, policy: str, retries: int) -> None:
-    connection = connect(engine, id)
-    if connection is not None:
-        with connection:
-            connection.ask(frames.policy(policy, retries))
 
 
 def listing(engine: Engine, identifier: str, *, directory: str = "") -> list[Checkpoint]:

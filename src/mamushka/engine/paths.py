@@ -11,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# In a workload's directory, locked while a checkpoint of it is being made; the byte, if the workload is to end with it.
+CHECKPOINT_LOCK, CHECKPOINT_MEANT = "checkpoint.lock", 1
+
 
 class Paths:
     """Directories and files under the two roots; ``make`` creates what is missing."""

@@ -5,8 +5,8 @@
     checkpoint/…      what the runtime has written: plain files
 
 The image itself does not travel: it must be there, the very same, since the processes have its files open. Nor do
-volumes and networks: those of the same names are used. What is taken in can do whatever the workload could, and is
-trusted as far as that; names in the file are checked, so that it writes nowhere else.
+volumes and networks: those of the same names are used. Names in the file are checked, so that it is written nowhere
+else; but criu makes what its files say, rights and mounts included: who starts from it trusts its maker like root.
 """
 
 from __future__ import annotations

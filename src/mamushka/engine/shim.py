@@ -19,7 +19,7 @@ import sys
 from mamushka.engine import frames, restart
 from mamushka.engine.launch import Launch, launch
 from mamushka.engine.logs import LogFile, LogOptions
-from mamushka.engine.paths import read_json, write_json
+from mamushka.engine.paths import CHECKPOINT_LOCK, CHECKPOINT_MEANT, read_json, write_json
 from mamushka.engine.pump import Client, Pump
 from mamushka.engine.records import decode, encode
 from mamushka.engine.settings import Restart
@@ -147,7 +147,7 @@ class Shim:
             pump, post = self._pump, self._post
             if pump.policy is not None:
                 post = replace(post, restart=Restart(*pump.policy))
-            if pump.quiet or not restart.again(post.restart, exit, post.restarts):
+            if pump.quiet or not restart.again(post.restart, exit, post.restarts) or self._written_down():
                 return False
             pause = restart.delay(post.pause, time() - post.started)
             self._post = replace(post, pause=pause, restarts=post.restarts + 1)
@@ -165,6 +165,19 @@ class Shim:
             self._note("start")
             self._tell("running")
             return True
+
+    def _written_down(self) -> bool:
+        """Whether a checkpoint is being made with which it was to end."""
+        from mamushka.linux.lock import held
+
+        try:
+            lock = os.open(f"{self._post.directory}/{CHECKPOINT_LOCK}", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return held(lock, byte=CHECKPOINT_MEANT)
+        finally:
+            os.close(lock)
 
     def _finish(self, exit: Exit) -> None:
         post = self._post

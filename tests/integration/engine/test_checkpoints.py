@@ -14,8 +14,10 @@ import pytest
 import mamushka as mamushka_api
 from mamushka.engine import checkpoints, portable
 from mamushka.engine.engine import Engine
+from mamushka.engine.paths import CHECKPOINT_LOCK, CHECKPOINT_MEANT
 from mamushka.engine.settings import Attachment, Restart, Settings
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
+from mamushka.linux.lock import take
 from mamushka.runtime import CheckpointOptions, Exit
 from tests import host
 
@@ -185,6 +187,24 @@ def test_a_failed_checkpoint_leaves_it_as_it_was(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     engine.remove(id, force=True)
+
+
+def test_a_policy_yields_only_to_a_checkpoint_that_is_being_made(engine: Engine) -> None:
+    """Whose maker may be killed at any moment: then the policy holds."""
+    id = counting(engine, restart=Restart("always"))
+    lock = os.open(f"{engine.inspect(id).directory}/{CHECKPOINT_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+    first = engine.inspect(id).pid
+    os.kill(first, 9)
+    deadline = time.monotonic() + 20
+    while engine.inspect(id).pid in (0, first):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert take(lock, byte=CHECKPOINT_MEANT)
+    os.kill(engine.inspect(id).pid, 9)
+    assert engine.wait(id, timeout=20) == Exit(signal=9)
+    assert engine.inspect(id).status == "exited"
+    os.close(lock)
+    engine.remove(id)
 
 
 def test_what_makes_no_sense_is_refused(engine: Engine, tmp_path: Path) -> None:
