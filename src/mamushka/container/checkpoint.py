@@ -16,6 +16,7 @@ from mamushka import document
 from mamushka.container.criu import rpc
 from mamushka.container.criu.failure import Failed, explained
 from mamushka.container.criu.service import Criu, check_feature, version
+from mamushka.container.defaults import LANDLOCK
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import open_in_root
 
@@ -115,7 +116,12 @@ def dump(kept: Kept, pid: int, cgroup: Cgroup, directory: str, options: Checkpoi
 
 
 def check(config: Config) -> None:
-    """Unsupported for a container that shares with others what criu makes anew for each."""
+    """Unsupported for a container of which something would come back weaker, or not shared any more."""
+    if LANDLOCK in config.annotations:
+        raise Unsupported(
+            "cannot checkpoint or restore a container behind Landlock: criu does not know it, and it would be lost",
+            hint="leave the policy out for a workload that is to be checkpointed",
+        )
     for namespace in config.linux.namespaces:
         if namespace.path and namespace.type != "network":
             raise Unsupported(

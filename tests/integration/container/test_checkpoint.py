@@ -535,6 +535,21 @@ def test_shared_namespaces_are_refused(life: Life) -> None:
     life.end()
 
 
+def test_what_would_come_back_weaker_is_refused(life: Life) -> None:
+    """Landlock's rules are written down by nobody."""
+    config = replace(life.ground.config("sleep 60"), annotations={defaults.LANDLOCK: "ro"})
+    os.makedirs(life.directory)
+    with pytest.raises(Unsupported, match="Landlock"):
+        life.restore(config)
+    try:
+        life.start(config)
+    except Unsupported as error:
+        pytest.skip(f"there is no Landlock here: {error}")
+    with pytest.raises(Unsupported, match="Landlock"):
+        life.ground.runtime.checkpoint(life.ground.name, life.directory)
+    life.end()
+
+
 def test_without_criu_it_says_which_package(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     from mamushka.container.criu import service
 
