@@ -23,6 +23,7 @@ from mamushka.container.namespaces import HideCgroups
 from mamushka.container.operation import OPENED, ROOT, TARGET, Inside
 from mamushka.errors import Conflict, Invalid
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE, F_DUPFD_CLOEXEC, fcntl
+from mamushka.linux.keyring import KEYCTL_JOIN_SESSION_KEYRING
 from mamushka.linux.mount import (
     FSCONFIG_CMD_CREATE,
     FSMOUNT_CLOEXEC,
@@ -155,6 +156,21 @@ class ForbidPrivileges(Inside):
         script.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+class JoinKeyring(Inside):
+    """A session keyring of the container's own, where criu would hand on the caller's: it does not restore them."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = os.fsencode(name)
+
+    def describe(self) -> str:
+        return f"join the session keyring {os.fsdecode(self.name)}"
+
+    def write(self, script: Script) -> None:
+        script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, self.name, 0, 0, 0)
+
+
 class RestoreProcesses:
     """Have criu make the processes, and follow it until they run."""
 
@@ -167,8 +183,10 @@ class RestoreProcesses:
         directory: str,
         options: CheckpointOptions,
         seccomp: bytes,
+        keyring: str,
     ) -> None:
         self.interior, self.record, self.cgroup, self.seccomp = interior, record, cgroup, seccomp
+        self.keyring = keyring
         self.root, self.directory, self.options = root, directory, options
         self.stage = os.path.realpath(record.path)
         self.pid = self.pidfd = self.console = -1
@@ -220,6 +238,8 @@ class RestoreProcesses:
         before.append(MakePlaces(tree, self._places(binds)))
         if self.options.cgroups == "ignore" and self.interior.namespaces.new & CLONE_NEWCGROUP:
             before.append(HideCgroups())
+        if self.keyring:
+            before.append(JoinKeyring(self.keyring))
         if self.interior.process.no_new_privileges:
             before.append(ForbidPrivileges())
         options = self.options

@@ -357,6 +357,7 @@ class ContainerRuntime:
         options: CheckpointOptions = _PLAIN,
         *,
         root: int = -1,
+        keyring: bool = True,
     ) -> Started:
         """Like ``run``, from a state that ``checkpoint`` has written."""
         from mamushka.container import checkpoint
@@ -377,7 +378,8 @@ class ContainerRuntime:
         asked = config.linux.resources
         devices = Resources(devices=asked.devices) if asked else None
         try:
-            restored = RestoreProcesses(interior, record, cgroup, root, directory, options, _filter(config)[1])
+            own = f"_mmk.{id}" if keyring else ""
+            restored = RestoreProcesses(interior, record, cgroup, root, directory, options, _filter(config)[1], own)
             plan.run([Claim(record, cgroup), MakeCgroup(cgroup, devices), restored])
         except BaseException:
             self._tidy(kept.cgroup)

@@ -199,6 +199,22 @@ def test_exec_after_restore_is_behind_the_same_filter(life: Life, criu: None) ->
     life.end()
 
 
+def test_the_callers_keys_are_not_handed_on(life: Life, criu: None) -> None:
+    if not os.path.exists("/proc/keys"):
+        pytest.skip("this kernel shows no keys: CONFIG_KEYS")
+    script = "while :; do busybox grep -c _mmk /proc/keys; sleep 0.2; done"
+    config = life.ground.config(script, linux={"masked_paths": ()})
+    life.start(config)
+    assert set(life.lines(2)) == {"1"}
+    life.checkpoint()
+    life.lines(0)
+    while select.select([life.reading], [], [], 0)[0]:
+        os.read(life.reading, 65536)
+    life.restore(config)
+    assert set(life.lines(2)) == {"1"}
+    life.end()
+
+
 def test_a_terminal_comes_back_with_another_other_side(life: Life, criu: None) -> None:
     config = life.ground.config(
         "echo begin; while read line; do echo got $line $((n=n+1)); done",

@@ -37,7 +37,8 @@ def restore(options: Arguments, given: Arguments, id: str) -> int:
         raise Unsupported("--preserve-fds means nothing to restore: what was open is open again")
     check_console(given, terminal=bool(process and process.terminal), detached=detached)
     wall = runtime(options)
-    started = wall.restore(id, bundle, Stdio(), _images(given), _options(given))
+    keyring = "no-new-keyring" not in given
+    started = wall.restore(id, bundle, Stdio(), _images(given), _options(given), keyring=keyring)
     try:
         hand_over(started, given, detached=detached)
     except BaseException:
