@@ -26,7 +26,7 @@ from tests import host, peers
 
 from .conftest import Ground, reap
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
 

@@ -21,7 +21,7 @@ from mamushka.linux.lock import take
 from mamushka.runtime import CheckpointOptions, Exit
 from tests import host
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /root/counted; sleep 0.2; done"
 

@@ -20,7 +20,7 @@ from tests import host, peers
 from .test_command import Oci, oci  # noqa: F401  the fixture
 from .test_podman import LIMITS, Podman, podman  # noqa: F401  the fixture
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
 
 
