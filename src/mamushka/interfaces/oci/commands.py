@@ -56,10 +56,11 @@ _COMMANDS = {
     "resume": Command("lifecycle.resume", {}, "ID", 1, 1),
     "exec": Command("process.exec", arguments.EXEC, "ID [COMMAND …]", 1, _MANY, stop=True),
     "update": Command("limits.update", arguments.UPDATE, "ID", 1, 1),
+    "mounts": Command("mounts.change", {}, "add|remove ID FILE", 3, 3),
     "state": Command("reports.state", {}, "ID", 1, 1),
     "list": Command("reports.list_", arguments.LIST, "", 0, 0),
     "ps": Command("reports.ps", arguments.FORMAT, "ID [PS-OPTION …]", 1, _MANY, stop=True),
-    "events": Command("reports.events", arguments.EVENTS, "ID", 1, 1),
+    "events": Command("events.events", arguments.EVENTS, "ID", 1, 1),
     "spec": Command("reports.spec_", arguments.SPEC, "", 0, 0),
     "features": Command("reports.features", {}, "", 0, 0),
 }
