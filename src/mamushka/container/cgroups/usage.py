@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 NO_LIMIT = (1 << 64) - 1  # v2's "max"
 _NANOSECONDS = 1_000_000_000
-# v1's file of each of a cpuset's switches, by the name it has in a report.
-_CPUSET = {
-    "cpu_exclusive": "cpu_exclusive", "mem_hardwall": "mem_hardwall", "mem_exclusive": "mem_exclusive",
-    "memory_migrate": "memory_migrate", "memory_spread_page": "memory_spread_page",
-    "memory_spread_slab": "memory_spread_slab", "memory_pressure": "memory_pressure",
-    "sched_load_balance": "sched_load_balance", "sched_relax_domain_level": "sched_relax_domain_level",
+# A v1 cpuset's switches, and how a new one has them: one that was not made behaves so.
+_SWITCHES = {
+    "cpu_exclusive": 0, "mem_hardwall": 0, "mem_exclusive": 0, "memory_migrate": 0, "memory_spread_page": 0,
+    "memory_spread_slab": 0, "memory_pressure": 0, "sched_load_balance": 1, "sched_relax_domain_level": -1,
 }  # fmt: skip
 
 
@@ -80,15 +78,15 @@ class Usage:
 
 def v1(directory: Mapping[str, str], tree: str) -> Usage:
     """Of the directories by controller, and of the cgroup2 tree beside them if there is one."""
-    cpuset = _nearest(directory.get("cpuset", ""))
+    own = directory.get("cpuset", "")
+    cpuset = _nearest(own)
     memory, pids, block = (directory.get(name, "") for name in ("memory", "pids", "blkio"))
     raw = table(memory + "/memory.stat")
-    switches = {name: _signed(f"{cpuset}/cpuset.{file}") for name, file in _CPUSET.items()}
     return Usage(
         cpu=_cpu_v1(directory),
         cpus=members(read(cpuset + "/cpuset.cpus")),
         nodes=members(read(cpuset + "/cpuset.mems")),
-        switches=switches if cpuset else {},
+        switches={name: _signed(f"{own}/cpuset.{name}", usual) for name, usual in _SWITCHES.items()},
         memory=_amount_v1(memory, "memory"),
         swap=_amount_v1(memory, "memory.memsw"),
         kernel=_amount_v1(memory, "memory.kmem"),
@@ -177,9 +175,9 @@ def _nearest(directory: str) -> str:
     return directory
 
 
-def _signed(path: str) -> int:
+def _signed(path: str, otherwise: int) -> int:
     text = read(path).strip()
-    return int(text) if text else 0
+    return int(text) if text else otherwise
 
 
 def _limit(path: str) -> int:
