@@ -103,7 +103,7 @@ class ContainerRuntime:
         from mamushka.container.cgroups.cgroup import choose
         from mamushka.container.creation import BearInit, Claim, MakeCgroup
         from mamushka.container.plan import Interior
-        from mamushka.container.privileges import prepare
+        from mamushka.container.privileges import keyring_of, prepare
         from mamushka.container.record import Kept
 
         config = bundle.config
@@ -116,7 +116,7 @@ class ContainerRuntime:
             privileges = prepare(
                 interior.process,
                 filter=filter,
-                keyring=f"_mmk.{id}" if keyring else "",
+                keyring=keyring_of(id) if keyring else "",
                 user_namespace=interior.namespaces.has("user"),
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)

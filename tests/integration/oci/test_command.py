@@ -121,7 +121,7 @@ def test_exec(oci: Oci, tmp_path: Any) -> None:
     assert oci("exec", "x", "/bin").returncode == 126
     for user in ("root", "-1", "1e3", "4294967295", "1:2:3", "٣"):  # CVE-2026-30892: never as somebody else
         assert oci("exec", "-u", user, "x", "true").returncode == 1
-    process = {"args": ["cat", "/proc/self/cwd/config"], "cwd": "/etc2", "user": {"uid": 0, "gid": 0}}
+    process = {"args": ["cat", "/proc/self/cwd/config"], "cwd": "/bin", "user": {"uid": 0, "gid": 0}}
     (tmp_path / "process.json").write_text(
         json.dumps({**process, "args": ["sh", "-c", "echo $0 $PPID"], "env": ["PATH=/bin"]})
     )

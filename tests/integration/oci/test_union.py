@@ -245,6 +245,29 @@ def _hand_down(path: str, controller: str) -> bool:
     return True
 
 
+# exec takes nothing of the caller
+
+
+def test_exec_is_as_likely_to_be_killed_as_the_container(oci: Oci) -> None:
+    """And not as the caller, who may be exempt: containerd's shim runs with -998."""
+    oci.edit("sleep", "60", oomScoreAdj=300)
+    assert oci.quietly("run", "-d", "x") == 0
+    text = subprocess.run(
+        ["sh", "-c", 'echo 900 > /proc/self/oom_score_adj; exec "$@"', "sh", PROGRAM, "--root", oci.state, "exec", "x",
+         "cat", "/proc/self/oom_score_adj"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert text.stdout == "300\n", text.stderr
+
+
+def test_exec_enters_a_directory_that_is_there_and_makes_none(oci: Oci) -> None:
+    oci.edit("sleep", "60")
+    assert oci.quietly("run", "-d", "x") == 0
+    done = oci("exec", "--cwd", "/not/here", "x", "true")
+    assert 'chdir to cwd ("/not/here")' in done.stderr and "no such file or directory" in done.stderr.lower()
+    assert not os.path.exists(f"{oci.bundle}/rootfs/not")
+
+
 # mounts
 
 
