@@ -103,7 +103,7 @@ def _perform(kept: Kept, pidfd: int, operations: list[Inside]) -> None:
     peer, theirs = channel.pair()
     try:
         script = Script()
-        script.give(CHANNEL, script.descriptor(theirs))
+        script.descriptor(theirs, CHANNEL)
         script_of(every, script)
         pid, its = Birth(script, theirs, peer, (), flags=0, born=born).give(lambda _pid: None)
         os.close(theirs)
