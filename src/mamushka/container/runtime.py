@@ -315,7 +315,7 @@ class ContainerRuntime:
         kept = record.read()
         pidfd = record.open_process()
         if pidfd < 0:
-            raise NotRunning("container not running", hint="exec needs a container whose first process runs")
+            raise NotRunning("cannot exec in a stopped container: container not running")
         try:
             own = _open_cgroup(kept.cgroup)
             if not ignore_paused and _frozen(own):

@@ -435,3 +435,19 @@ def test_a_random_bundle_is_the_same_as_runcs(ground: Ground, data: st.DataObjec
 @given(data=st.data())
 def test_a_random_exec_is_the_same_as_runcs(ground: Ground, data: st.DataObject) -> None:
     compare(ground, data.draw(configs(ground.base)), executable(data.draw(processes())), accounts=True)
+
+
+def test_a_propagation_of_its_own_outlives_the_roots(ground: Ground) -> None:
+    """Which the draws above found."""
+    mounted = {"destination": "/deep/0", "type": "bind", "source": f"{ground.base}/shared", "options": ["bind"]}
+    mounted["options"].append("unbindable")
+    config = {
+        "ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": False}, "mounts": [*base(False), mounted],
+        "process": {"terminal": False, "user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "rlimits": [],
+                    "capabilities": {}, "noNewPrivileges": True},
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}], "maskedPaths": [], "readonlyPaths": [],
+                  "sysctl": {}, "rootfsPropagation": "rprivate", "resources": {}},
+    }  # fmt: skip
+    compare(ground, config, None, accounts=True)
+    seen = ground.see("ours", config)
+    assert any(" /deep/0 " in line and "unbindable" in line for line in seen["mount"])
