@@ -61,6 +61,8 @@ class Transcript:
                         typed = ""
                 elif process.poll() is not None:
                     break
+            else:  # it waits for what does not come
+                process.kill()
             code = process.wait(60)
         os.close(master)
         text = shown.decode().replace("\r\n", "\n")
