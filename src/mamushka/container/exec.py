@@ -63,7 +63,7 @@ def further(
         process = replace(process, oom_score_adj=first_process.oom_score_adj)
     restricted = restrictions(kept.config, process)
     own = {namespace.type for namespace in kept.config.linux.namespaces}
-    born, kinds = _entry(pidfd, own)
+    born, kinds = entry(pidfd, own)
     keyring = keyring_of(kept.id)
     privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own)
     entrance = cgroup.entrance()
@@ -111,7 +111,7 @@ def further(
                 os.close(descriptor)
 
 
-def _entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
+def entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
     """(The namespaces that it is born in, in order; those that it enters itself.)
 
     Whoever has CAP_SYS_PTRACE in the container's user namespace may look into a process that is in it, and finds it by

@@ -10,16 +10,14 @@ import os
 
 from mamushka import trace
 from mamushka.container import channel, mounts
-from mamushka.container.exec import JoinContainer
+from mamushka.container.exec import JoinContainer, entry
 from mamushka.container.failure import explain
-from mamushka.container.namespaces import FLAGS
 from mamushka.container.operation import Inside, script_of
 from mamushka.container.privileges import prepare
 from mamushka.container.program import Prepare
 from mamushka.container.spawn import Birth
 from mamushka.errors import Invalid
 from mamushka.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW
-from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.spec.runtime import Process
 
@@ -90,12 +88,11 @@ def remove(kept: Kept, pidfd: int, unwanted: Iterable[Mount]) -> None:
 
 def _perform(kept: Kept, pidfd: int, operations: list[Inside]) -> None:
     own = {namespace.type for namespace in kept.config.linux.namespaces}
-    kinds = sum(FLAGS[kind] for kind in own)
-    born = [(pidfd, FLAGS[kind], kind) for kind in ("user", "pid", "time") if kind in own]
+    born, kinds = entry(pidfd, own)
     nobody = Process(args=("mounts",))
     enter = [
-        Prepare(prepare(nobody, user_namespace="user" in own), ()),
-        JoinContainer(pidfd, kinds & ~(CLONE_NEWPID | CLONE_NEWTIME | CLONE_NEWUSER)),
+        Prepare(prepare(nobody, user_namespace="user" in own), (), -1),
+        JoinContainer(pidfd, kinds),
     ]
     every = [*enter, *operations, Leave()]
     for operation in every if trace.listening() else ():
