@@ -58,7 +58,8 @@ def reworded(text: str) -> str:
                 line = re.sub(r'(time="?TIME"? level=error msg="?)?RUNTIME[\w ]*: (?=\S+: (not|cannot|no) )', "", line)
                 break
         line = re.sub(r"exit status \S+", "exit status", line)
-        if line and not line.startswith("hint:"):
+        # ctr asks for the terminal's size when the process may have ended already, and says so by chance.
+        if line and not line.startswith("hint:") and "resize pty" not in line:
             lines.append(line)
     return "\n".join(lines)
 
