@@ -17,7 +17,7 @@ from mamushka.container.cgroups.layout import UNIFIED, layout
 from tests import peers
 from tests.integration.oci.conftest import PROGRAM, Oci
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 
 def place(oci: Oci, path: str, **linux: Any) -> None:

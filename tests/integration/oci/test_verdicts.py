@@ -16,7 +16,7 @@ from mamushka.container.cgroups.layout import UNIFIED, layout
 from tests import peers
 from tests.integration.oci.conftest import PROGRAM, Oci
 
-pytestmark = [pytest.mark.root, pytest.mark.peer]
+pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.lab]
 
 RUNTIMES = ("ours", "runc")
 TOLERANCE = 0.02
