@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Sink = Callable[[str, dict[str, object]], None]
 
 _sinks: list[Sink] = []
+_with_plans: list[Sink] = []
 
 
 def event(name: str, /, **fields: object) -> None:
@@ -24,14 +25,21 @@ def event(name: str, /, **fields: object) -> None:
 
 def listening() -> bool:
     """Whether anybody would be told: worth asking before an event that costs something to describe."""
-    return bool(_sinks)
+    return bool(_with_plans)
 
 
-def subscribe(sink: Sink) -> None:
-    """Add a sink; it is called in the thread and process of the event."""
+def subscribe(sink: Sink, *, plans: bool = True) -> None:
+    """Add a sink; it is called in the thread and process of the event.
+
+    Without ``plans`` nothing is described for its sake: it may miss what costs something to tell.
+    """
     _sinks.append(sink)
+    if plans:
+        _with_plans.append(sink)
 
 
 def unsubscribe(sink: Sink) -> None:
     """Remove a sink that was added before."""
     _sinks.remove(sink)
+    if sink in _with_plans:
+        _with_plans.remove(sink)

@@ -10,7 +10,7 @@ from mamushka.container.failure import explain
 from mamushka.container.namespaces import FLAGS
 from mamushka.container.operation import ROOT, Inside, script_of
 from mamushka.container.plan import check_process, further_process, restrictions
-from mamushka.container.privileges import prepare
+from mamushka.container.privileges import keyring_of, prepare
 from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
 from mamushka.errors import NotFound
@@ -19,6 +19,7 @@ from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.linux.seccomp import Filter
 from mamushka.runtime import NotRunning, Started
+from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,10 +58,14 @@ def further(
 ) -> Started:
     """Start the process; it is the caller's child."""
     check_process(process)
+    first_process = kept.config.process
+    if process.oom_score_adj is None and first_process:  # never the caller's, who may be exempt
+        process = replace(process, oom_score_adj=first_process.oom_score_adj)
     restricted = restrictions(kept.config, process)
     own = {namespace.type for namespace in kept.config.linux.namespaces}
-    born, kinds = _entry(pidfd, own)
-    privileges = prepare(process, filter=_filter(record), user_namespace="user" in own)
+    born, kinds = entry(pidfd, own)
+    keyring = keyring_of(kept.id)
+    privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own)
     entrance = cgroup.entrance()
     directory = cgroup.descriptor()
     peer, theirs = channel.pair()
@@ -106,7 +111,7 @@ def further(
                 os.close(descriptor)
 
 
-def _entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
+def entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
     """(The namespaces that it is born in, in order; those that it enters itself.)
 
     Whoever has CAP_SYS_PTRACE in the container's user namespace may look into a process that is in it, and finds it by

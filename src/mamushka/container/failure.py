@@ -71,7 +71,8 @@ def _of_program(name: str, number: int, text: str) -> MamushkaError:
             hint="the program, its interpreter (#!) or its dynamic loader is missing in the image",
         )
     if number == EISDIR:
-        return CannotExecute(f'exec: "{name}": is a directory')
+        # dockerd looks for the first half, podman for the second.
+        return CannotExecute(f'exec: "{name}": is a directory: permission denied')
     if number == ENOEXEC:
         return CannotExecute(
             f'exec: "{name}": exec format error',

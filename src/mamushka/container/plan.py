@@ -284,7 +284,7 @@ class Interior:
         find = FindProgram(process)
         labelled = privileges.labelled
         yield ArrangeDescriptors(self.stdio, preserve, terminal=process.terminal, gated=self.gated, labelled=labelled)
-        yield EnterDirectory(process)
+        yield EnterDirectory(process, make=True)
         yield find
         yield ResetSignals()
         if not self.hooked:
@@ -361,7 +361,7 @@ def further_process(
         operations.append(OpenConsole(process, mounted=False, pts=False))
     operations += [
         ArrangeDescriptors(stdio, preserve, terminal=process.terminal, gated=False, labelled=privileges.labelled),
-        EnterDirectory(process),
+        EnterDirectory(process, make=False),
         find,
         ResetSignals(),
     ]

@@ -20,7 +20,13 @@ from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
 from mamushka.linux.executable import words
-from mamushka.linux.keyring import KEYCTL_JOIN_SESSION_KEYRING
+from mamushka.linux.keyring import (
+    KEY_SESSION_DEFAULT,
+    KEY_SPEC_SESSION_KEYRING,
+    KEY_USR_SEARCH,
+    KEYCTL_JOIN_SESSION_KEYRING,
+    KEYCTL_SETPERM,
+)
 from mamushka.linux.process import (
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
@@ -169,6 +175,9 @@ class Privileges:
         """What the process can only do for itself, and before the root changes; HOST_PROC is the host's procfs."""
         if self.keyring:
             script.call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, script.name(self.keyring), 0, 0, 0)
+            # So that exec finds it by its name.
+            mode = KEY_SESSION_DEFAULT | KEY_USR_SEARCH
+            script.call("keyctl", KEYCTL_SETPERM, KEY_SPEC_SESSION_KEYRING, mode, 0, 0)
         if self._label_path:
             open_in_proc(script, self._label_path, LABEL)
 
@@ -216,6 +225,11 @@ class Privileges:
             if number not in keep:
                 script.call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0, on={EINVAL: done})
         script.mark(done)
+
+
+def keyring_of(id: str) -> str:
+    """The name of a container's session keyring. exec joins it, and never takes the caller's own inside."""
+    return f"_mmk.{id}"
 
 
 def prepare(

@@ -151,13 +151,14 @@ class ArrangeDescriptors(Inside):
 
 
 class EnterDirectory(Inside):
-    """chdir, and make sure that it led to somewhere inside."""
+    """chdir, and make sure that it led to somewhere inside. ``make`` makes the directory where it is missing."""
 
-    __slots__ = ("cwd", "gid", "uid")
+    __slots__ = ("cwd", "gid", "make", "uid")
     about = DIRECTORY
     settled = True
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, *, make: bool) -> None:
+        self.make = make
         self.cwd, self.uid, self.gid = os.fsencode(process.cwd), process.user.uid, process.user.gid
 
     def describe(self) -> str:
@@ -165,10 +166,11 @@ class EnterDirectory(Inside):
 
     def write(self, script: Script) -> None:
         missing, there, outside, inside = Label(), Label(), Label(), Label()
-        _open_directory(script, self.cwd, CURRENT, {ENOENT: missing})
-        script.jump(there)
-        script.mark(missing)
-        self._make(script)
+        if self.make:
+            _open_directory(script, self.cwd, CURRENT, {ENOENT: missing})
+            script.jump(there)
+            script.mark(missing)
+            self._make(script)
         _open_directory(script, self.cwd, CURRENT)
         script.mark(there)
         script.call("fchdir", CURRENT, about=self.cwd)

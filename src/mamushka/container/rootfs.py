@@ -34,6 +34,7 @@ from mamushka.linux.mount import (
     MOVE_MOUNT_F_EMPTY_PATH,
     MOVE_MOUNT_T_EMPTY_PATH,
     MS_REC,
+    MS_SHARED,
     MS_SLAVE,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
@@ -240,7 +241,9 @@ class SetRoot(Inside):
         if self.readonly:
             set_attributes(script, ROOT, set=MOUNT_ATTR_RDONLY)
         if self.propagation:
-            flags = AT_RECURSIVE if self.propagation & MS_REC else 0
+            # All below is private, but what its own options made otherwise, which stays so: only sharing reaches down.
+            deep = self.propagation & MS_REC and self.propagation & MS_SHARED
+            flags = AT_RECURSIVE if deep else 0
             set_attributes(script, ROOT, propagation=self.propagation & ~MS_REC, flags=flags)
 
 

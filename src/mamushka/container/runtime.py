@@ -10,17 +10,19 @@ from mamushka import plan, trace
 from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
-from mamushka.values import replace
+from mamushka.values import EMPTY, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mamushka.container.cgroups.cgroup import Cgroup
+    from mamushka.container.cgroups.oom import OomWatch
+    from mamushka.container.cgroups.usage import Usage
     from mamushka.container.record import Kept
     from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Process, Resources, Seccomp
+    from mamushka.spec.runtime import Config, Mount, Process, Resources, Seccomp
 
 _SIGKILL = 9
 # How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.
@@ -102,7 +104,7 @@ class ContainerRuntime:
         from mamushka.container.cgroups.cgroup import choose
         from mamushka.container.creation import BearInit, Claim, MakeCgroup
         from mamushka.container.plan import Interior
-        from mamushka.container.privileges import prepare
+        from mamushka.container.privileges import keyring_of, prepare
         from mamushka.container.record import Kept
 
         config = bundle.config
@@ -115,7 +117,7 @@ class ContainerRuntime:
             privileges = prepare(
                 interior.process,
                 filter=filter,
-                keyring=f"_mmk.{id}" if keyring else "",
+                keyring=keyring_of(id) if keyring else "",
                 user_namespace=interior.namespaces.has("user"),
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
@@ -137,7 +139,9 @@ class ContainerRuntime:
         if gate < 0:
             self._check_failure(record)  # of an earlier start
             status = self._status(record)
-            raise Conflict(f"cannot start a container that has {'stopped' if status == STOPPED else 'started already'}")
+            if status == STOPPED:
+                raise Conflict("cannot start a container that has stopped")
+            raise Conflict("cannot start an already running container")
         try:
             os.write(gate, b"\n")
             _wait_for_readers(gate)
@@ -218,6 +222,18 @@ class ContainerRuntime:
         """Resource use now."""
         return self._cgroup(self._record(id)).stats()
 
+    def usage(self, id: str) -> Usage:
+        """All that is counted, in the kernel's own terms."""
+        return self._cgroup(self._record(id)).usage()
+
+    def watch_oom(self, id: str) -> OomWatch | None:
+        """Word of kills for want of memory; the caller closes it. None where no controller counts memory."""
+        return self._cgroup(self._record(id)).watch_oom()
+
+    def open_process(self, id: str) -> int:
+        """A pidfd of the first process, the caller's to close; -1 when it has ended."""
+        return self._record(id).open_process()
+
     def features(self) -> Mapping[str, object]:
         """What this wall can do here. runtime-spec, features.md."""
         from mamushka.container.features import features
@@ -288,20 +304,48 @@ class ContainerRuntime:
         *,
         preserve: tuple[int, ...] = (),
         ignore_paused: bool = False,
+        cgroup: Mapping[str, str] = EMPTY,
     ) -> Started:
-        """A further process inside a running container. Conflict when it does not run, or is paused."""
+        """A further process inside a running container. Conflict when it does not run, or is paused.
+
+        ``cgroup`` places it below the container's: see ``Cgroup.inside``.
+        """
         from mamushka.container.exec import further
 
         record = self._record(id)
         kept = record.read()
         pidfd = record.open_process()
         if pidfd < 0:
-            raise NotRunning("container not running", hint="exec needs a container whose first process runs")
+            raise NotRunning("cannot exec in a stopped container: container not running")
         try:
-            cgroup = _open_cgroup(kept.cgroup)
-            if not ignore_paused and _frozen(cgroup):
-                raise Conflict("container is paused", hint="resume it first")
-            return further(record, kept, pidfd, cgroup, process, stdio, preserve)
+            own = _open_cgroup(kept.cgroup)
+            if not ignore_paused and _frozen(own):
+                raise Conflict("cannot exec in a paused container: container is paused", hint="resume it first")
+            place = own.inside(cgroup) if cgroup else own.habitable(record.process()[0])
+            return further(record, kept, pidfd, place, process, stdio, preserve)
+        finally:
+            os.close(pidfd)
+
+    def mount(self, id: str, mounts: tuple[Mount, ...]) -> None:
+        """Mount into a running container; what was mounted before one that fails stays."""
+        from mamushka.container import mounting
+
+        self._in_container(id, lambda kept, pidfd: mounting.add(kept, pidfd, mounts))
+
+    def unmount(self, id: str, mounts: tuple[Mount, ...]) -> None:
+        """Unmount by destination in a running container."""
+        from mamushka.container import mounting
+
+        self._in_container(id, lambda kept, pidfd: mounting.remove(kept, pidfd, mounts))
+
+    def _in_container(self, id: str, act: Callable[[Kept, int], None]) -> None:
+        record = self._record(id)
+        kept = record.read()
+        pidfd = record.open_process()
+        if pidfd < 0:
+            raise NotRunning("container not running")
+        try:
+            act(kept, pidfd)
         finally:
             os.close(pidfd)
 

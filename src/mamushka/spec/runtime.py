@@ -8,6 +8,7 @@ what equals its default, so ``parse(dump(x)) == x``.
 
 from __future__ import annotations
 
+from mamushka import document
 from mamushka.errors import Invalid
 from mamushka.spec.codec import Codec
 from mamushka.values import EMPTY, value
@@ -468,6 +469,14 @@ def parse_process(raw: bytes) -> Process:
 def parse_resources(raw: bytes) -> Resources:
     """The document of ``update --resources``."""
     return _codec.parse(Resources, raw, "the resources document")
+
+
+def parse_mounts(raw: bytes) -> tuple[Mount, ...]:
+    """The document of ``mounts add`` and ``mounts remove``: a config's list of mounts alone."""
+    found = document.parse(raw, "the mounts document")
+    if not isinstance(found, tuple | list):
+        raise Invalid("the mounts document is not a list")
+    return tuple(_codec.convert(Mount, item, "the mounts document") for item in found)
 
 
 def dump(item: object) -> bytes:

@@ -35,7 +35,7 @@ def test_create_start_kill_delete(ground: Ground) -> None:
         ground.create(ground.config("true"))
     runtime.start(name)
     assert runtime.state(name).status == "running"
-    with pytest.raises(Conflict, match="started already"):
+    with pytest.raises(Conflict, match="already running"):
         runtime.start(name)
     with pytest.raises(Conflict, match="still running"):
         runtime.delete(name)

@@ -5,70 +5,16 @@ from __future__ import annotations
 import array
 import json
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests import peers
+from tests.integration.oci.conftest import PROGRAM, Oci
 
 pytestmark = pytest.mark.root
-PROGRAM = os.path.join(os.path.dirname(sys.executable), "mamushka-oci")
-
-
-class Oci:
-    """The command with a state directory of its own, and a bundle."""
-
-    def __init__(self, state: str, bundle: str, program: str = PROGRAM) -> None:
-        self.state, self.bundle, self.program = state, bundle, program
-
-    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [self.program, "--root", self.state, *arguments]
-        options.setdefault("stdin", subprocess.DEVNULL)
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=self.bundle, check=False, **options
-        )
-
-    def quietly(self, *arguments: str) -> int:
-        """Without pipes, which a container that goes on would hold open."""
-        null = subprocess.DEVNULL
-        command = [self.program, "--root", self.state, *arguments]
-        return subprocess.run(
-            command, stdin=null, stdout=null, stderr=null, cwd=self.bundle, timeout=60, check=False
-        ).returncode
-
-    def edit(self, *args: str, **process: Any) -> None:
-        """Change the bundle's program."""
-        path = f"{self.bundle}/config.json"
-        with open(path) as file:
-            config = json.load(file)
-        config["process"].update({"args": args, "terminal": False, **process})
-        config["root"]["readonly"] = False
-        with open(path, "w") as file:
-            json.dump(config, file)
-
-
-@pytest.fixture
-def oci(tmp_path: Any) -> Iterator[Oci]:
-    """A bundle with busybox, its config by ``spec``."""
-    peers.need_root()
-    peers.need("busybox")
-    bundle = tmp_path / "bundle"
-    (bundle / "rootfs" / "bin").mkdir(parents=True)
-    shutil.copy(peers.find("busybox"), bundle / "rootfs" / "bin" / "busybox")
-    for name in ("sh", "true", "sleep", "cat", "echo", "tty", "stty"):
-        (bundle / "rootfs" / "bin" / name).symlink_to("busybox")
-    made = Oci(str(tmp_path / "state"), str(bundle))
-    assert made("spec").returncode == 0
-    made.edit("true")
-    yield made
-    for name in made("list", "-q").stdout.split():
-        made("delete", "--force", name)
 
 
 def test_version_and_help(oci: Oci) -> None:
@@ -175,7 +121,7 @@ def test_exec(oci: Oci, tmp_path: Any) -> None:
     assert oci("exec", "x", "/bin").returncode == 126
     for user in ("root", "-1", "1e3", "4294967295", "1:2:3", "٣"):  # CVE-2026-30892: never as somebody else
         assert oci("exec", "-u", user, "x", "true").returncode == 1
-    process = {"args": ["cat", "/proc/self/cwd/config"], "cwd": "/etc2", "user": {"uid": 0, "gid": 0}}
+    process = {"args": ["cat", "/proc/self/cwd/config"], "cwd": "/bin", "user": {"uid": 0, "gid": 0}}
     (tmp_path / "process.json").write_text(
         json.dumps({**process, "args": ["sh", "-c", "echo $0 $PPID"], "env": ["PATH=/bin"]})
     )

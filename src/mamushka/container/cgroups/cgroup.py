@@ -22,7 +22,7 @@ from mamushka.container.cgroups.files import children, processes, read, refused,
 from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve
 from mamushka.container.cgroups.layout import layout as host_layout
 from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
-from mamushka.errors import Conflict, Invalid, Unsupported
+from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
 from mamushka.spec.runtime import Resources
 from mamushka.values import EMPTY
 
@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
+    from mamushka.container.cgroups.oom import OomWatch
+    from mamushka.container.cgroups.usage import Usage
     from mamushka.runtime import Stats
 
 _SIGKILL = 9
@@ -250,6 +252,44 @@ class Cgroup:
                 continue
         return Entrance(tuple(doors))
 
+    def inside(self, places: Mapping[str, str]) -> Cgroup:
+        """A cgroup below this one: where, by controller; "" stands for every hierarchy that is not named.
+
+        Invalid for a controller or a path that cannot be, NotFound where nobody has made it.
+        """
+        chosen = {}
+        for name, place in places.items():
+            parts = [part for part in place.split("/") if part not in ("", ".")]
+            if ".." in parts or "\0" in place:
+                raise Invalid(f"{place!r} is not a sub cgroup path", hint="it begins at the container's own cgroup")
+            if name and name not in self._v1:
+                raise Invalid(f"no hierarchy of cgroup v1 has the controller {name!r}",
+                              hint="cgroup v2 is one hierarchy: give the path alone")  # fmt: skip
+            # Controllers that share a hierarchy go together.
+            chosen[self._v1[name] if name else ""] = "".join(f"/{part}" for part in parts)
+        found = Cgroup(self.path, self._layout)
+        found._v1 = {name: own + chosen.get(own, chosen.get("", "")) for name, own in self._v1.items()}
+        found._tree = self._tree and self._tree + chosen.get("", "")
+        for own, below in zip((self._tree, *self._v1.values()), (found._tree, *found._v1.values()), strict=True):
+            if own != below and os.path.isdir(own) and not os.path.isdir(below):
+                raise NotFound(f"the cgroup {below} does not exist", hint="the container makes its own cgroups")
+        return found
+
+    def habitable(self, pid: int) -> Cgroup:
+        """This, or the one below it where the process is, if this hands controllers down and so lets nobody in.
+
+        Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint".
+        """
+        if not self._tree or not read(self._tree + "/cgroup.subtree_control").strip():
+            return self
+        for line in read(f"/proc/{pid}/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers and path.startswith(self.path + "/"):
+                found = Cgroup(self.path, self._layout)
+                found._tree = self._layout.unified + path
+                return found
+        return self
+
     def add(self, pid: int) -> None:
         """Move a process in, by force and slowly: see the top of this file."""
         for directory in self._joined():
@@ -296,6 +336,20 @@ class Cgroup:
         from mamushka.container.cgroups import stats
 
         return stats.v2(self._tree) if self._layout.kind == UNIFIED else stats.v1(self._v1)
+
+    def usage(self) -> Usage:
+        """All that is counted here, as the kernel tells it."""
+        from mamushka.container.cgroups import usage
+
+        return usage.v2(self._tree) if self._layout.kind == UNIFIED else usage.v1(self._v1, self._tree)
+
+    def watch_oom(self) -> OomWatch | None:
+        """Word of kills for want of memory, the caller's to close; None where no controller counts memory."""
+        from mamushka.container.cgroups.oom import OomWatch
+
+        directory = self._tree if self._layout.kind == UNIFIED else self._v1.get("memory", "")
+        version = 2 if self._layout.kind == UNIFIED else 1
+        return OomWatch(directory, version) if os.path.exists(directory + "/memory.stat") else None
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed here because the memory limit was reached."""

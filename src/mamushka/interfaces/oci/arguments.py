@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     # A flag's letters and names to the name it is kept by; a trailing "=" means that it takes a value.
     Flags: TypeAlias = Mapping[str, str]
 
+# What crun's argp and Go's flag package both have, for every command.
+_HELP = ("-h", "--help", "-?", "--usage")
 _TRUE = ("true", "1", "t", "yes")
 _FALSE = ("false", "0", "f", "no")
 
@@ -40,7 +42,7 @@ DELETE = {"-f": "force", "--force": "force", "-r": "regex", "--regex": "regex"}
 FORMAT = {"-f": "format=", "--format": "format="}
 LIST = {**FORMAT, "-q": "quiet", "--quiet": "quiet"}
 EVENTS = {"--stats": "stats", "--interval": "interval="}
-SPEC = {"-b": "bundle=", "--bundle": "bundle=", "--rootless": "rootless"}
+SPEC = {"-b": "bundle=", "--bundle": "bundle=", "-f": "file=", "--file": "file=", "--rootless": "rootless"}
 UPDATE = {
     "-r": "resources=", "--resources": "resources=",
     **{f"--{name}": f"{name}=" for name in (
@@ -71,6 +73,7 @@ USAGE = """usage: mamushka-oci [--root DIR] [--log FILE] [--log-format text|json
   kill pause resume update    act on them
   state list ps events        ask about them
   checkpoint restore          write a container down, and go on from there
+  mounts add|remove           mount into a running container
   delete                      remove them
   spec features               a sample config.json; what this runtime can do
 
@@ -124,26 +127,36 @@ def parse(flags: Flags, given: Sequence[str], *, stop: bool) -> tuple[Arguments,
     """(flags, the rest). ``stop`` ends the flags at the first other word: what follows is a command's own."""
     found = Arguments()
     rest: list[str] = []
-    words = iter(given)
-    for word in words:
+    left = [*given][::-1]
+    while left:
+        word = left.pop()
         if word == "--":
-            return found, [*rest, *words]
+            break
         if word[:1] != "-" or word == "-":
             rest.append(word)
             if stop:
-                return found, [*rest, *words]
+                break
             continue
         name, equals, text = word.partition("=")
         kept = flags.get(name) or flags.get("-" + name)  # Go's programs also take one dash
-        if name in ("-h", "--help") and not kept:
+        if name in _HELP and not kept:
             kept = "help"
         if kept is None:
-            raise UsageError(f"flag provided but not defined: {name}", hint="--help lists the flags")
-        if kept.endswith("="):
-            _put_value(found, kept[:-1], text if equals else next(words, None), name)
+            left += _apart(flags, word)[::-1]
+        elif kept.endswith("="):
+            _put_value(found, kept[:-1], text if equals else left.pop() if left else None, name)
         else:
             _put_switch(found, kept, text if equals else "true", name)
-    return found, rest
+    return found, [*rest, *left[::-1]]
+
+
+def _apart(flags: Flags, word: str) -> list[str]:
+    """Letters that stand together, as argp takes them: -td is -t -d, and -eA=b is -e A=b."""
+    letter, further = word[:2], word[2:]
+    kept = flags.get(letter)
+    if kept is None or not further or further[0] == "=":
+        raise UsageError(f"flag provided but not defined: {word.partition('=')[0]}", hint="--help lists the flags")
+    return [letter, further] if kept.endswith("=") else [letter, f"-{further}"]
 
 
 def _put_value(found: Arguments, kept: str, text: str | None, name: str) -> None:

@@ -18,7 +18,10 @@ _CPU = {
     "cpu-period": "period", "cpu-quota": "quota", "cpu-burst": "burst", "cpu-share": "shares", "cpu-idle": "idle",
     "cpu-rt-period": "realtime_period", "cpu-rt-runtime": "realtime_runtime",
 }  # fmt: skip
-_MEMORY = {"memory": "limit", "memory-reservation": "reservation", "memory-swap": "swap"}
+_MEMORY = {
+    "memory": "limit", "memory-reservation": "reservation", "memory-swap": "swap", "kernel-memory": "kernel",
+    "kernel-memory-tcp": "kernel_tcp",
+}  # fmt: skip
 
 
 def update(options: Arguments, given: Arguments, id: str) -> None:

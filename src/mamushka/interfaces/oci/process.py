@@ -27,9 +27,9 @@ def exec(options: Arguments, given: Arguments, id: str, *command: str) -> int:
     check_console(given, terminal=process.terminal, detached=detached)
     preserve, environment = preserved(given)
     process = replace(process, env=process.env + environment)
-    if "cgroup" in given and given.get("cgroup") not in ("", "/"):
-        raise UsageError("exec --cgroup with a path below the container's cgroup is not supported yet")
-    started = wall.exec(id, process, Stdio(), preserve=preserve, ignore_paused="ignore-paused" in given)
+    cgroup = _cgroup(given.all("cgroup"))
+    paused = "ignore-paused" in given
+    started = wall.exec(id, process, Stdio(), preserve=preserve, ignore_paused=paused, cgroup=cgroup)
     hand_over(started, given, detached=detached)
     return 0 if detached else foreground.follow(started, process)
 
@@ -54,6 +54,20 @@ def _process(given: Arguments, command: tuple[str, ...], own: Process | None) ->
     if "no-new-privs" in given:
         changes["no_new_privileges"] = True
     return replace(process, **changes)
+
+
+def _cgroup(places: tuple[str, ...]) -> dict[str, str]:
+    """PATH, or CONTROLLER[,CONTROLLER …]:PATH, below the container's own cgroup; by controller, "" for all."""
+    found: dict[str, str] = {}
+    for place in places:
+        controllers, colon, path = place.rpartition(":")
+        for name in controllers.split(",") if colon else ("",):
+            if colon and not name:
+                raise UsageError(f"--cgroup {place!r} names no controller before the colon")
+            if name in found:
+                raise UsageError(f"--cgroup places {name or 'the process'} twice")
+            found[name] = path
+    return found
 
 
 def _read(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""state, list, ps, events, spec, features: what only tells."""
+"""state, list, ps, spec, features: what only tells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mamushka.container import defaults
 from mamushka.errors import Conflict, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.lifecycle import runtime
-from mamushka.runtime import STOPPED
 from mamushka.spec import runtime as spec
 
 TYPE_CHECKING = False
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mamushka.interfaces.oci.arguments import Arguments
-    from mamushka.runtime import State, Stats
+    from mamushka.runtime import State
 
 
 def state(options: Arguments, given: Arguments, id: str) -> None:
@@ -27,7 +26,7 @@ def state(options: Arguments, given: Arguments, id: str) -> None:
     _show(_state(runtime(options).state(id)))
 
 
-def _state(found: State) -> dict[str, Any]:
+def _state(found: State, owner: str = "") -> dict[str, Any]:
     return {
         "ociVersion": spec.VERSION,
         "id": found.id,
@@ -37,7 +36,7 @@ def _state(found: State) -> dict[str, Any]:
         "rootfs": os.path.join(found.bundle, "rootfs"),
         "created": _stamp(found.created),
         "annotations": dict(found.annotations),
-        "owner": "",
+        "owner": owner,
     }
 
 
@@ -48,26 +47,45 @@ def _stamp(seconds: float) -> str:
 
 def list_(options: Arguments, given: Arguments) -> None:
     """All containers."""
-    found = [*runtime(options).list()]
+    wall = runtime(options)
+    found = [*wall.list()]
+    kind = given.get("format", "table")
+    if kind not in ("table", "json"):
+        raise UsageError("--format is table or json")
     if "quiet" in given:
         sys.stdout.write("".join(f"{item.id}\n" for item in found))
-    elif given.get("format", "table") == "json":
-        _show([_state(item) for item in found])
+    elif kind == "json":
+        _show([_state(item, _owner(f"{wall.root}/{item.id}")) for item in found])
     else:
         rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
-        rows += [(i.id, str(i.pid), i.status, i.bundle, _stamp(i.created), "root") for i in found]
+        for item in found:
+            owner = _owner(f"{wall.root}/{item.id}")
+            rows.append((item.id, str(item.pid), item.status, item.bundle, _stamp(item.created), owner))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             line = "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             sys.stdout.write(line.rstrip() + "\n")
 
 
+def _owner(path: str) -> str:
+    """Whose container it is: the user of its directory, by name or as #UID; runc has it so."""
+    import pwd
+
+    try:
+        uid = os.stat(path).st_uid
+    except FileNotFoundError:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
 def ps(options: Arguments, given: Arguments, id: str, *words: str) -> None:
     """The processes inside: pids as JSON, or the lines of ps(1) that are theirs."""
     wall = runtime(options)
-    if wall.state(id).status == STOPPED:
-        raise Conflict("container not running")
-    pids = wall.processes(id)
+    wall.state(id)  # NotFound
+    pids = wall.processes(id)  # of a stopped container too: it may share its pid namespace
     kind = given.get("format", "table")
     if kind == "json":
         _show([*pids])
@@ -90,55 +108,6 @@ def _ps_lines(pids: set[str], words: tuple[str, ...]) -> None:
     column = head.split().index("PID")
     shown = [line for line in lines if len(line.split()) > column and line.split()[column] in pids]
     sys.stdout.write("\n".join([head, *shown]) + "\n")
-
-
-def events(options: Arguments, given: Arguments, id: str) -> None:
-    """Resource use, once with --stats, or again and again."""
-    wall = runtime(options)
-    if wall.state(id).status == STOPPED:
-        raise Conflict("container not running")
-    while True:
-        document_ = {"type": "stats", "id": id, "data": _stats(wall.stats(id))}
-        sys.stdout.write(document.dump(document_).decode() + "\n")
-        sys.stdout.flush()
-        if "stats" in given:
-            return
-        time.sleep(_seconds(given.get("interval", "5s")))
-        if wall.state(id).status == STOPPED:
-            return
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text.removesuffix("s"))
-    except ValueError:
-        raise UsageError(f"--interval takes seconds, not {text!r}") from None
-
-
-def _stats(found: Stats) -> dict[str, Any]:
-    """In runc's shape: cpu in nanoseconds, the rest in bytes and counts."""
-    nano = 1_000_000_000
-    return {
-        "cpu": {
-            "usage": {
-                "total": int(found.cpu * nano),
-                "kernel": int(found.cpu_system * nano),
-                "user": int(found.cpu_user * nano),
-            },
-            "throttling": {"throttledTime": int(found.cpu_throttled * nano)},
-        },
-        "memory": {
-            "cache": found.memory_cache,
-            "usage": {"limit": found.memory_limit, "usage": found.memory, "max": found.memory_peak},
-        },
-        "pids": {"current": found.pids, "limit": found.pids_limit},
-        "blkio": {
-            "ioServiceBytesRecursive": [
-                {"op": "Read", "value": found.io_read},
-                {"op": "Write", "value": found.io_written},
-            ]
-        },
-    }
 
 
 def features(options: Arguments, given: Arguments) -> None:
@@ -179,7 +148,7 @@ def spec_document(*, rootless: bool) -> bytes:
 
 def spec_(options: Arguments, given: Arguments) -> None:
     """Write config.json; never over one that is there."""
-    name = os.path.join(given.get("bundle", "."), "config.json")
+    name = os.path.join(given.get("bundle", "."), given.get("file", "config.json"))
     pretty = _pretty(document.parse(spec_document(rootless="rootless" in given), name), "")
     try:
         with open(name, "x", encoding="utf-8") as file:
