@@ -23,14 +23,19 @@ _CPUS_MAX = 8192
 
 def cpu_list(text: str) -> frozenset[int]:
     """The CPUs of a list as the kernel writes it: "0-3,7"."""
+    return number_list(text, "CPUs", _CPUS_MAX)
+
+
+def number_list(text: str, what: str, end: int) -> frozenset[int]:
+    """The numbers below ``end`` in a list as the kernel writes it; ``what`` they are is said where it is none."""
     found: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() and len(end) <= 4 and int(end) < _CPUS_MAX for end in ends):
-            raise Invalid(f"{text!r} is not a list of CPUs", hint="write numbers and ranges: 0-3,7")
+        if not all(word.isascii() and word.isdigit() and len(word) <= 4 and int(word) < end for word in ends):
+            raise Invalid(f"{text!r} is not a list of {what}", hint="write numbers and ranges: 0-3,7")
         if int(ends[0]) > int(ends[1]):
-            raise Invalid(f"the range {part.strip()} of CPUs ends before it starts")
+            raise Invalid(f"the range {part.strip()} of {what} ends before it starts")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return frozenset(found)
 

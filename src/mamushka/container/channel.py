@@ -4,6 +4,7 @@
                       C (a descriptor)                    the terminal's master side
                       P (a descriptor, or none)           the image's accounts; the answer is A
                       H                                   run the hooks that belong here, then go on
+                      L                                   about to install a filter with a listener (``listener``)
                       R                                   ready behind the gate
                       end of file                         the program runs
     parent to child   G pid                               go on; pid is the child's as the host counts
@@ -27,8 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.linux.script import Script
 
-FAILED, CONSOLE, ACCOUNTS, HOOKS, READY, GO, ANSWER = b"E", b"C", b"P", b"H", b"R", b"G", b"A"
-_TOLD = (FAILED, CONSOLE, ACCOUNTS, HOOKS, READY)
+FAILED, CONSOLE, ACCOUNTS, HOOKS, LISTENS, READY, GO, ANSWER = b"E", b"C", b"P", b"H", b"L", b"R", b"G", b"A"
+_TOLD = (FAILED, CONSOLE, ACCOUNTS, HOOKS, LISTENS, READY)
 # An operation's own sentence, with a path of at most 4096 bytes.
 PACKET_MAX = 8192
 PID_WIDTH = 10  # digits and spaces, which in JSON are a number too

@@ -15,15 +15,17 @@ from mamushka.container.plan import Interior
 from mamushka.container.program import home
 from mamushka.container.spawn import Birth
 from mamushka.errors import Invalid
-from mamushka.linux.process import CLONE_NEWCGROUP
+from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNET
 from mamushka.runtime import CREATING, Started
 from mamushka.spec.runtime import Resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
+    from mamushka.container.netdevices import Passage
     from mamushka.container.privileges import Privileges
     from mamushka.container.record import Record
+    from mamushka.container.resctrl import Group
     from mamushka.linux.script import Script
     from mamushka.spec.runtime import Config
 
@@ -81,6 +83,23 @@ def _script(interior: Interior, channel: int, gate: int, outcome: int) -> Script
 _latest: Config | None = None  # what the latest container was made from; see mold.py
 
 
+class JoinGroup:
+    """Make the class of service that the container is to belong to, or find it."""
+
+    def __init__(self, group: Group, record: Record) -> None:
+        self.group, self.record = group, record
+
+    def describe(self) -> str:
+        return f"have the class of service {self.group.path}"
+
+    def execute(self) -> None:
+        self.record.keep_groups(self.group.own)
+        self.group.make()
+
+    def undo(self) -> None:
+        self.group.unmake()
+
+
 class BearInit:
     """Make the container's first process and follow it until its program runs, or it waits for start."""
 
@@ -110,6 +129,8 @@ class BearInit:
     def execute(self) -> None:
         interior = self.interior
         entrance = self.cgroup.entrance()
+        if interior.group is not None:
+            entrance.doors += interior.group.doors()
         ends = []
         try:
             interior.build(self.root, self.preserve, self.privileges, self.cgroup, entrance)
@@ -128,6 +149,8 @@ class BearInit:
                 os.close(end)
         self.cgroup.settle()
         self._follow()
+        if interior.passage is not None:
+            interior.passage.settle()
         os.close(self.channel)
         self.channel = -1
 
@@ -158,6 +181,8 @@ class BearInit:
         self.record.keep(self.interior.kept, self.seccomp)
         self.record.keep_process(self.pid)
         trace.event("container.recorded", pid=self.pid)
+        if self.interior.passage is not None:
+            self._move_devices(self.interior.passage)
         channel.go(self.channel, self.pid)
         while True:
             packet, descriptor = channel.receive(self.channel)
@@ -168,6 +193,8 @@ class BearInit:
             elif packet[:1] == channel.HOOKS:
                 run_hooks(self.interior, self.pid)
                 channel.go(self.channel, self.pid)
+            elif packet[:1] == channel.LISTENS:
+                self._introduce()
             elif packet[:1] == channel.FAILED:
                 from mamushka.container.failure import explain
 
@@ -175,11 +202,39 @@ class BearInit:
             else:  # ready behind the gate, or the end of file: the program runs
                 return
 
+    def _move_devices(self, passage: Passage) -> None:
+        """Into the network namespace, as soon as there is one, and before any hook looks for them there."""
+        namespaces = self.interior.namespaces
+        trace.event("container.devices", moves=passage.describe())
+        joined = next((descriptor for descriptor, flag, _ in namespaces.joined if flag == CLONE_NEWNET), -1)
+        namespace = joined if joined >= 0 else os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            passage.move(namespace)
+        except OSError as error:
+            from mamushka.container.netdevices import explained
+
+            raise explained(error, self.interior.config.linux.net_devices) from error
+        finally:
+            if joined < 0:
+                os.close(namespace)
+
+    def _introduce(self) -> None:
+        """The agent and the process that it answers for."""
+        from mamushka.container import hooks
+        from mamushka.container.listener import Agent
+
+        kept, seccomp = self.interior.kept, self.interior.config.linux.seccomp
+        assert seccomp is not None
+        state = hooks.state(kept, CREATING, self.pid)
+        Agent(seccomp).hand_over(self.pid, self.pidfd, kept.config.oci_version, state)
+
     def undo(self) -> None:
         for descriptor in (self.channel, self.console):
             if descriptor >= 0:
                 os.close(descriptor)
         self.channel = self.console = -1
+        if self.interior.passage is not None:
+            self.interior.passage.back()
         if self.pid > 0:
             # Our own child that nobody else reaps: the number is still its.
             os.kill(self.pid, 9)

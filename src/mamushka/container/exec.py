@@ -9,7 +9,7 @@ from mamushka.container import channel
 from mamushka.container.failure import explain
 from mamushka.container.namespaces import FLAGS
 from mamushka.container.operation import ROOT, Inside, script_of
-from mamushka.container.plan import check_process, further_process, restrictions
+from mamushka.container.plan import attributes_of, check_process, further_process, restrictions
 from mamushka.container.privileges import keyring_of, prepare
 from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
@@ -18,11 +18,13 @@ from mamushka.linux.fd import AT_FDCWD
 from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.linux.seccomp import Filter
-from mamushka.runtime import NotRunning, Started
+from mamushka.runtime import RUNNING, NotRunning, Started
 from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mamushka.container.affinity import Moved
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.record import Kept, Record
@@ -63,10 +65,12 @@ def further(
         process = replace(process, oom_score_adj=first_process.oom_score_adj)
     restricted = restrictions(kept.config, process)
     own = {namespace.type for namespace in kept.config.linux.namespaces}
+    attributes = attributes_of(process, kept.config.linux)
     born, kinds = entry(pidfd, own)
     keyring = keyring_of(kept.id)
     privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own)
     entrance = cgroup.entrance()
+    entrance.doors += _groups(record, kept)
     directory = cgroup.descriptor()
     peer, theirs = channel.pair()
     pid = new = proc = -1
@@ -81,7 +85,7 @@ def further(
             JoinContainer(pidfd, kinds),
         ]
         moved = _place(process, enter)
-        operations = further_process(process, stdio, preserve, enter, restricted, privileges)
+        operations = further_process(process, stdio, preserve, enter, [*attributes, *restricted], privileges)
         for operation in operations if trace.listening() else ():
             trace.event("plan.inside", operation=operation.describe())
         script = Script()
@@ -95,7 +99,7 @@ def further(
                 pid, new = birth.give(_has_ids)
         os.close(theirs)
         theirs = -1
-        return Started(pid, new, _follow(peer, process))
+        return Started(pid, new, _follow(peer, process, lambda: _introduce(record, kept, pid, new)))
     except BaseException as error:
         if pid > 0:
             os.kill(pid, 9)
@@ -148,7 +152,27 @@ def _filter(record: Record) -> Filter | None:
         return None
 
 
-def _follow(peer: int, process: Process) -> int:
+def _groups(record: Record, kept: Kept) -> tuple[int, ...]:
+    """Doors into the container's class of service, if it belongs to one."""
+    asked = kept.config.linux.intel_rdt
+    if asked is None:
+        return ()
+    from mamushka.container.resctrl import Group
+
+    return Group(asked, record.id).doors()
+
+
+def _introduce(record: Record, kept: Kept, pid: int, pidfd: int) -> None:
+    """The container's seccomp agent and the new process."""
+    from mamushka.container import hooks
+    from mamushka.container.listener import Agent
+
+    assert kept.config.linux.seccomp is not None
+    state = hooks.state(kept, RUNNING, record.process()[0])
+    Agent(kept.config.linux.seccomp).hand_over(pid, pidfd, kept.config.oci_version, state)
+
+
+def _follow(peer: int, process: Process, introduce: Callable[[], None]) -> int:
     """Until the program runs; the console's descriptor, or -1."""
     console = -1
     while True:
@@ -157,6 +181,8 @@ def _follow(peer: int, process: Process) -> int:
             console = descriptor
         elif packet[:1] == channel.ACCOUNTS:
             channel.send(peer, home(descriptor, process.user.uid))
+        elif packet[:1] == channel.LISTENS:
+            introduce()
         elif packet[:1] == channel.FAILED:
             if console >= 0:
                 os.close(console)

@@ -38,6 +38,8 @@ FILE = variable(FURTHER + 8)  # the program's path, once it was found: an addres
 LABEL = variable(FURTHER + 14)  # where the next program's security label is written
 HOST_PROC = variable(FURTHER + 16)  # the host's procfs, certainly; for what a process writes about itself
 SYSFS = variable(FURTHER + 17)  # the container's sysfs
+LISTENER = variable(FURTHER + 18)  # what installing a filter with a listener gave; -1 until then
+RELEASED = variable(FURTHER + 19)  # 1 as soon as the agent has it, written from outside
 # And those that hold for one operation.
 TARGET = variable(FURTHER + 9)
 TREE = variable(FURTHER + 10)

@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from mamushka.container.cgroups.cgroup import Cgroup, Entrance
+    from mamushka.container.netdevices import Passage
     from mamushka.container.options import Options
     from mamushka.container.privileges import Privileges
     from mamushka.container.record import Kept
+    from mamushka.container.resctrl import Group
     from mamushka.linux.script import Variable
     from mamushka.runtime import Bundle, Stdio
-    from mamushka.spec.runtime import Config, Device, Mount, Process
+    from mamushka.spec.runtime import Config, Device, Linux, Mount, Process
 
 
 class Interior:
@@ -59,6 +61,7 @@ class Interior:
         self.bundle, self.config, self.kept, self.stdio = bundle, config, kept, stdio
         self.gated, self.no_pivot = gated, no_pivot
         self.process = checked_process(config)
+        self.attributes = attributes_of(self.process, config.linux)
         self.trees: list[int] = []
         # What lies where in the root, the latest last: a tree's descriptor, or what the process makes.
         self.places: list[tuple[list[bytes], int]] = []
@@ -70,9 +73,29 @@ class Interior:
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
         self.restricted = restrictions(config, self.process)
+        self.passage = self._passage()
+        self.group = self._group()
         hooks = config.hooks
         # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
         self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
+
+    def _passage(self) -> Passage | None:
+        """The host's network devices that are to move in."""
+        if not self.config.linux.net_devices:
+            return None
+        from mamushka.container.netdevices import Passage
+
+        return Passage(self.config.linux.net_devices, private=self.namespaces.has("network"))
+
+    def _group(self) -> Group | None:
+        """The class of service that it is to belong to."""
+        if self.config.linux.intel_rdt is None:
+            return None
+        from mamushka.container.resctrl import Group
+
+        group = Group(self.config.linux.intel_rdt, self.kept.id)
+        group.check()
+        return group
 
     def close(self) -> None:
         """Let go of everything: the process, if there is one, has its own copies."""
@@ -301,8 +324,10 @@ class Interior:
             from mamushka.container.hooks import RunHooks
 
             yield RunHooks("startContainer", start_container, self.kept, CREATED)
+        yield from self.attributes
         yield from self.restricted
-        yield Confine(privileges, confinement(process, seccomp=self.config.linux.seccomp is not None))
+        summary = confinement(process, seccomp=self.config.linux.seccomp is not None)
+        yield Confine(privileges, summary, gated=self.gated)
         yield Execute(find, process.args)
 
     def _home(self) -> bytes:
@@ -349,7 +374,7 @@ def further_process(
     stdio: Stdio,
     preserve: tuple[int, ...],
     enter: list[Inside],
-    restricted: list[Inside],
+    besides: list[Inside],
     privileges: Privileges,
 ) -> list[Inside]:
     """The operations of exec: a process in namespaces that are there already."""
@@ -368,8 +393,8 @@ def further_process(
     if b"HOME" not in find.environment:
         operations.append(FindHome())
     operations += [
-        *restricted,
-        Confine(privileges, confinement(process, seccomp=False)),
+        *besides,
+        Confine(privileges, confinement(process, seccomp=False), gated=False),
         Execute(find, process.args),
     ]
     return operations
@@ -385,9 +410,13 @@ def confinement(process: Process, *, seccomp: bool) -> str:
     return "confine to " + ", ".join(words)
 
 
-# What this runtime does not do yet must not be passed over in silence.
-_ABSENT_PROCESS = ("scheduler", "io_priority")
-_ABSENT_LINUX = ("net_devices", "intel_rdt", "memory_policy")
+def attributes_of(process: Process, linux: Linux) -> list[Inside]:
+    """What the process is besides its rights; mostly nothing is asked for."""
+    if not (process.scheduler or process.io_priority or linux.memory_policy or linux.personality):
+        return []
+    from mamushka.container.attributes import attributes
+
+    return attributes(process, linux)
 
 
 def checked_process(config: Config) -> Process:
@@ -397,15 +426,15 @@ def checked_process(config: Config) -> Process:
         for hook in getattr(config.hooks, moment):
             if hook.timeout is not None and hook.timeout <= 0:  # config.md#posix-platform-hooks
                 raise Invalid(f"the hook {hook.path} has a timeout of {hook.timeout} s", hint="leave it out for none")
-    for name in _ABSENT_LINUX:
-        if getattr(config.linux, name):
-            raise Unsupported(f"config.json asks for linux.{name}, which this runtime does not have yet")
-    if config.linux.seccomp and config.linux.seccomp.listener_path:
-        raise Unsupported("config.json asks for a seccomp listener, which this runtime does not have yet")
-    if config.linux.personality and config.linux.personality.domain != "LINUX":
-        raise Unsupported(f"the personality {config.linux.personality.domain} is not supported yet")
     if config.linux.mount_label:
         check_label(config.linux.mount_label)
+    if config.linux.seccomp:
+        from mamushka.container.seccomp import listens
+
+        if listens(config.linux.seccomp):
+            from mamushka.container.listener import expect
+
+            expect(config.linux.seccomp)
     return process
 
 
@@ -428,9 +457,6 @@ def check_process(process: Process | None) -> Process:
         raise Invalid("process.args names no program")
     if not process.cwd.startswith("/"):
         raise Invalid(f"process.cwd {process.cwd!r} is not an absolute path")
-    for name in _ABSENT_PROCESS:
-        if getattr(process, name):
-            raise Unsupported(f"the process asks for {name}, which this runtime does not have yet")
     return process
 
 

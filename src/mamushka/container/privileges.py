@@ -15,7 +15,8 @@ import os
 from errno import EINVAL
 
 from mamushka import trace
-from mamushka.container.operation import LABEL, open_in_proc
+from mamushka.container.channel import LISTENS
+from mamushka.container.operation import LABEL, LISTENER, RELEASED, open_in_proc
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
@@ -37,7 +38,7 @@ from mamushka.linux.process import (
 )
 from mamushka.linux.rlimit import NUMBERS as RLIMITS
 from mamushka.linux.rlimit import rlimit64
-from mamushka.linux.script import Label
+from mamushka.linux.script import CHANNEL, Label
 from mamushka.linux.seccomp import INSTRUCTION_SIZE, SECCOMP_SET_MODE_FILTER, sock_fprog
 
 TYPE_CHECKING = False
@@ -181,8 +182,11 @@ class Privileges:
         if self._label_path:
             open_in_proc(script, self._label_path, LABEL)
 
-    def apply(self, script: Script) -> None:
-        """Give up what is not to be had, for good."""
+    def apply(self, script: Script, *, told: bool = True) -> None:
+        """Give up what is not to be had, for good.
+
+        A filter with a listener stops it here until the agent has the descriptor (``listener``); ``told`` says so.
+        """
         for number, limit in self._limits:
             script.call("prlimit64", 0, number, limit, 0)
         if self._umask is not None:
@@ -190,18 +194,27 @@ class Privileges:
         if self._groups is not None:
             script.call("setgroups", len(self._groups), script.place(words(self._groups, 4)))
         if self._filter and not self._no_new_privs:
-            self._install(script, self._filter)
+            self._install(script, self._filter, told=told)
         self._change_ids_and_capabilities(script)
         if self._no_new_privs:
             script.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if self._label_path:
             script.call("write", LABEL, self._label, len(self._label), about=f": {os.fsdecode(self._label)!r}")
         if self._filter and self._no_new_privs:
-            self._install(script, self._filter)
+            self._install(script, self._filter, told=told)
 
-    def _install(self, script: Script, filter: Filter) -> None:
+    def _install(self, script: Script, filter: Filter, *, told: bool) -> None:
         program = sock_fprog(len=len(filter.program) // INSTRUCTION_SIZE, filter=script.place(filter.program))
-        script.call("seccomp", SECCOMP_SET_MODE_FILTER, filter.flags, program)
+        if not filter.listens:
+            script.call("seccomp", SECCOMP_SET_MODE_FILTER, filter.flags, program)
+            return
+        waiting = Label()
+        script.give(LISTENER, -1)
+        if told:
+            script.call("write", CHANNEL, LISTENS, 1)
+        script.call("seccomp", SECCOMP_SET_MODE_FILTER, filter.flags, program, into=LISTENER)
+        script.mark(waiting)  # and not a call more
+        script.compare(RELEASED, -1, 1, waiting)
 
     def _change_ids_and_capabilities(self, script: Script) -> None:
         if self._bounding is not None:

@@ -380,19 +380,20 @@ def _ignored() -> list[int]:
 class Confine(Inside):
     """Limits, groups, capabilities, ids, no_new_privs and the system call filter."""
 
-    __slots__ = ("privileges", "summary")
+    __slots__ = ("gated", "privileges", "summary")
     settled = True
     about = CONFINEMENT
 
-    def __init__(self, privileges: Privileges, summary: str) -> None:
-        self.privileges, self.summary = privileges, summary
+    def __init__(self, privileges: Privileges, summary: str, *, gated: bool) -> None:
+        self.privileges, self.summary, self.gated = privileges, summary, gated
 
     def describe(self) -> str:
         return self.summary
 
     def write(self, script: Script) -> None:
         script.call("umask", _UMASK)  # unless the process asks for another
-        self.privileges.apply(script)
+        # Behind the gate nobody reads the channel: whoever opened it looks by itself.
+        self.privileges.apply(script, told=not self.gated)
 
 
 class Execute(Inside):

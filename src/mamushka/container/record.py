@@ -2,6 +2,7 @@
 
     cgroup       its path; written before anything is made, so that whatever a killed creator leaves is found
     seccomp      the compiled filter, for exec
+    resctrl      groups of resctrl that are the container's alone
     state.json   bundle, annotations, hooks and all that a later exec needs
     process      "PID START": the container's first process and when it began, in clock ticks since boot; the last
                  to be written, while that process still waits for it
@@ -25,7 +26,7 @@ from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from mamushka.spec.runtime import Config
@@ -92,6 +93,16 @@ class Kept:
             return bool(self._document.get("hooks"))
         return any(getattr(self._config.hooks, moment) for moment in self._config.hooks.__match_args__)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether it belongs to a class of service."""
+        return bool(self._config.linux.intel_rdt if self._config else "intelRdt" in self._document.get("linux", {}))
+
+    @property
+    def listens(self) -> bool:
+        """Whether its filter has a listener."""
+        return bool(self._config.linux.seccomp if self._config else self._document.get("linux", {}).get("seccomp"))
+
 
 class Record:
     """The directory of one container."""
@@ -136,6 +147,17 @@ class Record:
         if seccomp:
             self._write("seccomp", seccomp)
         self._write("state.json", kept.dump())
+
+    def keep_groups(self, paths: Sequence[str]) -> None:
+        """Write which groups of resctrl are the container's alone, and go with it."""
+        self._write("resctrl", os.fsencode("\n".join(paths)))
+
+    def kept_groups(self) -> list[str]:
+        """Those groups; none, as of most containers."""
+        try:
+            return [path for path in os.fsdecode(self.content("resctrl")).split("\n") if path]
+        except NotFound:
+            return []
 
     def kept_cgroup(self) -> str:
         """The cgroup's path, also where nothing else was written; empty when not even that was."""

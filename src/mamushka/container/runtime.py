@@ -102,7 +102,7 @@ class ContainerRuntime:
         notify: bool = False,
     ) -> Started:
         from mamushka.container.cgroups.cgroup import choose
-        from mamushka.container.creation import BearInit, Claim, MakeCgroup
+        from mamushka.container.creation import BearInit, Claim, JoinGroup, MakeCgroup
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of, prepare
         from mamushka.container.record import Kept
@@ -121,13 +121,15 @@ class ContainerRuntime:
                 user_namespace=interior.namespaces.has("user"),
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
-            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config.linux.resources), init])
+            group = [JoinGroup(interior.group, record)] if interior.group else []
+            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config.linux.resources), *group, init])
         except BaseException:
             self._tidy(kept.cgroup)
             raise
         finally:
             interior.close()
-        if gated and not kept.hooked and not notify and kept.cgroup[:1] == "/":
+        plain = not (kept.hooked or kept.listens or kept.grouped or notify)
+        if gated and plain and kept.cgroup[:1] == "/":
             record.keep_removal([*cgroup.removal(), "", *_above(kept.cgroup)])
         record.release()
         return init.started
@@ -143,13 +145,37 @@ class ContainerRuntime:
                 raise Conflict("cannot start a container that has stopped")
             raise Conflict("cannot start an already running container")
         try:
-            os.write(gate, b"\n")
+            kept = record.read()
+            if kept.listens:
+                self._start_listening(record, kept, gate)
+            else:
+                os.write(gate, b"\n")
             _wait_for_readers(gate)
         finally:
             os.close(gate)
         self._check_failure(record)
-        if record.read().hooked:
+        if kept.hooked:
             self._poststart(record, record.process()[0])
+
+    def _start_listening(self, record: Record, kept: Kept, gate: int) -> None:
+        """Open the gate, and see to it that the agent gets what the filter gives. See ``listener``."""
+        from mamushka.container import hooks
+        from mamushka.container.listener import Agent
+
+        assert kept.config.linux.seccomp is not None
+        agent = Agent(kept.config.linux.seccomp)
+        pid, pidfd = record.process()[0], record.open_process()
+        if pidfd < 0:
+            agent.close()
+            raise NotRunning("container not running")
+        try:
+            os.write(gate, b"\n")
+            agent.hand_over(pid, pidfd, kept.config.oci_version, hooks.state(kept, CREATED, pid))
+        except BaseException:
+            pidfd_send_signal(pidfd, _SIGKILL, None, 0)  # it would wait for ever
+            raise
+        finally:
+            os.close(pidfd)
 
     def _check_failure(self, record: Record) -> None:
         from mamushka.container.failure import explain
@@ -368,6 +394,8 @@ class ContainerRuntime:
             self._end(record, cgroup, pidfd, force=force)
         cgroup.kill()
         cgroup.remove()
+        if kept.grouped:
+            _leave_groups(record)
         record.remove()
         self._tidy(kept.cgroup)
         self._poststop(kept)
@@ -459,6 +487,7 @@ class ContainerRuntime:
             self._end(record, cgroup, pidfd, force=True)
         cgroup.kill()
         cgroup.remove()
+        _leave_groups(record)
         record.remove()
 
     def _end(self, record: Record, cgroup: Cgroup, pidfd: int, *, force: bool) -> None:
@@ -507,11 +536,30 @@ def _open_cgroup(path: str) -> Cgroup:
     return open_cgroup(path)
 
 
+def _leave_groups(record: Record) -> None:
+    from mamushka.container.resctrl import remove
+
+    for path in record.kept_groups():
+        remove(path)
+
+
 def _to_keep(config: Config) -> Config:
     """The part of the config that later commands need; the filter is kept compiled."""
     from mamushka.spec.runtime import Linux, Mount
 
-    linux = Linux(namespaces=config.linux.namespaces)
+    given = config.linux
+    seccomp = given.seccomp
+    if seccomp is not None:
+        from mamushka.container.seccomp import listens
+
+        seccomp = replace(seccomp, architectures=(), flags=(), syscalls=()) if listens(seccomp) else None
+    linux = Linux(
+        namespaces=given.namespaces,
+        seccomp=seccomp,
+        intel_rdt=given.intel_rdt,
+        memory_policy=given.memory_policy,
+        personality=given.personality,
+    )
     # Of mounts, which of them are the host's: a checkpoint leaves those out.
     binds = tuple(Mount(mount.destination) for mount in config.mounts if {"bind", "rbind"} & {*mount.options})
     return replace(config, mounts=binds, linux=linux)

@@ -79,9 +79,14 @@ def filter(seccomp: Seccomp, *, cache: str = CACHE) -> Filter:
         if name not in FLAGS:
             raise Invalid(f"{name!r} is not a seccomp flag", hint=f"one of {', '.join(FLAGS)}")
         flags |= FLAGS[name]
+    if seccomp.listener_metadata and not seccomp.listener_path:
+        raise Invalid("linux.seccomp has listenerMetadata and no listenerPath")
     if listens(seccomp):
-        if not seccomp.listener_path:
-            raise Invalid("the seccomp filter asks a listener, and no listenerPath says where it listens")
+        if not seccomp.listener_path.startswith("/"):
+            raise Invalid(
+                f"the seccomp filter asks a listener, and its listenerPath is {seccomp.listener_path!r}",
+                hint="linux.seccomp.listenerPath is the absolute path of a unix socket",
+            )
         flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER
         if flags & SECCOMP_FILTER_FLAG_TSYNC:
             flags |= SECCOMP_FILTER_FLAG_TSYNC_ESRCH
@@ -135,6 +140,9 @@ def _rules(rule: SyscallRule) -> Iterator[Rule]:
     """A bundle's rule by call. Several comparisons with one argument are alternatives, as every runtime reads them."""
     from mamushka.linux.filter import Rule
 
+    if not rule.names:
+        raise Invalid(f"a seccomp rule with {rule.action} names no system call")
+
     action = _action(rule.action, rule.errno_ret)
     tests = tuple(_comparison(arg, rule) for arg in rule.args)
     together = len({test.argument for test in tests}) == len(tests)
@@ -162,6 +170,8 @@ def _action(name: str, number: int | None) -> int:
     if name not in ACTIONS:
         raise Invalid(f"{name!r} is not a seccomp action", hint=f"one of {', '.join(ACTIONS)}")
     if name not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        if number is not None:
+            raise Invalid(f"{name} has no errnoRet", hint="SCMP_ACT_ERRNO and SCMP_ACT_TRACE have")
         return ACTIONS[name]
     low = errno.EPERM if number is None else number
     if low > 0xFFFF:

@@ -70,8 +70,10 @@ IN6_ADDR_GEN_MODE_NONE = 1
 
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
+IFA_BROADCAST = 4
 IFA_FLAGS = 8
 IFA_F_NODAD = 0x02
+IFA_F_PERMANENT = 0x80
 
 RTA_DST = 1
 RTA_OIF = 4
@@ -147,6 +149,9 @@ class Address:
     family: int
     prefix: int
     address: bytes
+    peer: bytes = b""  # the other end's, of a point-to-point link
+    broadcast: bytes = b""
+    kept: bool = False  # permanent and of global scope: neither leased nor made by the kernel
 
 
 @value
@@ -222,6 +227,15 @@ def configure_link(link: int | str, *, ipv4: tuple[tuple[int, int], ...] = (), l
     return Message(RTM_SETLINK, _named(link) + nest(IFLA_AF_SPEC, *families), 0, f"configure link {link}")
 
 
+def move_link(index: int, namespace: int, name: str) -> Message:
+    """Move a link into another network namespace and name it there; %d in the name is the first free number.
+
+    It arrives down and without addresses. Where the name is taken it may have moved all the same.
+    """
+    body = _named(index) + number(IFLA_NET_NS_FD, namespace) + text(IFLA_IFNAME, name)
+    return Message(RTM_NEWLINK, body, 0, f"move link {index} as {name}")
+
+
 def delete_link(index: int) -> Message:
     """Remove a link; a veth takes its peer along."""
     return Message(RTM_DELLINK, pack(ifinfomsg(ifi_index=index)), 0, f"delete link {index}")
@@ -236,11 +250,13 @@ def remove_link(route: Netlink, index: int) -> None:
             raise
 
 
-def new_address(index: int, address: bytes, prefix: int) -> Message:
+def new_address(index: int, address: bytes, prefix: int, *, peer: bytes = b"", broadcast: bytes = b"") -> Message:
     """Give a link an address with its subnet's route; IPv6 without duplicate detection: we hand them out."""
     family = AF_INET if len(address) == 4 else AF_INET6
     body = pack(ifaddrmsg(ifa_family=family, ifa_prefixlen=prefix, ifa_index=index))
-    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, peer or address)
+    if broadcast:
+        body += attribute(IFA_BROADCAST, broadcast)
     if family == AF_INET6:
         body += number(IFA_FLAGS, IFA_F_NODAD)
     return Message(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE, "add address")
@@ -299,9 +315,21 @@ def addresses(route: Netlink, family: int = AF_UNSPEC) -> list[Address]:
     for kind, body in route.dump(Message(RTM_GETADDR, pack(ifaddrmsg(ifa_family=family)), 0, "list addresses")):
         header = unpack(ifaddrmsg, body)
         parts = attributes(body[sizeof(ifaddrmsg) :])
-        address = parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS, b"")
+        far = parts.get(IFA_ADDRESS, b"")
+        address = parts.get(IFA_LOCAL) or far
         if kind == RTM_NEWADDR:
-            found.append(Address(header.ifa_index, header.ifa_family, header.ifa_prefixlen, address))
+            flags = as_number(parts.get(IFA_FLAGS, b"")) or header.ifa_flags
+            found.append(
+                Address(
+                    header.ifa_index,
+                    header.ifa_family,
+                    header.ifa_prefixlen,
+                    address,
+                    peer=far if far != address else b"",
+                    broadcast=parts.get(IFA_BROADCAST, b""),
+                    kept=bool(flags & IFA_F_PERMANENT) and header.ifa_scope == RT_SCOPE_UNIVERSE,
+                )
+            )
     return found
 
 

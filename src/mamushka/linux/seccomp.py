@@ -59,6 +59,11 @@ class Filter:
             raise ValueError(f"a filter of {len(program)} bytes: the kernel takes 1 to {INSTRUCTIONS_MAX} instructions")
         self.program, self.flags = program, flags
 
+    @property
+    def listens(self) -> bool:
+        """Whether some calls are answered by whoever holds the descriptor that installing it gives."""
+        return bool(self.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)
+
     def dump(self) -> bytes:
         """As it can be kept on disk: the flags in four bytes, then the program."""
         return self.flags.to_bytes(4, "little") + self.program

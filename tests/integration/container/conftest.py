@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from mamushka.container.cgroups.cgroup import CGROUPFS
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.container.seccomp import default_profile
 from mamushka.runtime import Bundle, Started, Stdio
+from mamushka.spec import runtime as spec
 from mamushka.spec.runtime import Config, Linux, Mount, Process, Root
 from mamushka.values import replace
 from tests import peers
@@ -96,6 +99,28 @@ class Ground:
         code, text = self.run(config)
         assert code == 0, text
         return text
+
+    def runc(self, config: Config) -> str:
+        """What the same command says below runc."""
+        peers.need("runc")
+        bundle = f"{os.path.dirname(self.rootfs)}/runc"
+        os.makedirs(bundle, exist_ok=True)
+        with open(f"{bundle}/config.json", "wb") as file:
+            file.write(spec.dump(config))
+        name = f"{self.name}-runc"
+        runc = (peers.find("runc"), "--root", f"{bundle}/state")
+        with open(f"{bundle}/output", "w+") as output:
+            subprocess.run([*runc, "create", "--bundle", bundle, name], stdout=output, stderr=output, timeout=30)
+            try:
+                peers.run(*runc, "start", name, timeout=30)
+                for _ in range(200):
+                    if b'"stopped"' in peers.run(*runc, "state", name, timeout=30):
+                        break
+                    time.sleep(0.05)
+            finally:
+                subprocess.run([*runc, "delete", "--force", name], timeout=30)
+            output.seek(0)
+            return output.read()
 
     def create(self, config: Config, output: int = 1) -> Started:
         """Create and remember, to be cleaned up."""

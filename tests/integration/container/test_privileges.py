@@ -9,11 +9,13 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from mamushka.container import seccomp
-from mamushka.container.operation import GATE, OPENED
+from mamushka.container.channel import LISTENS
+from mamushka.container.operation import GATE, LISTENER, OPENED, RELEASED
 from mamushka.container.privileges import DEFAULT_CAPABILITIES, Privileges, capability_set, lacking, prepare
 from mamushka.container.spawn import Birth
 from mamushka.errors import Invalid, Unsupported
@@ -208,20 +210,23 @@ def test_calls_are_answered_as_the_default_profile_says(no_new_privileges: bool)
     )
 
 
-def test_a_listener_is_asked_of_the_kernel() -> None:
+def test_a_process_with_a_listener_makes_no_call_until_it_is_released() -> None:
     rules = (SyscallRule(("mkdirat",), "SCMP_ACT_NOTIFY"),)
     with pytest.raises(Invalid, match="listenerPath"):
         seccomp.filter(Seccomp("SCMP_ACT_ALLOW", syscalls=rules), cache="")
     profile = Seccomp("SCMP_ACT_ALLOW", listener_path="/run/listener", syscalls=rules)
     privileges = prepare(Process(no_new_privileges=True), filter=seccomp.filter(profile, cache=""))
-    seen = []
 
-    def wait(script: Script) -> None:
+    def go_on(script: Script) -> None:
         script.call("write", CHANNEL, b"R", 1)
-        script.call("read", GATE, ROOM, 1)
         script.call("exit_group", 0)
 
-    for pid, told, _ in performed(privileges, wait):
-        assert os.read(told, 100) == b"R"
-        seen = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    assert any("seccomp" in name for name in seen)
+    for pid, told, _ in performed(privileges, go_on):
+        assert os.read(told, 1) == LISTENS
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            while (number := int.from_bytes(os.pread(memory.fileno(), 4, LISTENER.address), "little")) == 0xFFFFFFFF:
+                continue
+            assert "seccomp" in os.readlink(f"/proc/{pid}/fd/{number}")
+            assert "\nSeccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text()
+            os.pwrite(memory.fileno(), b"\1\0\0\0", RELEASED.address)
+        assert os.read(told, 1) == b"R"

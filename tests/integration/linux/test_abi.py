@@ -27,12 +27,13 @@ HEADERS = (
     "linux/types.h", "linux/audit.h", "linux/bpf.h", "linux/capability.h", "linux/close_range.h", "linux/fcntl.h",
     "linux/filter.h", "linux/fs.h", "linux/genetlink.h", "linux/if_addr.h", "linux/if_bridge.h",
     "linux/if_link.h", "linux/if_packet.h", "linux/if_tun.h", "linux/inotify.h", "linux/ioprio.h", "linux/keyctl.h",
-    "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mount.h", "linux/netfilter.h",
+    "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mempolicy.h", "linux/mount.h", "linux/netfilter.h",
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h",
     "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",
-    "linux/openat2.h", "linux/pidfd.h", "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h", "linux/sched.h",
-    "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h", "linux/veth.h", "linux/wait.h",
-    "linux/xattr.h", "asm/unistd.h", "sys/statfs.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
+    "linux/openat2.h", "linux/personality.h", "linux/pidfd.h", "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h",
+    "linux/sched.h", "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h",
+    "linux/veth.h", "linux/wait.h", "linux/xattr.h", "asm/unistd.h",
+    "sys/statfs.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
 )  # fmt: skip
 
 # What lies in a header of the C library that does not go together with the kernel's.
