@@ -37,6 +37,8 @@ FLAGS = {
     "cgroup": CLONE_NEWCGROUP,
     "time": CLONE_NEWTIME,
 }
+# Where the name of its file below /proc/PID/ns is another.
+FILES = {"network": "net", "mount": "mnt"}
 # Namespaces that a process enters only by being born in them: somebody else must enter them first.
 _BORN = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWTIME
 
@@ -81,16 +83,23 @@ class Namespaces:
         if not path:
             self.new |= flag
             return
+        if not path.startswith("/"):
+            raise Invalid(f"the path {path!r} of the {kind} namespace is not absolute")
         try:
-            self.joined.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), flag, path))
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise NotFound(f"cannot join the {kind} namespace {path}: no such file or directory") from error
+        if os.path.samestat(os.fstat(descriptor), os.stat(f"/proc/self/ns/{FILES.get(kind, kind)}")):
+            os.close(descriptor)  # the caller's own: shared, as if it had not been named
+            return
+        self.joined.append((descriptor, flag, path))
+        if _kind(descriptor) != flag:
+            raise Invalid(f"cannot join the {kind} namespace {path}: it is no namespace of that type")
 
     def _check(self, linux: Linux) -> None:
-        if not self.new & CLONE_NEWNS:
+        if not self.has("mount"):
             raise Unsupported(
-                "a container needs a mount namespace of its own",
-                hint='add {"type": "mount"} to linux.namespaces; joining one by path is not possible',
+                "a container needs a mount namespace apart from the host's", hint='add {"type": "mount"} to namespaces'
             )
         if (linux.uid_mappings or linux.gid_mappings) and not self.has("user"):
             raise Invalid("id mappings are given without a user namespace")
@@ -118,6 +127,16 @@ class Namespaces:
         for descriptor, _, _ in self.joined:
             os.close(descriptor)
         self.joined = []
+
+
+def _kind(descriptor: int) -> int:
+    """The CLONE_NEW… of a namespace's file; 0 for another file."""
+    from mamushka.linux.nsfs import NS_GET_NSTYPE
+
+    try:
+        return NS_GET_NSTYPE(descriptor)
+    except OSError:
+        return 0
 
 
 class Join(Inside):

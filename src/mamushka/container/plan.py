@@ -33,7 +33,7 @@ from mamushka.container.program import (
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
-from mamushka.linux.process import CLONE_NEWCGROUP
+from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNS
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
 from mamushka.spec.runtime import Hooks
@@ -73,6 +73,11 @@ class Interior:
         self.namespaces = Namespaces(config.linux)
         check_sysctls(config.linux.sysctl, self.namespaces)
         self.restricted = restrictions(config, self.process)
+        if (config.hostname or config.domainname) and not self.namespaces.has("uts"):
+            raise Invalid(
+                "a host name or domain name without a uts namespace would be the host's own",
+                hint='add {"type": "uts"} to linux.namespaces, or leave hostname and domainname out',
+            )
         self.passage = self._passage()
         self.group = self._group()
         hooks = config.hooks
@@ -163,7 +168,9 @@ class Interior:
         readable = self._root_path()
         root = self._tree(root)
         # Over "/" where nobody looks for it: there setns finds it too, which a root that was not pivoted needs.
-        visible = self.hooked and not self.no_pivot and os.path.isdir(readable)
+        # In a mount namespace that was there the path may be anything.
+        own = self.namespaces.new & CLONE_NEWNS
+        visible = self.hooked and own and not self.no_pivot and os.path.isdir(readable)
         target = os.fsencode(readable) if visible else b"/"
         self.places.append(([], root))
         yield rootfs.EnterRoot(root, target, readable)

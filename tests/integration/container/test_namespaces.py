@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -60,6 +61,53 @@ def test_a_namespace_is_joined_by_path(ground: Ground, kind: str) -> None:
         os.close(descriptor)
 
 
+def test_a_user_namespace_is_joined_by_path(ground: Ground) -> None:
+    """With the namespaces that belong to it, as it is itself: root there has no power over others."""
+    os.chown(ground.rootfs, 100000, 100000)
+    ground.start(ground.config("sleep 60", linux=USER))
+    pid = ground.runtime.state(ground.name).pid
+    other = Ground(ground.state, ground.rootfs, f"{ground.name}-2")
+    config = other.config(
+        "readlink /proc/self/ns/user; id -u; cat /proc/self/uid_map",
+        linux={"namespaces": (*defaults.NAMESPACES, Namespace("user", f"/proc/{pid}/ns/user"))},
+    )
+    link, *rest = other.output(config).split()
+    assert link == os.readlink(f"/proc/{pid}/ns/user") != own("user")
+    assert rest == ["0", "0", "100000", "65536"]
+
+
+def test_clocks_are_joined_by_path(ground: Ground) -> None:
+    clocks = {"namespaces": (*defaults.NAMESPACES, Namespace("time")), "time_offsets": {"boottime": TimeOffset(10**6)}}
+    ground.start(ground.config("sleep 60", linux=clocks))
+    pid = ground.runtime.state(ground.name).pid
+    other = Ground(ground.state, ground.rootfs, f"{ground.name}-2")
+    joined = (*defaults.NAMESPACES, Namespace("time", f"/proc/{pid}/ns/time"))
+    assert float(other.output(other.config("cat /proc/uptime", linux={"namespaces": joined})).split()[0]) > 10**6
+
+
+def test_a_mount_namespace_is_joined_by_path(ground: Ground) -> None:
+    """As runc has it: the bundle's root is put into that namespace, and becomes its root for whoever is in it."""
+    seen = []
+    for run in (ground.output, ground.runc):
+        with subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"],
+            stdout=subprocess.PIPE,
+        ) as holder:
+            assert holder.stdout is not None and holder.stdout.readline()
+            namespace = os.readlink(f"/proc/{holder.pid}/ns/mnt")
+            kept = tuple(entry for entry in defaults.NAMESPACES if entry.type != "mount")
+            config = ground.config(
+                "readlink /proc/self/ns/mnt; ls /; touch /tmp/here",
+                linux={"namespaces": (*kept, Namespace("mount", f"/proc/{holder.pid}/ns/mnt"))},
+            )
+            link, *names = run(config).split()
+            assert link == namespace != own("mnt")
+            assert os.path.exists(f"{ground.rootfs}/tmp/here") and not os.path.exists("/tmp/here")
+            seen.append((names, sorted(os.listdir(f"/proc/{holder.pid}/root"))))
+            holder.kill()
+    assert seen[0] == seen[1] and "boot" not in seen[0][0]
+
+
 def test_a_user_namespace_makes_root_nobody(ground: Ground) -> None:
     os.chown(ground.rootfs, 100000, 100000)  # who makes the mount points in it
     script = "id -u; cat /proc/self/uid_map; touch /dev/shm/x; stat -c %u /dev/shm/x; echo x > /dev/null; echo done"
@@ -94,6 +142,27 @@ def test_a_sysctl_of_the_host_is_refused(ground: Ground, name: str) -> None:
     assert not os.path.exists(ground.state)
 
 
+@pytest.mark.parametrize("kind", sorted(FILES))
+def test_the_hosts_own_namespace_by_path_is_shared(ground: Ground, kind: str) -> None:
+    """Whoever names it must not get by the rules for a container's own: a sysctl, a name, a root for the host."""
+    others = tuple(entry for entry in defaults.NAMESPACES if entry.type != kind)
+    config = ground.config(
+        f"readlink /proc/self/ns/{FILES[kind]}",
+        linux={"namespaces": (*others, Namespace(kind, f"/proc/self/ns/{FILES[kind]}"))},
+    )
+    if kind == "mount":
+        with pytest.raises(Unsupported, match="apart from the host's"):
+            ground.run(config)
+    elif kind == "uts":
+        with pytest.raises(Invalid, match="host name"):
+            ground.run(config)
+    elif kind == "network":
+        with pytest.raises(Invalid, match="no network namespace of its own"):
+            ground.run(replace(config, linux=replace(config.linux, sysctl={"net.ipv4.ip_forward": "1"})))
+    elif kind != "pid":  # proc(5) shows nobody's processes but its own namespace's
+        assert ground.output(config).strip() == own(FILES[kind])
+
+
 def test_a_sysctl_of_a_shared_namespace_is_refused(ground: Ground) -> None:
     shared = tuple(entry for entry in defaults.NAMESPACES if entry.type != "network")
     with pytest.raises(Invalid, match="no network namespace of its own"):
@@ -103,10 +172,13 @@ def test_a_sysctl_of_a_shared_namespace_is_refused(ground: Ground) -> None:
 @pytest.mark.parametrize(
     ("namespaces", "kind", "message"),
     [
-        ((Namespace("pid"),), Unsupported, "needs a mount namespace"),
+        ((Namespace("pid"),), Unsupported, "a mount namespace apart"),
         ((Namespace("mount"), Namespace("moon")), Invalid, "no namespace of the type 'moon'"),
         ((Namespace("mount"), Namespace("mount")), Invalid, "asked for twice"),
         ((Namespace("mount"), Namespace("network", "/nowhere")), NotFound, "/nowhere"),
+        ((Namespace("mount"), Namespace("network", "relative")), Invalid, "not absolute"),
+        ((Namespace("mount"), Namespace("network", "/proc/self/ns/uts")), Invalid, "no namespace of that type"),
+        ((Namespace("mount"), Namespace("network", "/etc/passwd")), Invalid, "no namespace of that type"),
         ((Namespace("mount"), Namespace("user")), Invalid, "uidMappings"),
     ],
 )
