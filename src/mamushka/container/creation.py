@@ -207,7 +207,10 @@ class BearInit:
         namespaces = self.interior.namespaces
         trace.event("container.devices", moves=passage.describe())
         joined = next((descriptor for descriptor, flag, _ in namespaces.joined if flag == CLONE_NEWNET), -1)
-        namespace = joined if joined >= 0 else os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace = joined if joined >= 0 else os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it has failed already, and what it said is still to be read
+            return
         try:
             passage.move(namespace)
         except OSError as error:

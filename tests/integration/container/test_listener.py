@@ -40,7 +40,8 @@ class Answering:
         self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listening.bind(path)
         self.listening.listen(8)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
 
     def _accept(self) -> None:
         while True:
@@ -56,7 +57,8 @@ class Answering:
             self.told.append(json.loads(content))
             self.descriptors += descriptors
             for descriptor in descriptors:
-                threading.Thread(target=self._answer, args=(descriptor,), daemon=True).start()
+                self.threads.append(threading.Thread(target=self._answer, args=(descriptor,), daemon=True))
+                self.threads[-1].start()
 
     def _answer(self, descriptor: int) -> None:
         poll = select.poll()
@@ -64,6 +66,7 @@ class Answering:
         while True:
             # Python holds its lock during the ioctl, so that it must not wait.
             if poll.poll()[0][1] & select.POLLHUP:  # nobody has the filter any more
+                os.close(descriptor)
                 return
             asked = bytearray(80)
             try:
@@ -79,14 +82,26 @@ class Answering:
                 continue
 
     def close(self) -> None:
-        self.listening.close()
+        """Listen no longer; those who have a descriptor answer on."""
+        if self.listening.fileno() >= 0:
+            self.listening.shutdown(socket.SHUT_RDWR)
+            self.listening.close()
+        self.threads[0].join()
+
+    def end(self) -> None:
+        """Until all have ended for whom it answered; what comes later must not find threads in this process."""
+        self.close()
+        for thread in self.threads:
+            thread.join(10)
 
 
 @pytest.fixture
-def agent(tmp_path: Any) -> Iterator[Answering]:
+def agent(ground: Ground, tmp_path: Any) -> Iterator[Answering]:
     made = Answering(str(tmp_path / "agent"))
     yield made
-    made.close()
+    for state in list(ground.runtime.list()):
+        ground.runtime.delete(state.id, force=True)
+    made.end()
 
 
 def asking(ground: Ground, agent: Answering, script: str, *names: str, **process: Any) -> Config:
@@ -165,7 +180,7 @@ def test_calls_that_the_runtime_itself_would_need(ground: Ground, tmp_path: Any)
     for no_new_privileges in (True, False):
         config = asking(ground, agent, "echo done", *names, no_new_privileges=no_new_privileges)
         assert ground.output(config) == "done\n"
-    agent.close()
+    agent.end()
     assert len(agent.told) == 2 and len(set(agent.pids)) >= 2
 
 
@@ -196,7 +211,8 @@ def test_an_agent_that_goes_before_start(ground: Ground, agent: Answering) -> No
         assert ground.runtime.state(ground.name).status == "created"
         again = Answering(agent.path)
         ground.runtime.start(ground.name)
-        again.close()
+        ground.runtime.delete(ground.name, force=True)
+        again.end()
 
 
 def test_a_program_that_cannot_run_is_told_of(ground: Ground, agent: Answering) -> None:
