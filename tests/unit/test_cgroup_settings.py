@@ -79,8 +79,8 @@ def writes(items):
         ),
         (
             Resources(hugepage_limits=(HugepageLimit("2MB", 4 * MB),)),
-            [("hugetlb.2MB.limit_in_bytes", str(4 * MB))],
-            [("hugetlb.2MB.max", str(4 * MB))],
+            [("hugetlb.2MB.limit_in_bytes", str(4 * MB)), ("hugetlb.2MB.rsvd.limit_in_bytes", str(4 * MB))],
+            [("hugetlb.2MB.max", str(4 * MB)), ("hugetlb.2MB.rsvd.max", str(4 * MB))],
         ),
         (
             Resources(rdma={"mlx5_0": Rdma(hca_handles=2, hca_objects=3)}),
@@ -92,6 +92,60 @@ def writes(items):
 def test_the_same_resources_in_both_versions(resources, old, new) -> None:
     assert writes(v1.settings(resources)) == old
     assert writes(v2.settings(resources)) == new
+
+
+def test_what_is_the_same_in_one_version_only() -> None:
+    """The rest of the specification's resources, as cgroup v1 writes them."""
+    memory = Memory(swappiness=7, disable_oom_killer=True, kernel=-1, kernel_tcp=MB, use_hierarchy=True)
+    assert writes(v1.settings(Resources(memory=memory))) == [
+        ("memory.swappiness", "7"),
+        ("memory.oom_control", "1"),
+        ("memory.kmem.tcp.limit_in_bytes", str(MB)),
+    ]
+    cpu = CPU(burst=5, realtime_runtime=3, realtime_period=9, idle=1)
+    assert writes(v1.settings(Resources(cpu=cpu))) == [
+        ("cpu.cfs_burst_us", "5"), ("cpu.rt_period_us", "9"), ("cpu.rt_runtime_us", "3"), ("cpu.idle", "1"),
+    ]  # fmt: skip
+    assert writes(v2.settings(Resources(cpu=CPU(burst=5, idle=1, shares=9)))) == [
+        ("cpu.idle", "1"), ("cpu.max.burst", "5"),
+    ]  # fmt: skip
+    block = BlockIO(leaf_weight=20, weight_device=(WeightDevice(8, 0, leaf_weight=30),))
+    assert writes(v1.settings(Resources(block_io=block))) == [
+        ("blkio.leaf_weight", "20"), ("blkio.leaf_weight_device", "8:0 30"),
+    ]  # fmt: skip
+
+
+def test_every_throttle_of_block_devices() -> None:
+    one = (ThrottleDevice(8, 16, 5),)
+    block = BlockIO(
+        throttle_read_bps_device=one, throttle_write_bps_device=one, throttle_read_iops_device=one,
+        throttle_write_iops_device=one,
+    )  # fmt: skip
+    assert writes(v1.settings(Resources(block_io=block))) == [
+        (f"blkio.throttle.{kind}_device", "8:16 5") for kind in ("read_bps", "write_bps", "read_iops", "write_iops")
+    ]
+    assert writes(v2.settings(Resources(block_io=block))) == [
+        ("io.max", f"8:16 {kind}=5") for kind in ("rbps", "wbps", "riops", "wiops")
+    ]
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        Resources(memory=Memory(swappiness=0)),
+        Resources(memory=Memory(disable_oom_killer=True)),
+        Resources(memory=Memory(kernel=MB)),
+        Resources(memory=Memory(kernel_tcp=MB)),
+        Resources(memory=Memory(use_hierarchy=False)),
+        Resources(block_io=BlockIO(leaf_weight=20)),
+    ],
+)
+def test_what_version_two_lacks_is_refused_and_never_passed_over(resources) -> None:
+    with pytest.raises(Unsupported):
+        v2.settings(resources)
+    for gone in (Memory(kernel=MB), Memory(use_hierarchy=False)):
+        with pytest.raises(Unsupported):
+            v1.settings(Resources(memory=gone))
 
 
 def test_what_only_one_version_has() -> None:
@@ -117,6 +171,10 @@ def test_the_unified_map_names_files_of_controllers_only(file: str) -> None:
         Resources(memory=Memory(limit=64 * MB, swap=32 * MB)),
         Resources(block_io=BlockIO(weight=5)),
         Resources(block_io=BlockIO(weight=1001)),
+        Resources(hugepage_limits=(HugepageLimit("../2MB", 1),)),
+        Resources(hugepage_limits=(HugepageLimit("2", 1),)),
+        Resources(rdma={"mlx5_0": Rdma()}),
+        Resources(rdma={"a b": Rdma(hca_handles=1)}),
     ],
 )
 @pytest.mark.parametrize("settings", [v1.settings, v2.settings])

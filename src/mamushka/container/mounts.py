@@ -78,8 +78,11 @@ def parse(mount: Mount) -> Options:
     asked = words.parse(mount.options, mount.destination)
     if not mount.destination:
         raise Invalid("a mount has an empty destination")
-    if "remount" in asked.words:
-        raise Unsupported(f"the mount at {mount.destination} asks for a remount", hint="give its options at once")
+    if "remount" in asked.words and (asked.parameters or asked.flags or asked.propagation):
+        raise Unsupported(
+            f"the remount at {mount.destination} asks for more than a mount's own attributes",
+            hint="give the filesystem's options where it is mounted",
+        )
     if not mount.type and not asked.bind:
         raise Invalid(f"the mount at {mount.destination} has neither a type nor the option bind")
     return asked
@@ -105,6 +108,24 @@ class AttachTree(Inside):
     def write(self, script: Script) -> None:
         make_target(script, self.destination, TARGET, directory=self.directory)
         rootfs.attach(script, script.descriptor(self.tree), TARGET, self.destination)
+        script.call("close", TARGET)
+
+
+class Remount(Inside):
+    """Other attributes for what is mounted already."""
+
+    __slots__ = ("asked", "destination")
+    settled = True
+
+    def __init__(self, destination: str, asked: Options) -> None:
+        self.destination, self.asked = os.fsencode(destination), asked
+
+    def describe(self) -> str:
+        return f"mount -o remount,… {os.fsdecode(self.destination)}"
+
+    def write(self, script: Script) -> None:
+        rootfs.open_in_root(script, self.destination, os.O_PATH, TARGET)
+        set_options(script, TARGET, self.asked)
         script.call("close", TARGET)
 
 

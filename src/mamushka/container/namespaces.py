@@ -107,6 +107,12 @@ class Namespaces:
             raise Invalid("a new user namespace needs linux.uidMappings and linux.gidMappings")
         if linux.time_offsets and not self.new & CLONE_NEWTIME:
             raise Invalid("time offsets are given without a new time namespace")
+        for clock, offset in linux.time_offsets.items():
+            if clock not in ("monotonic", "boottime") or offset.nanosecs >= 10**9:
+                raise Invalid(
+                    f"the clock {clock!r} cannot be moved by {offset.secs} s and {offset.nanosecs} ns",
+                    hint="the clocks are monotonic and boottime, and a second has 10⁹ ns",
+                )
 
     def has(self, kind: str) -> bool:
         """Whether the container has this namespace apart from the caller's."""

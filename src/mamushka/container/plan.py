@@ -32,7 +32,7 @@ from mamushka.container.program import (
 )
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
-from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
+from mamushka.linux.mount import MS_PRIVATE, MS_REC, MS_SLAVE, open_tree, set_attributes
 from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNS
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
@@ -187,7 +187,9 @@ class Interior:
                 f"the root filesystem {readable} does not exist", hint="root.path starts at the bundle's directory"
             ) from error
         self.trees.append(root)
-        set_attributes(root, propagation=MS_PRIVATE, flags=AT_RECURSIVE)
+        # As a slave it is told of what the host mounts below it.
+        told = PROPAGATION.get(self.config.linux.rootfs_propagation, 0) & ~MS_REC == MS_SLAVE
+        set_attributes(root, propagation=MS_SLAVE if told else MS_PRIVATE, flags=AT_RECURSIVE)
         return root
 
     def _root_path(self) -> str:
@@ -198,6 +200,9 @@ class Interior:
         for mount in self.config.mounts:
             asked = mounts.parse(mount)
             where = rootfs.components(os.fsencode(mount.destination))
+            if "remount" in asked.words:
+                yield mounts.Remount(mount.destination, asked)
+                continue
             if asked.bind:
                 yield self._from_host(mount, asked)
                 self.places.append((where, self.trees[-1]))
@@ -431,6 +436,8 @@ def checked_process(config: Config) -> Process:
     process = check_process(config.process)
     for moment in Hooks.__match_args__:
         for hook in getattr(config.hooks, moment):
+            if not hook.path.startswith("/"):
+                raise Invalid(f"the hook {hook.path!r} is not an absolute path")
             if hook.timeout is not None and hook.timeout <= 0:  # config.md#posix-platform-hooks
                 raise Invalid(f"the hook {hook.path} has a timeout of {hook.timeout} s", hint="leave it out for none")
     if config.linux.mount_label:

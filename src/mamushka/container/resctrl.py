@@ -132,6 +132,11 @@ def mounted() -> str:
     return ""
 
 
+def measures() -> bool:
+    """Whether classes can be measured here."""
+    return os.path.isdir(f"{mounted()}/mon_groups")
+
+
 def make(path: str) -> None:
     """Make a group; the kernel fills its directory."""
     os.mkdir(path)

@@ -34,6 +34,9 @@ ARCHITECTURES = {
     "SCMP_ARCH_PARISC64": 0x8000000F,
     "SCMP_ARCH_RISCV64": 0xC00000F3,
     "SCMP_ARCH_LOONGARCH64": 0xC0000102,
+    "SCMP_ARCH_M68K": 0x00000004,
+    "SCMP_ARCH_SH": 0x4000002A,
+    "SCMP_ARCH_SHEB": 0x0000002A,
 }  # fmt: skip
 # The same machine at 64 bits with short pointers: x86-64's calls, each number with this bit.
 X32_BIT = 0x40000000

@@ -7,6 +7,7 @@ instructions, eight each.
 from __future__ import annotations
 
 import sys
+from errno import EFAULT
 
 from mamushka.linux.abi import address_of, struct, syscall, u16, u64
 
@@ -86,6 +87,17 @@ class Filter:
 def install(program: bytes, flags: int = 0) -> int:
     """Prepare and install in one go; see Filter."""
     return Filter(program, flags).install()
+
+
+def flag_available(flag: int) -> bool:
+    """Whether this kernel knows a SECCOMP_FILTER_FLAG_…: it reads the filter, of which there is none, only if so."""
+    if flag == SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV:  # nothing without a listener
+        flag |= SECCOMP_FILTER_FLAG_NEW_LISTENER
+    try:
+        seccomp(SECCOMP_SET_MODE_FILTER, flag, None)
+    except OSError as error:
+        return error.errno == EFAULT
+    return False
 
 
 def action_available(action: int) -> bool:

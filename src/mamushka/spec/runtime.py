@@ -447,8 +447,9 @@ _codec = Codec(
 def parse(raw: bytes) -> Config:
     """A ``config.json``. Raises Invalid, never anything else."""
     config = _codec.parse(Config, raw, "config.json")
-    major, _, _ = config.oci_version.partition(".")
-    if major != "1":
+    major, _, rest = config.oci_version.partition(".")
+    minor, _, patch = rest.partition(".")
+    if major != "1" or not minor.isdigit() or not patch[:1].isdigit():
         raise Invalid(
             f"config.json is of runtime-spec version {config.oci_version!r}; this runtime speaks {VERSION}",
             hint="every 1.x version is understood",

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mamushka.spec.runtime import Memory, ThrottleDevice
+    from mamushka.spec.runtime import HugepageLimit, Memory, ThrottleDevice
 
 
 # Controllers of cgroup v2 that every container gets where they are on offer, for its statistics.
@@ -60,6 +60,28 @@ def checked_swap(memory: Memory) -> None:
     if swap > 0 and swap < limit:
         raise Invalid(f"memory and swap together are limited to {swap} bytes, memory alone to {limit}",
                       hint="the limit of both is at least that of memory")  # fmt: skip
+
+
+def huge_pages(limits: Iterable[HugepageLimit], word: str) -> list[Setting]:
+    """Of used and of reserved huge pages; before Linux 5.7 only those that are used can be limited."""
+    result = []
+    for page in limits:
+        number, unit = page.page_size[:-2], page.page_size[-2:]
+        if not (number.isascii() and number.isdigit() and unit in ("KB", "MB", "GB")):
+            raise Invalid(
+                f"{page.page_size!r} is not the size of a huge page", hint="64KB, 2MB, 1GB: see /sys/kernel/mm"
+            )
+        used = (f"hugetlb.{page.page_size}.{word}", str(page.limit))
+        result.append(Setting("hugetlb", *used))
+        result.append(Setting("hugetlb", f"hugetlb.{page.page_size}.rsvd.{word}", str(page.limit), used))
+    return result
+
+
+def checked_name(name: str, what: str) -> str:
+    """A device's name as one word of one line."""
+    if not name or not name.isprintable() or " " in name:
+        raise Invalid(f"{name!r} is not the name of {what}")
+    return name
 
 
 def missing(controller: str, why: str) -> Unsupported:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from mamushka import trace
-from mamushka.container.cgroups.settings import Setting, checked_swap, checked_weight, limit, throttles
+from mamushka.container.cgroups.settings import (
+    Setting,
+    checked_name,
+    checked_swap,
+    checked_weight,
+    huge_pages,
+    limit,
+    throttles,
+)
+from mamushka.errors import Invalid, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +32,7 @@ def settings(resources: Resources) -> list[Setting]:
         result.append(Setting("pids", "pids.max", str(resources.pids.limit) if resources.pids.limit > 0 else "max"))
     if resources.block_io:
         result += _block_io(resources.block_io)
-    for page in resources.hugepage_limits:
-        result.append(Setting("hugetlb", f"hugetlb.{page.page_size}.limit_in_bytes", str(page.limit)))
+    result += huge_pages(resources.hugepage_limits, "limit_in_bytes")
     if resources.network:
         result += _network(resources.network)
     for device, rdma in resources.rdma.items():
@@ -35,9 +42,11 @@ def settings(resources: Resources) -> list[Setting]:
 
 def rdma_limits(device: str, handles: int | None, objects: int | None) -> str:
     """One line of rdma.max, the same in both versions."""
+    if handles is None and objects is None:
+        raise Invalid(f"the RDMA limits of {device} say nothing", hint="give hcaHandles, hcaObjects or both")
     words = [f"hca_handle={handles}"] if handles is not None else []
     words += [f"hca_object={objects}"] if objects is not None else []
-    return " ".join([device, *words])
+    return " ".join([checked_name(device, "an RDMA device"), *words])
 
 
 def _memory(memory: Memory) -> list[Setting]:
@@ -56,8 +65,14 @@ def _memory(memory: Memory) -> list[Setting]:
         result.append(Setting("memory", "memory.swappiness", str(memory.swappiness)))
     if memory.disable_oom_killer:
         result.append(Setting("memory", "memory.oom_control", "1"))
-    if memory.kernel or memory.kernel_tcp:
-        trace.event("cgroup.ignored", setting="kernel memory", reason="removed from the kernel in Linux 6.1")
+    if memory.use_hierarchy is False:
+        raise Unsupported("cannot count memory without that of the cgroups below: no kernel since Linux 5.11 does",
+                          hint="leave memory.useHierarchy out")  # fmt: skip
+    if memory.kernel and memory.kernel > 0:
+        raise Unsupported("cannot limit kernel memory by itself: no kernel since Linux 5.16 does",
+                          hint="leave memory.kernel out: memory.limit counts it")  # fmt: skip
+    if memory.kernel_tcp:
+        result.append(Setting("memory", "memory.kmem.tcp.limit_in_bytes", limit(memory.kernel_tcp, "-1")))
     return result
 
 
@@ -106,5 +121,6 @@ def _network(network: Network) -> list[Setting]:
     if network.class_id is not None:
         result.append(Setting("net_cls", "net_cls.classid", str(network.class_id)))
     for interface in network.priorities:
-        result.append(Setting("net_prio", "net_prio.ifpriomap", f"{interface.name} {interface.priority}"))
+        name = checked_name(interface.name, "a network interface")
+        result.append(Setting("net_prio", "net_prio.ifpriomap", f"{name} {interface.priority}"))
     return result

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from math import ceil, log2
 
-from mamushka import trace
-from mamushka.container.cgroups.settings import Setting, checked_swap, checked_weight, limit, throttles
+from mamushka.container.cgroups.settings import Setting, checked_swap, checked_weight, huge_pages, limit, throttles
 from mamushka.container.cgroups.v1 import rdma_limits
 from mamushka.errors import Invalid, Unsupported
 
@@ -30,8 +29,7 @@ def settings(resources: Resources) -> list[Setting]:
         result.append(Setting("pids", "pids.max", str(resources.pids.limit) if resources.pids.limit > 0 else "max"))
     if resources.block_io:
         result += _block_io(resources.block_io)
-    for page in resources.hugepage_limits:
-        result.append(Setting("hugetlb", f"hugetlb.{page.page_size}.max", str(page.limit)))
+    result += huge_pages(resources.hugepage_limits, "max")
     for device, rdma in resources.rdma.items():
         result.append(Setting("rdma", "rdma.max", rdma_limits(device, rdma.hca_handles, rdma.hca_objects)))
     if resources.network:
@@ -61,9 +59,15 @@ def _memory(memory: Memory) -> list[Setting]:
         result.append(Setting("memory", "memory.swap.max", limit(alone, "max")))
     if memory.reservation:
         result.append(Setting("memory", "memory.low", limit(memory.reservation, "max")))
-    for name in ("swappiness", "disable_oom_killer", "kernel", "kernel_tcp"):
-        if getattr(memory, name):
-            trace.event("cgroup.ignored", setting=f"memory {name}", reason="cgroup v2 has no such setting")
+    for name, given in (
+        ("swappiness", memory.swappiness is not None),
+        ("disableOOMKiller", memory.disable_oom_killer),
+        ("kernel", memory.kernel and memory.kernel > 0),
+        ("kernelTCP", memory.kernel_tcp and memory.kernel_tcp > 0),
+        ("useHierarchy as false", memory.use_hierarchy is False),
+    ):
+        if given:
+            raise Unsupported(f"cannot set memory.{name}: cgroup v2 has no such setting", hint="leave it out")
     return result
 
 
@@ -110,7 +114,7 @@ def io_weight(blkio: int) -> int:
 def _block_io(block: BlockIO) -> list[Setting]:
     result = []
     if block.leaf_weight or any(device.leaf_weight for device in block.weight_device):
-        trace.event("cgroup.ignored", setting="block I/O leaf weight", reason="cgroup v2 has no such setting")
+        raise Unsupported("cannot set a block I/O leaf weight: cgroup v2 has no such setting", hint="leave it out")
     if block.weight:
         otherwise = ("io.weight", str(io_weight(block.weight)))
         result.append(Setting("io", "io.bfq.weight", str(block.weight), otherwise))
