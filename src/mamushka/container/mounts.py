@@ -83,7 +83,7 @@ def parse(mount: Mount) -> Options:
             f"the remount at {mount.destination} asks for more than a mount's own attributes",
             hint="give the filesystem's options where it is mounted",
         )
-    if not mount.type and not asked.bind:
+    if not mount.type and not asked.bind and "remount" not in asked.words:
         raise Invalid(f"the mount at {mount.destination} has neither a type nor the option bind")
     return asked
 

@@ -179,6 +179,8 @@ class Interior:
         """The root's detached tree: what was given, or a copy of what lies at its path."""
         if root >= 0:
             return root
+        if self.config.root is None:
+            raise Invalid("config.json has no root", hint="root.path names the root filesystem")
         readable = self._root_path()
         try:
             root = open_tree(AT_FDCWD, os.fsencode(readable), rootfs.COPY | AT_RECURSIVE)
@@ -330,13 +332,15 @@ class Interior:
                 find.environment[b"HOME"] = home
             else:
                 yield FindHome()
+        # What a kernel may refuse is tried before the gate; but a hook is not to be scheduled like the program.
+        yield from () if start_container else self.attributes
         if self.gated:
             yield AwaitStart()
         if start_container:
             from mamushka.container.hooks import RunHooks
 
             yield RunHooks("startContainer", start_container, self.kept, CREATED)
-        yield from self.attributes
+            yield from self.attributes
         yield from self.restricted
         summary = confinement(process, seccomp=self.config.linux.seccomp is not None)
         yield Confine(privileges, summary, gated=self.gated)

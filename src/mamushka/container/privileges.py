@@ -90,14 +90,11 @@ def lacking(wanted: Iterable[str] = capabilities.NAMES) -> tuple[str, ...]:
 
 
 def _mask(names: Iterable[str]) -> int:
-    """The set of the names that this table knows; others are traced, as the specification asks."""
+    """The set of the names that this table knows."""
     bits = 0
     for name in names:
-        number = NUMBERS.get(name)
-        if number is None:
-            trace.event("privileges.unknown_capability", name=name)
-        else:
-            bits |= 1 << number
+        if name in NUMBERS:
+            bits |= 1 << NUMBERS[name]
     return bits
 
 
@@ -149,6 +146,10 @@ class Privileges:
         self.missing = capabilities.names((bounding | permitted) & ~held)
         if self.missing:
             trace.event("privileges.missing", capabilities=self.missing)
+        # config.md#linux-process: a warning, and on.
+        given = {*wanted.bounding, *wanted.permitted, *wanted.effective, *wanted.inheritable, *wanted.ambient}
+        for name in sorted(given - NUMBERS.keys()):
+            trace.event("privileges.unknown_capability", name=name)
         permitted &= held
         inheritable &= held
         self._bounding = frozenset(members(bounding))
