@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mamushka.spec import runtime
 
 HERE = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*HERE.glob("*.md"), *HERE.glob("docs/**/*.md")])
@@ -50,3 +53,27 @@ def test_decisions_say_choice_reason_and_price() -> None:
         assert re.match(rf"# {path.name[:4]} \S", text), path
         for part in ("**Choice.**", "**Reason.**", "**Price.**"):
             assert part in text, f"{path.name} has no {part}"
+
+
+def _properties(kind: type, above: str) -> Iterator[str]:
+    """The JSON paths of all fields of a value class and of those within it."""
+    for field, annotation in kind.__annotations__.items():
+        name = runtime._codec._names.get(field) or re.sub(r"_(\w)", lambda match: match[1].upper(), field)
+        each = "[]" if annotation.startswith("tuple") else ".*" if annotation.startswith("Mapping") else ""
+        words = re.findall(r"\w+", annotation)
+        below = next((item for word in words if hasattr(item := getattr(runtime, word, None), "__match_args__")), None)
+        if isinstance(below, type):
+            yield from _properties(below, f"{above}{name}{each}.")
+        else:
+            yield f"{above}{name}"
+
+
+def test_every_property_of_the_runtime_specification_has_its_test() -> None:
+    text = (HERE / "docs/reference/runtime-spec.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.+) \|$", text, re.M)
+    assert [name for name, _, _ in rows] == list(_properties(runtime.Config, ""))
+    for name, _, held in rows:
+        tests = re.findall(r"`((?:unit|integration)/[\w/]+\.py)::(\w+)`", held)
+        assert tests, name
+        for path, test in tests:
+            assert re.search(rf"^def {test}\(", (HERE / "tests" / path).read_text(), re.M), f"{path} has no {test}"

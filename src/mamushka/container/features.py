@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from errno import EBADF
 
-from mamushka import __version__
 from mamushka.container import options, resctrl
 from mamushka.container.attributes import MEMORY_FLAGS, MEMORY_MODES
 from mamushka.container.cgroups.bus import reachable
@@ -75,7 +74,6 @@ def features() -> Mapping[str, object]:
         "annotations": {
             "org.mamushka.runtime": "container",
             **({f"{LANDLOCK}.abi": str(version)} if version else {}),
-            "org.mamushka.version": __version__,
             **_libseccomp(),
         },
         "potentiallyUnsafeConfigAnnotations": UNSAFE_ANNOTATIONS,

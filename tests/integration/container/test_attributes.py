@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mamushka.errors import Denied, Invalid, MamushkaError, Unsupported
-from mamushka.spec.runtime import CPU, IOPriority, MemoryPolicy, Personality, Process, Resources, Scheduler
+from mamushka.spec.runtime import CPU, Hook, Hooks, IOPriority, MemoryPolicy, Personality, Process, Resources, Scheduler
+from mamushka.values import replace
 
 from .conftest import Ground
 
@@ -118,6 +119,17 @@ def test_the_personality_is_seen_by_uname(ground: Ground) -> None:
         pytest.skip("what another machine calls its 32 bits is not known here")
     ground.start(ground.config("sleep", "60", linux={"personality": Personality("LINUX32")}))
     assert ground.exec("/bin/busybox", "uname", "-m") == (0, "i686\n")
+
+
+def test_hooks_are_not_scheduled_like_the_program(ground: Ground) -> None:
+    with open(f"{ground.rootfs}/bin/hook", "w") as file:
+        file.write("#!/bin/sh\ncat /proc/self/stat > /tmp/hook\n")
+    os.chmod(f"{ground.rootfs}/bin/hook", 0o755)
+    config = ground.config("cat /proc/self/stat", scheduler=Scheduler("SCHED_BATCH", nice=9))
+    text = ground.output(replace(config, hooks=Hooks(start_container=(Hook("/bin/hook", env=("PATH=/bin",)),))))
+    with open(f"{ground.rootfs}/tmp/hook") as file:
+        found = [line.rpartition(") ")[2].split() for line in (text, file.read())]
+    assert [(fields[38], fields[16]) for fields in found] == [("3", "9"), ("0", str(os.nice(0)))]
 
 
 def test_real_time_without_any_is_refused_with_a_reason(ground: Ground) -> None:

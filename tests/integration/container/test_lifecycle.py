@@ -140,6 +140,29 @@ def test_hooks_run_in_order_with_the_state(ground: Ground, tmp_path: Any) -> Non
         assert json.load(file)["status"] == "created"
 
 
+@pytest.mark.parametrize("moment", Hooks.__match_args__)
+def test_a_hook_has_the_arguments_and_the_environment_that_it_is_given(
+    ground: Ground, tmp_path: Any, moment: str
+) -> None:
+    """And no others: nothing of the runtime's environment, and nothing of the container's."""
+    inside = moment == "start_container"
+    place = f"{ground.rootfs}/bin/told" if inside else str(tmp_path / "told")
+    answer = "/tmp/answer" if inside else f"{tmp_path}/answer"
+    with open(place, "w") as file:
+        shell = "/bin/sh"
+        file.write(
+            f'#!{shell}\ncat > /dev/null\nfor word in "$@"; do echo "<$word>"; done > {answer}; env >> {answer}\n'
+        )
+    os.chmod(place, 0o755)
+    hook = Hook("/bin/told" if inside else place, ("told", "a b", ""), ("PATH=/bin:/usr/bin", "GIVEN=x=y"), 10)
+    ground.run(replace(ground.config("true"), hooks=Hooks(**{moment: (hook,)})))
+    with open(ground.rootfs + answer if inside else answer) as file:
+        lines = file.read().splitlines()
+    assert lines[:2] == ["<a b>", "<>"]
+    names = {line.partition("=")[0] for line in lines[2:] if "=" in line}
+    assert "GIVEN=x=y" in lines and names <= {"PATH", "GIVEN", "PWD", "SHLVL", "_", "OLDPWD"}
+
+
 @pytest.mark.parametrize("moment", ["prestart", "create_runtime", "create_container", "start_container", "poststart"])
 @pytest.mark.parametrize(("script", "message"), [("exit 3", "exit status 3"), ("sleep 60", "within 1 s")])
 def test_a_hook_that_fails_ends_the_container(

@@ -158,6 +158,8 @@ def test_start_hands_over_what_create_could_not(ground: Ground, agent: Answering
     with Output() as output:
         started = ground.create(asking(ground, agent, MKDIR), output.writing)
         assert agent.told == []
+        # Whoever starts without an interpreter leaves this one to us.
+        assert not os.path.exists(f"{ground.state}/{ground.name}/removal")
         ground.runtime.start(ground.name)
         os.waitpid(started.pid, 0)
         assert "No medium found" in output.text()
