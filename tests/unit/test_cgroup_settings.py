@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamushka.container.cgroups import v1, v2
+from mamushka.container.cgroups import ownership, v1, v2
 from mamushka.container.cgroups.layout import resolve
 from mamushka.errors import Invalid, Unsupported
 from mamushka.spec.runtime import (
     CPU,
     BlockIO,
+    Config,
     HugepageLimit,
+    IDMapping,
     InterfacePriority,
+    Linux,
     Memory,
+    Mount,
+    Namespace,
     Network,
     Pids,
+    Process,
     Rdma,
     Resources,
     ThrottleDevice,
+    User,
     WeightDevice,
 )
+from mamushka.values import replace
 
 MB = 1 << 20
 
@@ -215,3 +225,21 @@ def test_any_path_is_below_the_root_or_refused(text: str) -> None:
     except (Invalid, Unsupported):
         return
     assert path.startswith("/") and len(path) > 1 and not {"", ".", ".."} & {*path.split("/")[1:]}
+
+
+def test_whom_a_cgroup_belongs_to(tmp_path, monkeypatch) -> None:
+    """The conditions of config-linux.md#cgroup-ownership, one by one."""
+    mount = Mount("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid",))
+    maps = (IDMapping(0, 100000, 10), IDMapping(10, 5000, 5))
+    linux = Linux(namespaces=(Namespace("cgroup"),), uid_mappings=maps)
+    config = Config("1.3.0", Process(user=User(uid=12)), mounts=(mount,), linux=linux)
+    assert ownership.owner(config) == 5002
+    assert ownership.owner(replace(config, process=Process(user=User(uid=77)))) == -1
+    assert ownership.owner(replace(config, linux=replace(linux, uid_mappings=()))) == 12
+    assert ownership.owner(replace(config, mounts=(replace(mount, options=("ro",)),))) == -1
+    assert ownership.owner(replace(config, mounts=())) == -1
+    assert ownership.owner(replace(config, linux=replace(linux, namespaces=(Namespace("cgroup", "/x"),)))) == -1
+    given = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((path, uid, gid)))
+    ownership.give("/x", 5)
+    assert given[0] == ("/x/", 5, -1) and ("/x/cgroup.procs", 5, -1) in given and ("/x/memory.max", 5, -1) not in given

@@ -10,6 +10,7 @@ import os
 
 from mamushka import trace
 from mamushka.container import channel
+from mamushka.container.cgroups.layout import UNIFIED, layout
 from mamushka.container.namespaces import map_ids
 from mamushka.container.plan import Interior
 from mamushka.container.program import home
@@ -53,8 +54,9 @@ class Claim:
 class MakeCgroup:
     """Make the cgroup with its limits."""
 
-    def __init__(self, cgroup: Cgroup, resources: Resources | None) -> None:
-        self.cgroup, self.resources = cgroup, resources or Resources()
+    def __init__(self, cgroup: Cgroup, config: Config) -> None:
+        self.cgroup, self.config = cgroup, config
+        self.resources = config.linux.resources or Resources()
         self.made = False
 
     def describe(self) -> str:
@@ -63,6 +65,12 @@ class MakeCgroup:
     def execute(self) -> None:
         self.cgroup.create(self.resources)
         self.made = True
+        if layout().kind == UNIFIED:
+            from mamushka.container.cgroups import ownership
+
+            uid = ownership.owner(self.config)
+            for _, directory in self.cgroup.paths() if uid > 0 else ():
+                ownership.give(directory, uid)
 
     def undo(self) -> None:
         if self.made:

@@ -122,7 +122,7 @@ class ContainerRuntime:
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
             group = [JoinGroup(interior.group, record)] if interior.group else []
-            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config.linux.resources), *group, init])
+            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config), *group, init])
         except BaseException:
             self._tidy(kept.cgroup)
             raise

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from mamushka.container import defaults
+from mamushka.container.cgroups.layout import UNIFIED, layout
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.spec.runtime import IDMapping, Namespace, TimeOffset
 from mamushka.values import replace
@@ -113,6 +114,27 @@ def test_a_user_namespace_makes_root_nobody(ground: Ground) -> None:
     script = "id -u; cat /proc/self/uid_map; touch /dev/shm/x; stat -c %u /dev/shm/x; echo x > /dev/null; echo done"
     uid, *mapping, made, done = ground.output(ground.config(script, linux=USER)).split()
     assert (uid, mapping, made, done) == ("0", ["0", "100000", "65536"], "0", "done")
+
+
+def test_a_container_that_may_write_to_its_cgroup_owns_it(ground: Ground) -> None:
+    """config-linux.md#cgroup-ownership: the directory and what is safe in it, on cgroup v2, and no limit."""
+    if layout().kind != UNIFIED:
+        pytest.skip("only cgroup v2 can be delegated, and this host has v1")
+    os.chown(ground.rootfs, 100000, 100000)
+    script = (
+        "stat -c %u /sys/fs/cgroup /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/memory.max; "
+        "/bin/busybox mkdir /sys/fs/cgroup/own && echo made; echo 1 > /sys/fs/cgroup/memory.max || echo refused"
+    )
+    config = ground.config(script, linux=USER)
+    assert ground.run(config)[1].split()[:3] == ["65534"] * 3, "a read-only one stays the host's"
+    writable = tuple(
+        replace(entry, options=tuple(word for word in entry.options if word != "ro"))
+        if entry.destination == "/sys/fs/cgroup"
+        else entry
+        for entry in config.mounts
+    )
+    text = ground.run(replace(config, mounts=writable))[1].split()
+    assert text[:3] == ["0", "0", "65534"] and "made" in text and "refused" in text
 
 
 def test_clocks_are_moved(ground: Ground) -> None:
