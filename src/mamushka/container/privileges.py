@@ -99,6 +99,10 @@ def _mask(names: Iterable[str]) -> int:
 
 
 _CAPABILITIES_MAX = 64  # the sets have no more bits
+# How long a process waits behind a filter for the agent: longer than an agent is given (``listener``).
+LISTENER_PATIENCE = 20
+_SIGALRM, _SIGEV_SIGNAL, _CLOCK_MONOTONIC = 14, 0, 1
+_NOWHERE = 0x1000
 
 
 class Privileges:
@@ -188,6 +192,8 @@ class Privileges:
 
         A filter with a listener stops it here until the agent has the descriptor (``listener``); ``told`` says so.
         """
+        if self._filter and self._filter.listens:
+            _end_unless_released(script)
         for number, limit in self._limits:
             script.call("prlimit64", 0, number, limit, 0)
         if self._umask is not None:
@@ -244,6 +250,20 @@ class Privileges:
 def keyring_of(id: str) -> str:
     """The name of a container's session keyring. exec joins it, and never takes the caller's own inside."""
     return f"_mmk.{id}"
+
+
+def _end_unless_released(script: Script) -> None:
+    """Let the process end if it is not the program by then: whoever was to hand its listener over may have died.
+
+    By a timer, which an execve takes away, and a signal whose handler is nowhere: that kills the first process of a pid
+    namespace, too, and needs no call that a filter could stop. timer_create(2), signal(7).
+    """
+    action = words([_NOWHERE, 0, 0, 0], 8)  # a struct sigaction
+    event = words([0], 8) + words([_SIGALRM, _SIGEV_SIGNAL], 4)
+    timer = script.variable()
+    script.call("rt_sigaction", _SIGALRM, script.place(action), 0, 8)
+    script.call("timer_create", _CLOCK_MONOTONIC, script.place(event.ljust(64, b"\0")), timer.address)
+    script.call("timer_settime", timer, 0, script.place(words([0, 0, LISTENER_PATIENCE, 0], 8)), 0)
 
 
 def prepare(

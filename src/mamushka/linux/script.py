@@ -110,7 +110,8 @@ _NUMBERS = {
     "read": (0, 63), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigtimedwait": (128, 137),
     "sched_setaffinity": (203, 122), "sendmsg": (46, 211), "setgroups": (116, 159), "setpgid": (109, 154),
     "setresgid": (119, 149), "setresuid": (117, 147), "setsid": (112, 157), "statx": (332, 291),
-    "symlinkat": (266, 36), "umask": (95, 166), "wait4": (61, 260), "waitid": (247, 95), "write": (1, 64),
+    "symlinkat": (266, 36), "timer_create": (222, 107), "timer_settime": (223, 110),
+    "umask": (95, 166), "wait4": (61, 260), "waitid": (247, 95), "write": (1, 64),
     "writev": (20, 66),
 }  # fmt: skip
 for _name, _number in _NUMBERS.items():

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mamushka.container import privileges
 from mamushka.errors import Invalid, MamushkaError, NotFound, Unavailable
 from mamushka.spec.runtime import Config, Seccomp, SyscallRule
 from mamushka.values import replace
@@ -215,6 +217,25 @@ def test_an_agent_that_goes_before_start(ground: Ground, agent: Answering) -> No
         ground.runtime.start(ground.name)
         ground.runtime.delete(ground.name, force=True)
         again.end()
+
+
+def test_a_process_whose_starter_died_does_not_wait_for_ever(
+    ground: Ground, agent: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody opened the gate and was killed before it told the agent."""
+    monkeypatch.setattr(privileges, "LISTENER_PATIENCE", 1)
+    started = ground.create(asking(ground, agent, "sleep 60"))
+    with open(f"{ground.state}/{ground.name}/gate", "wb", buffering=0) as gate:
+        gate.write(b"\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(started.pid, 0)[1]) == -signal.SIGSEGV
+    assert ground.runtime.state(ground.name).status == "stopped"
+
+
+def test_the_timer_is_not_the_programs(ground: Ground, agent: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "LISTENER_PATIENCE", 1)
+    config = asking(ground, agent, "sleep 1.5; /bin/busybox grep SigCgt /proc/1/status; cat /proc/1/timers; echo done")
+    _, caught, done = ground.output(config).split()
+    assert done == "done" and not int(caught, 16) & 1 << signal.SIGALRM - 1
 
 
 def test_a_program_that_cannot_run_is_told_of(ground: Ground, agent: Answering) -> None:

@@ -138,7 +138,10 @@ def test_a_remount_changes_what_is_there(ground: Ground, tree: str) -> None:
 @pytest.mark.parametrize(("word", "inside"), [("idmap", "1000"), ("ridmap", "5000")])
 def test_ids_are_mapped_for_one_mount_or_for_all(ground: Ground, tree: str, word: str, inside: str) -> None:
     given = (Mount("/x", "none", tree, ("rbind", word), IDS, IDS),)
-    text = ground.output(ground.config("stat -c %u /x/file /x/inner/file", mounts=given))
+    try:
+        text = ground.output(ground.config("stat -c %u /x/file /x/inner/file", mounts=given))
+    except Unsupported:
+        pytest.skip("a kernel whose tmpfs maps no ids (before Linux 6.3)")
     assert text.split() == ["5000", inside]
 
 
