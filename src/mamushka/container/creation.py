@@ -137,10 +137,10 @@ class BearInit:
     def execute(self) -> None:
         interior = self.interior
         entrance = self.cgroup.entrance()
-        if interior.group is not None:
-            entrance.doors += interior.group.doors()
         ends = []
         try:
+            if interior.group is not None:
+                entrance.doors += interior.group.doors()
             interior.build(self.root, self.preserve, self.privileges, self.cgroup, entrance)
             for operation in interior.operations if trace.listening() else ():
                 trace.event("plan.inside", operation=operation.describe())

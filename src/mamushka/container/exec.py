@@ -70,11 +70,11 @@ def further(
     keyring = keyring_of(kept.id)
     privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own)
     entrance = cgroup.entrance()
-    entrance.doors += _groups(record, kept)
     directory = cgroup.descriptor()
     peer, theirs = channel.pair()
     pid = new = proc = -1
     try:
+        entrance.doors += _groups(record, kept)
         if privileges.in_proc():
             from mamushka.linux import procfs
 

@@ -68,10 +68,10 @@ class Namespaces:
         try:
             for namespace in linux.namespaces:
                 self._add(namespace.type, namespace.path, seen)
+            self._check(linux)
         except BaseException:
             self.close()
             raise
-        self._check(linux)
 
     def _add(self, kind: str, path: str, seen: set[str]) -> None:
         flag = FLAGS.get(kind)

@@ -70,19 +70,28 @@ class Interior:
         self.held: dict[int, Variable] = {}  # these descriptors, by the place where they are mounted
         self.operations: list[Inside] = []
         self.preserve: tuple[int, ...] = ()
-        self.namespaces = Namespaces(config.linux)
-        check_sysctls(config.linux.sysctl, self.namespaces)
         self.restricted = restrictions(config, self.process)
+        self.group = self._group()
+        self.namespaces = Namespaces(config.linux)
+        try:
+            self._check_names()
+            self.passage = self._passage()
+        except BaseException:
+            self.namespaces.close()
+            raise
+        hooks = config.hooks
+        # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
+        self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
+
+    def _check_names(self) -> None:
+        """Names and settings of what the container does not have apart from the host are the host's."""
+        config = self.config
+        check_sysctls(config.linux.sysctl, self.namespaces)
         if (config.hostname or config.domainname) and not self.namespaces.has("uts"):
             raise Invalid(
                 "a host name or domain name without a uts namespace would be the host's own",
                 hint='add {"type": "uts"} to linux.namespaces, or leave hostname and domainname out',
             )
-        self.passage = self._passage()
-        self.group = self._group()
-        hooks = config.hooks
-        # Hooks that run before the root changes; they look for it where the bundle says it is, and are told the pid.
-        self.hooked = bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
 
     def _passage(self) -> Passage | None:
         """The host's network devices that are to move in."""

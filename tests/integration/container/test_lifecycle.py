@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from mamushka import trace
+from mamushka.container import defaults
 from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from mamushka.runtime import CannotExecute, Stdio
-from mamushka.spec.runtime import Hook, Hooks, Memory, Pids, Resources
+from mamushka.spec.runtime import Hook, Hooks, Memory, Namespace, Pids, Resources
 from mamushka.values import replace
 
 from .conftest import Ground
@@ -274,6 +275,19 @@ def test_descriptors_do_not_pile_up(ground: Ground) -> None:
     for _ in range(3):
         ground.run(ground.config("true"))
     assert len(os.listdir("/proc/self/fd")) == before
+    joined = tuple(entry for entry in defaults.NAMESPACES if entry.type not in ("uts", "ipc"))
+    with subprocess.Popen(["unshare", "--ipc", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdin.write(b"\n")
+        other.stdin.flush()
+        other.stdout.readline()
+        joined += (Namespace("ipc", f"/proc/{other.pid}/ns/ipc"),)
+        before = len(os.listdir("/proc/self/fd"))
+        for linux in ({"namespaces": joined}, {"namespaces": joined[-1:]}):
+            with pytest.raises(MamushkaError, match="namespace"):
+                ground.run(ground.config("true", linux=linux))
+        assert len(os.listdir("/proc/self/fd")) == before
+        other.stdin.close()
 
 
 @pytest.mark.slow
