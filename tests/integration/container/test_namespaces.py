@@ -90,11 +90,12 @@ def test_a_mount_namespace_is_joined_by_path(ground: Ground) -> None:
     """As runc has it: the bundle's root is put into that namespace, and becomes its root for whoever is in it."""
     seen = []
     for run in (ground.output, ground.runc):
-        with subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"],
-            stdout=subprocess.PIPE,
-        ) as holder:
-            assert holder.stdout is not None and holder.stdout.readline()
+        # It answers when it runs already: its root is about to be another, in which there is no program.
+        holding = ["unshare", "--mount", "--propagation", "private", "cat"]
+        with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as holder:
+            assert holder.stdin is not None and holder.stdout is not None
+            holder.stdin.write(b"\n")
+            assert holder.stdout.read(1) == b"\n"
             namespace = os.readlink(f"/proc/{holder.pid}/ns/mnt")
             kept = tuple(entry for entry in defaults.NAMESPACES if entry.type != "mount")
             config = ground.config(
