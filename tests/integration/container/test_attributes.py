@@ -16,7 +16,7 @@ from mamushka.values import replace
 
 from .conftest import Ground
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 WAIT = "echo ready; sleep 60"
 

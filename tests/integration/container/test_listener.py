@@ -22,7 +22,7 @@ from mamushka.values import replace
 
 from .conftest import Ground, Output
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 # include/uapi/linux/seccomp.h: struct seccomp_notif of 80 bytes, seccomp_notif_resp of 24.
 RECV, SEND = 0xC0502100, 0xC0182101

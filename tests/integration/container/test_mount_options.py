@@ -16,7 +16,7 @@ from tests import peers
 
 from .conftest import Ground
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 IDS = (IDMapping(1000, 5000, 1),)
 
