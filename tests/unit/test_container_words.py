@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamushka.container import channel, features, mounts, namespaces, options, plan, privileges
+from mamushka.container import channel, checkpoint, features, mounts, namespaces, options, plan, privileges
 from mamushka.container.affinity import cpu_list
 from mamushka.container.failure import explain
 from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, PROGRAM
@@ -22,7 +22,19 @@ from mamushka.interfaces.oci.limits import _bytes
 from mamushka.linux import mount as abi
 from mamushka.linux.script import failure, parse
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
-from mamushka.spec.runtime import Config, Hook, Hooks, Linux, Mount, Process
+from mamushka.spec.runtime import (
+    Config,
+    Hook,
+    Hooks,
+    IntelRdt,
+    Linux,
+    MemoryPolicy,
+    Mount,
+    NetDevice,
+    Personality,
+    Process,
+    Seccomp,
+)
 
 
 def test_later_options_win() -> None:
@@ -249,3 +261,18 @@ def test_what_is_none_of_its_words_is_no_success_of_a_process() -> None:
     os.close(theirs)
     assert channel.receive(ours) == (b"", -1)
     os.close(ours)
+
+
+@pytest.mark.parametrize(
+    "linux",
+    [
+        Linux(seccomp=Seccomp("SCMP_ACT_ALLOW", listener_path="/x")),
+        Linux(net_devices={"eth0": NetDevice()}),
+        Linux(intel_rdt=IntelRdt()),
+        Linux(memory_policy=MemoryPolicy("MPOL_LOCAL")),
+        Linux(personality=Personality("LINUX32")),
+    ],
+)
+def test_what_a_checkpoint_would_lose_is_refused(linux: Linux) -> None:
+    with pytest.raises(Unsupported, match="criu would leave that out"):
+        checkpoint.check(Config("1.3.0", linux=linux))

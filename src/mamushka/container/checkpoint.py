@@ -122,6 +122,16 @@ def check(config: Config) -> None:
             "cannot checkpoint or restore a container behind Landlock: criu does not know it, and it would be lost",
             hint="leave the policy out for a workload that is to be checkpointed",
         )
+    linux = config.linux
+    for what, asked in (
+        ("a seccomp agent", linux.seccomp and linux.seccomp.listener_path),
+        ("network devices of the host's", linux.net_devices),
+        ("a class of service", linux.intel_rdt),
+        ("a memory policy", linux.memory_policy),
+        ("a personality", linux.personality),
+    ):
+        if asked:
+            raise Unsupported(f"cannot checkpoint or restore a container with {what}: criu would leave that out")
     for namespace in config.linux.namespaces:
         if namespace.path and namespace.type != "network":
             raise Unsupported(

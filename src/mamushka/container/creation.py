@@ -54,9 +54,8 @@ class Claim:
 class MakeCgroup:
     """Make the cgroup with its limits."""
 
-    def __init__(self, cgroup: Cgroup, config: Config) -> None:
-        self.cgroup, self.config = cgroup, config
-        self.resources = config.linux.resources or Resources()
+    def __init__(self, cgroup: Cgroup, config: Config, resources: Resources | None) -> None:
+        self.cgroup, self.config, self.resources = cgroup, config, resources or Resources()
         self.made = False
 
     def describe(self) -> str:

@@ -122,7 +122,9 @@ class ContainerRuntime:
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
             group = [JoinGroup(interior.group, record)] if interior.group else []
-            plan.run([Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config), *group, init])
+            plan.run(
+                [Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config, config.linux.resources), *group, init]
+            )
         except BaseException:
             self._tidy(kept.cgroup)
             raise
@@ -452,7 +454,7 @@ class ContainerRuntime:
         try:
             own = f"_mmk.{id}" if keyring else ""
             restored = RestoreProcesses(interior, record, cgroup, root, directory, options, _filter(config)[1], own)
-            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, devices), restored])
+            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config, devices), restored])
         except BaseException:
             self._tidy(kept.cgroup)
             raise
@@ -556,6 +558,7 @@ def _to_keep(config: Config) -> Config:
     linux = Linux(
         namespaces=given.namespaces,
         seccomp=seccomp,
+        net_devices=given.net_devices,
         intel_rdt=given.intel_rdt,
         memory_policy=given.memory_policy,
         personality=given.personality,
