@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.oci import test_command
-from tests.integration.oci.test_command import Oci
+from tests.integration.oci.conftest import Oci
 
 pytestmark = pytest.mark.root
-oci = test_command.oci
 
 GONE = object()
 MOUNT = {"type": "mount"}
