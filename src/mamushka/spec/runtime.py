@@ -449,7 +449,7 @@ def parse(raw: bytes) -> Config:
     config = _codec.parse(Config, raw, "config.json")
     major, _, rest = config.oci_version.partition(".")
     minor, _, patch = rest.partition(".")
-    if major != "1" or not minor.isdigit() or not (patch or "0")[:1].isdigit():
+    if major != "1" or not (minor + (patch or "0")[0]).isdigit() or not minor or not config.oci_version.isascii():
         raise Invalid(
             f"config.json is of runtime-spec version {config.oci_version!r}; this runtime speaks {VERSION}",
             hint="every 1.x version is understood",
