@@ -33,7 +33,7 @@ from mamushka.container.program import (
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, open_tree, set_attributes
-from mamushka.linux.process import CLONE_NEWCGROUP
+from mamushka.linux.process import CLONE_NEWCGROUP, initial
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
 from mamushka.spec.runtime import Hooks
@@ -165,7 +165,8 @@ class Interior:
         return os.path.normpath(os.path.join(self.bundle.path, path))
 
     def _filesystems(self, cgroup: Cgroup) -> Iterator[Inside]:
-        for mount in self.config.mounts:
+        for given in self.config.mounts:
+            mount = self._possible(given)
             asked = mounts.parse(mount)
             where = rootfs.components(os.fsencode(mount.destination))
             if asked.bind:
@@ -183,6 +184,14 @@ class Interior:
             else:
                 yield self._filesystem(mount, asked)
             self.places.append((where, _NEW if mount.type == "tmpfs" else _OTHER))
+
+    def _possible(self, mount: Mount) -> Mount:
+        """The mount, or what shows the same where a user namespace cannot have it. Decision 0032."""
+        if initial():
+            return mount
+        from mamushka.container.substitute import substitute
+
+        return substitute(mount, own_network=self.namespaces.has("network"))
 
     def _filesystem(self, mount: Mount, asked: Options) -> Inside:
         made = mounts.MountFilesystem(mount, asked, self.config.linux.mount_label)
@@ -221,7 +230,7 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             check_device(device)
-        if not self.namespaces.has("user"):
+        if initial() and not self.namespaces.has("user"):
             yield rootfs.MakeDevices(given.values(), DEVICE_LINKS, fresh=self._fresh(given.values()))
             return
         for path, tree in self._host_devices():

@@ -34,6 +34,7 @@ from mamushka.linux.process import (
     PR_CAPBSET_DROP,
     PR_SET_KEEPCAPS,
     PR_SET_NO_NEW_PRIVS,
+    initial,
 )
 from mamushka.linux.rlimit import NUMBERS as RLIMITS
 from mamushka.linux.rlimit import rlimit64
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from mamushka.linux.script import Script
     from mamushka.linux.seccomp import Filter
-    from mamushka.spec.runtime import Capabilities, Process, Rlimit
+    from mamushka.spec.runtime import Capabilities, Process, Rlimit, User
 
 # What an ordinary container keeps of root's power: the fourteen that Docker leaves.
 DEFAULT_CAPABILITIES = (
@@ -238,16 +239,32 @@ def prepare(
     filter: Filter | None = None,
     keyring: str = "",
     user_namespace: bool = False,
-    groups: bool = True,
+    groups: bool | None = None,
 ) -> Privileges:
     """Everything that confines a process, ready to be applied in the child.
 
     ``keyring`` names a new session keyring. In a new user namespace (``user_namespace``) the child holds every
-    capability, whatever the caller lacks; ``groups`` is false where that namespace forbids setgroups.
+    capability, whatever the caller lacks; ``groups`` is false where that namespace forbids setgroups (None: ask the
+    caller's own).
     Capabilities that the caller does not hold are left out and named in ``missing``.
     """
     _, permitted, _ = capabilities.current()
+    if groups is None:
+        groups = initial() or user_namespace or _checked_ids(process.user)
     return Privileges(process, filter, keyring, capabilities.ALL if user_namespace else permitted, groups)
+
+
+def _checked_ids(user: User) -> bool:
+    """Whether the caller's namespace allows setgroups. Unsupported for a user or group that it does not have."""
+    from mamushka.linux.users import has, may_set_groups, ranges
+
+    for kind, number in (("uid", user.uid), ("gid", user.gid)):
+        if not has(number, ranges(kind)):
+            raise Unsupported(
+                f"there is no {kind} {number} in this user namespace",
+                hint="grant subordinate ids in /etc/subuid and /etc/subgid, and stop what runs: mamushka doctor",
+            )
+    return may_set_groups()
 
 
 def _limits(wanted: Iterable[Rlimit]) -> list[tuple[int, rlimit64]]:

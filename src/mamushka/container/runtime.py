@@ -216,7 +216,16 @@ class ContainerRuntime:
 
     def processes(self, id: str) -> tuple[int, ...]:
         """The pids inside, as this process's pid namespace counts."""
-        return self._cgroup(self._record(id)).processes()
+        record = self._record(id)
+        return self._processes(record, self._cgroup(record))
+
+    def _processes(self, record: Record, cgroup: Cgroup) -> tuple[int, ...]:
+        """Those in its cgroup; where it may have none, those in its pid namespace."""
+        if cgroup.exists():
+            return cgroup.processes()
+        from mamushka.container.members import members
+
+        return members(record.living())
 
     def stats(self, id: str) -> Stats:
         """Resource use now."""
@@ -265,8 +274,7 @@ class ContainerRuntime:
         cgroup = self._cgroup(record)
         if signal == _SIGKILL:
             cgroup.kill()
-            return
-        for pid in cgroup.processes():
+        for pid in self._processes(record, cgroup) if signal != _SIGKILL or not cgroup.exists() else ():
             try:
                 os.kill(pid, signal)
             except ProcessLookupError:
@@ -491,12 +499,13 @@ class ContainerRuntime:
 def _above(cgroup: str) -> list[str]:
     """The directories above a cgroup, in every hierarchy, that hold containers' cgroups alone; the deepest first."""
     from mamushka.container.cgroups.cgroup import everywhere
-    from mamushka.container.cgroups.layout import PARENT
+    from mamushka.container.cgroups.layout import PARENT, layout
 
     found: list[str] = []
-    parent = os.path.dirname(cgroup)
+    base = layout().base
+    parent = os.path.dirname(cgroup).removeprefix(base)
     while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
-        found += everywhere(parent)
+        found += everywhere(base + parent)
         parent = os.path.dirname(parent)
     return found
 

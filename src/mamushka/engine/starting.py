@@ -20,6 +20,7 @@ from mamushka.engine.runtimes import preload
 from mamushka.engine.workload import ACTIVE, after, load
 from mamushka.errors import Conflict, Unavailable
 from mamushka.linux import lock
+from mamushka.linux.process import initial
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -135,6 +136,10 @@ def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener:
     """The shim's whole life; a process of its own."""
     if trace.listening():
         trace.subscribe(lambda name, fields: _forward(theirs, name, fields))
+    if not initial():
+        from mamushka.engine.rootless import stay
+
+        stay(engine.paths.run)
     pump = Pump(listener=listener, log=shim.open_log(post))
     pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     served = shim.Shim(post, config, engine.runtime(post.launch.runtime), pump)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
+from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, initial, setns, unshare
 from mamushka.linux.rtnetlink import link_up, open_route
 
 TYPE_CHECKING = False
@@ -19,9 +19,10 @@ _SELF = "/proc/thread-self/ns/net"
 _LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
 
 # As Docker does: inside, nobody needs a capability for port 80 or to ping.
+_PING = "net.ipv4.ping_group_range"
 DEFAULT_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
+    _PING: "0 2147483647",
 }
 
 
@@ -54,6 +55,8 @@ def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = 
     """
     if users >= 0:
         return _owned(sysctls, users)
+    if not initial():
+        return _inside(sysctls)
     home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)
@@ -81,6 +84,22 @@ def _owned(sysctls: Mapping[str, str], users: int) -> int:
         os.close(namespace)
         raise
     return namespace
+
+
+def _inside(sysctls: Mapping[str, str]) -> int:
+    """In a user namespace, by a child: nobody there is let back into the host's network once he has left it."""
+    from mamushka.linux.nobody import made
+    from mamushka.linux.users import ranges
+
+    given = dict(sysctls)
+    if given.get(_PING) == DEFAULT_SYSCTLS[_PING]:  # to all groups: those that there are
+        given[_PING] = f"0 {max(first + size - 1 for first, _, size in ranges('gid'))}"
+
+    def make() -> None:
+        unshare(CLONE_NEWNET)
+        _equip(given)
+
+    return made("net", make)
 
 
 def _equip(sysctls: Mapping[str, str]) -> None:
