@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.wiring import Place
     from mamushka.engine.workload import Workload
+    from mamushka.network.carrier import Carrier
     from mamushka.spec.runtime import Config
 
 
@@ -118,7 +119,7 @@ def _launch(
     open_fds += [listener, theirs]
 
     def serve() -> None:
-        _serve(engine, post, config, root, listener, theirs, flags)
+        _serve(engine, post, config, root, listener, theirs, flags, place.carrier)
 
     preload()
     shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
@@ -132,7 +133,16 @@ def _launch(
     return connection, place
 
 
-def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener: int, theirs: int, flags: int) -> None:
+def _serve(
+    engine: Engine,
+    post: shim.Post,
+    config: Config,
+    root: int,
+    listener: int,
+    theirs: int,
+    flags: int,
+    carrier: Carrier | None,
+) -> None:
     """The shim's whole life; a process of its own."""
     if trace.listening():
         trace.subscribe(lambda name, fields: _forward(theirs, name, fields))
@@ -144,6 +154,8 @@ def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener:
     pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     served = shim.Shim(post, config, engine.runtime(post.launch.runtime), pump)
     try:
+        if carrier is not None:
+            served.carry(carrier)
         served.start(root)
     except BaseException as error:
         served.abandon(error)

@@ -13,7 +13,7 @@ from mamushka.linux.rtnetlink import link_up, open_route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _SELF = "/proc/thread-self/ns/net"
 _LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
@@ -48,15 +48,18 @@ class Entered:
             os.close(self._home)
 
 
-def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = -1) -> int:
+def new_namespace(
+    sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = -1, refused: Sequence[tuple[bytes, int]] = ()
+) -> int:
     """A descriptor (close-on-exec) of a new namespace with its loopback up. About half a millisecond.
 
-    ``users`` is the user namespace whose root is to own it.
+    ``users`` is the user namespace whose root is to own it. Where the caller is in one himself, nobody inside can send
+    to the ``refused`` destinations, (address, prefix) each, unless he may change routes or send raw packets.
     """
     if users >= 0:
         return _owned(sysctls, users)
     if not initial():
-        return _inside(sysctls)
+        return _inside(sysctls, refused)
     home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)
@@ -86,7 +89,7 @@ def _owned(sysctls: Mapping[str, str], users: int) -> int:
     return namespace
 
 
-def _inside(sysctls: Mapping[str, str]) -> int:
+def _inside(sysctls: Mapping[str, str], refused: Sequence[tuple[bytes, int]]) -> int:
     """In a user namespace, by a child: nobody there is let back into the host's network once he has left it."""
     from mamushka.linux.nobody import made
     from mamushka.linux.users import ranges
@@ -98,6 +101,11 @@ def _inside(sysctls: Mapping[str, str]) -> int:
     def make() -> None:
         unshare(CLONE_NEWNET)
         _equip(given)
+        if refused:
+            from mamushka.linux.rtnetlink import new_prohibition
+
+            with open_route() as route:
+                route.request([new_prohibition(address, prefix) for address, prefix in refused])
 
     return made("net", make)
 
