@@ -31,13 +31,17 @@ _PLAIN = CheckpointOptions()
 
 
 class ContainerRuntime:
-    """Containers whose records lie below ``root``."""
+    """Containers whose records lie below ``root``.
+
+    ``entered`` says that this process is in the user namespace that the next bundle asks for.
+    """
 
     name = "container"
 
     def __init__(self, root: str, *, cgroups: str = "cgroupfs") -> None:
         """``cgroups`` says who makes the cgroups of new containers; what exists knows it by itself."""
         self.root, self.cgroups = root, cgroups
+        self.entered = False
 
     # Making
 
@@ -111,6 +115,8 @@ class ContainerRuntime:
         record = Record(self.root, id)
         cgroup = choose(self.cgroups, config.linux.cgroups_path, id, config.annotations)
         kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
+        if self.entered:
+            bundle = replace(bundle, config=_within(config))
         interior = Interior(bundle, stdio, kept, gated=gated, no_pivot=no_pivot)
         try:
             filter, program = _filter(config)
@@ -524,6 +530,13 @@ def _to_keep(config: Config) -> Config:
     # Of mounts, which of them are the host's: a checkpoint leaves those out.
     binds = tuple(Mount(mount.destination) for mount in config.mounts if {"bind", "rbind"} & {*mount.options})
     return replace(config, mounts=binds, linux=linux)
+
+
+def _within(config: Config) -> Config:
+    """What is left to be built when the user namespace is there already."""
+    linux = config.linux
+    kept = tuple(item for item in linux.namespaces if item.type != "user")
+    return replace(config, linux=replace(linux, namespaces=kept, uid_mappings=(), gid_mappings=()))
 
 
 def _filter(config: Config) -> tuple[Filter | None, bytes]:
