@@ -165,8 +165,7 @@ class Interior:
         return os.path.normpath(os.path.join(self.bundle.path, path))
 
     def _filesystems(self, cgroup: Cgroup) -> Iterator[Inside]:
-        for given in self.config.mounts:
-            mount = self._possible(given)
+        for mount in self._possible():
             asked = mounts.parse(mount)
             where = rootfs.components(os.fsencode(mount.destination))
             if asked.bind:
@@ -185,13 +184,13 @@ class Interior:
                 yield self._filesystem(mount, asked)
             self.places.append((where, _NEW if mount.type == "tmpfs" else _OTHER))
 
-    def _possible(self, mount: Mount) -> Mount:
-        """The mount, or what shows the same where a user namespace cannot have it. Decision 0032."""
+    def _possible(self) -> Iterable[Mount]:
+        """The bundle's mounts, or what shows the same where a user namespace cannot have them. Decision 0032."""
         if initial():
-            return mount
+            return self.config.mounts
         from mamushka.container.substitute import substitute
 
-        return substitute(mount, own_network=self.namespaces.has("network"))
+        return substitute(self.config.mounts, self.namespaces)
 
     def _filesystem(self, mount: Mount, asked: Options) -> Inside:
         made = mounts.MountFilesystem(mount, asked, self.config.linux.mount_label)
@@ -243,10 +242,11 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             if device.type != "p" and device.path not in mounted:
-                path = os.fsencode(device.path)
-                tree = open_tree(AT_FDCWD, path, rootfs.COPY)
+                from mamushka.container.substitute import host_node
+
+                tree = open_tree(AT_FDCWD, host_node(device), rootfs.COPY)
                 self.trees.append(tree)
-                yield path, tree
+                yield os.fsencode(device.path), tree
 
     def _fresh(self, devices: Iterable[Device]) -> bool:
         """Whether /dev is a tmpfs that was made just now, with nothing in it that one of the devices could meet."""

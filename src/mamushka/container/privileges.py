@@ -16,7 +16,7 @@ from errno import EINVAL
 
 from mamushka import trace
 from mamushka.container.operation import LABEL, open_in_proc
-from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.errors import Denied, Invalid, NotFound, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
 from mamushka.linux.executable import words
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from mamushka.linux.script import Script
     from mamushka.linux.seccomp import Filter
-    from mamushka.spec.runtime import Capabilities, Process, Rlimit, User
+    from mamushka.spec.runtime import Capabilities, Process, Rlimit
 
 # What an ordinary container keeps of root's power: the fourteen that Docker leaves.
 DEFAULT_CAPABILITIES = (
@@ -250,20 +250,33 @@ def prepare(
     """
     _, permitted, _ = capabilities.current()
     if groups is None:
-        groups = initial() or user_namespace or _checked_ids(process.user)
+        groups = initial() or user_namespace or _possible(process)
     return Privileges(process, filter, keyring, capabilities.ALL if user_namespace else permitted, groups)
 
 
-def _checked_ids(user: User) -> bool:
-    """Whether the caller's namespace allows setgroups. Unsupported for a user or group that it does not have."""
+def _possible(process: Process) -> bool:
+    """Whether the caller's namespace allows setgroups. Unsupported or Denied for what it has not, or may not raise."""
+    import resource
+
     from mamushka.linux.users import has, may_set_groups, ranges
 
-    for kind, number in (("uid", user.uid), ("gid", user.gid)):
+    for kind, number in (("uid", process.user.uid), ("gid", process.user.gid)):
         if not has(number, ranges(kind)):
             raise Unsupported(
                 f"there is no {kind} {number} in this user namespace",
                 hint="grant subordinate ids in /etc/subuid and /etc/subgid, and stop what runs: mamushka doctor",
             )
+    for limit in process.rlimits:
+        hard = resource.getrlimit(RLIMITS[limit.type])[1] if limit.type in RLIMITS else -1
+        if hard != resource.RLIM_INFINITY and limit.hard > hard:
+            raise Denied(
+                f"{limit.type} cannot be raised to {limit.hard}: this user's own limit is {hard}",
+                hint="ask for less, or have root raise it in /etc/security/limits.conf",
+            )
+    own = int(_first("/proc/self/oom_score_adj") or 0)
+    if process.oom_score_adj is not None and process.oom_score_adj < own:
+        raise Denied(f"the score {process.oom_score_adj} for the out-of-memory killer is below the caller's own {own}",
+                     hint="only root may lower it")  # fmt: skip
     return may_set_groups()
 
 

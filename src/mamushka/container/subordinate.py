@@ -63,7 +63,7 @@ def own_maps() -> tuple[tuple[IDMapping, ...], tuple[IDMapping, ...]]:
     """(users, groups): root is this user, and from 1 on come his subordinate ids, where he has both kinds."""
     uid, gid = os.geteuid(), os.getegid()
     alone = (IDMapping(0, uid, 1),), (IDMapping(0, gid, 1),)
-    missing = lacking()
+    missing = lacking(uid)
     if missing:
         trace.event("rootless.single", reason=missing)
         return alone
@@ -71,9 +71,8 @@ def own_maps() -> tuple[tuple[IDMapping, ...], tuple[IDMapping, ...]]:
     return _stacked(uid, granted("uid", uid, name)), _stacked(gid, granted("gid", uid, name))
 
 
-def lacking() -> str:
-    """Why this user has one id only, and how he gets more; empty where he has what it takes."""
-    uid = os.geteuid()
+def lacking(uid: int) -> str:
+    """Why a user has one id only, and how he gets more; empty where he has what it takes."""
     name = user_name(uid)
     for kind, program in _WRITERS.items():
         if not granted(kind, uid, name):
@@ -120,6 +119,8 @@ def run_directory() -> str:
 
 # The directory of the user that this process was before it became root of a namespace; empty where it did not.
 entered_from = ""
+# And his number outside.
+entered_as = -1
 
 
 def check_threads() -> None:
@@ -169,8 +170,8 @@ def enter(namespace: int) -> None:
 
 
 def _remember() -> None:
-    global entered_from
-    entered_from = run_directory()
+    global entered_from, entered_as
+    entered_from, entered_as = run_directory(), os.geteuid()
 
 
 def settle() -> None:

@@ -11,6 +11,7 @@ import os
 from mamushka.engine.paths import Paths, default_roots
 from mamushka.engine.state import State
 from mamushka.errors import NotFound
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Engine:
             defaults = default_roots()
             data_root, run_root = data_root or defaults[0], run_root or defaults[1]
         self.paths = Paths(data_root, run_root)
-        if os.geteuid() != 0:
+        if os.geteuid() != 0 or not initial():
             from mamushka.engine.rootless import enter
 
             enter(self.paths.run)

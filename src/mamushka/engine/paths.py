@@ -6,6 +6,7 @@ import os
 
 from mamushka import document
 from mamushka.errors import Denied
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def default_roots() -> tuple[str, str]:
     global _roots
     if _roots is None:
         _roots = DATA_ROOT, RUN_ROOT
-        if os.geteuid() != 0:
+        # Root of a container has a system of his own; root of a mere user namespace has the user's home.
+        if os.geteuid() != 0 or not (initial() or os.access(os.path.dirname(DATA_ROOT), os.W_OK)):
             from mamushka.engine.rootless import roots
 
             _roots = roots()

@@ -44,7 +44,14 @@ def _home(uid: int) -> str:
 
 
 def enter(run_root: str) -> None:
-    """Become root of the namespace that this user's workloads have, or of a new one."""
+    """Become root of the namespace that this user's workloads have, or of a new one; once.
+
+    Who is root of a user namespace already stays in it, with mounts that are his to change.
+    """
+    if os.geteuid() == 0:
+        if not users.owns_mounts():
+            subordinate.settle()
+        return
     subordinate.check_threads()
     os.makedirs(run_root, 0o711, exist_ok=True)
     with Lock(f"{run_root}/{_LIST}.lock"):
@@ -59,6 +66,13 @@ def enter(run_root: str) -> None:
             subordinate.make(uids, gids)
             trace.event("rootless.made", ids=sum(item.size for item in uids))
         _write_down(run_root)
+
+
+def limitation() -> str:
+    """Why this user has one id only, and how he gets more; empty where he has many."""
+    if not users.single() or subordinate.entered_as < 0:
+        return ""
+    return subordinate.lacking(subordinate.entered_as) or "stop what runs: it began with one id"
 
 
 def stay(run_root: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mamushka.linux.abi import IO
 from mamushka.linux.process import initial
 
@@ -16,6 +18,27 @@ _NSIO = 0xB7
 def NS_GET_PARENT(fd: int) -> int:
     """A descriptor of the namespace above; EPERM where that is out of the caller's sight. ioctl_ns(2)."""
     raise NotImplementedError
+
+
+@IO(_NSIO, 0x1)
+def NS_GET_USERNS(fd: int) -> int:
+    """A descriptor of the user namespace that owns this one; EPERM where that is out of sight. ioctl_ns(2)."""
+    raise NotImplementedError
+
+
+def owns_mounts() -> bool:
+    """Whether this process's mount namespace belongs to its user namespace, whose root may then mount in it."""
+    mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = NS_GET_USERNS(mounts)
+    except PermissionError:
+        return False
+    finally:
+        os.close(mounts)
+    try:
+        return os.fstat(owner).st_ino == os.stat("/proc/self/ns/user").st_ino
+    finally:
+        os.close(owner)
 
 
 def ranges(kind: str) -> list[tuple[int, int, int]]:

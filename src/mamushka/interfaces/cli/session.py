@@ -33,9 +33,24 @@ class Session:
         """This user's engine on this host."""
         if self._engine is None:
             from mamushka.engine.engine import Engine
+            from mamushka.linux.process import initial
 
             self._engine = Engine(self.data_root, self.run_root).__enter__()
+            if not initial():
+                self._tell_once()
         return self._engine
+
+    def _tell_once(self) -> None:
+        """An ordinary user with one id is told what that means, once."""
+        from mamushka.engine.rootless import limitation
+
+        told = f"{self.data_root}/told-one-id"
+        reason = limitation()
+        if reason and not os.path.exists(told):
+            from mamushka.interfaces.cli.output import complain
+
+            os.close(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            complain("you have one id: every file of an image will be yours, and no other user can be run", reason)
 
     def __enter__(self) -> Session:
         return self

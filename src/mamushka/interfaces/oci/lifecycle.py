@@ -6,9 +6,9 @@ import os
 
 from mamushka.container.runtime import ContainerRuntime
 from mamushka.errors import Invalid, NotFound
-from mamushka.linux.process import initial
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.commands import DEFAULT_ROOT
+from mamushka.linux.process import initial
 from mamushka.runtime import Bundle, Stdio
 from mamushka.spec import runtime as spec
 from mamushka.values import replace
