@@ -111,7 +111,7 @@ def run_directory() -> str:
     found = os.lstat(path)
     if found.st_uid != uid or found.st_mode & 0o170077 != 0o040000:
         raise Denied(
-            f"{path} is not a directory that belongs to uid {uid} alone",
+            f"{path} does not belong to uid {uid} alone",
             hint="remove it, or say with XDG_RUNTIME_DIR or --run-root where the state of this session goes",
         )
     return path
@@ -252,6 +252,8 @@ class _Writer:
         for descriptor in (self._go, self._said):
             os.close(descriptor)
         if self._pid:
+            # Killed, not left to the end of file: a later writer has inherited the other end.
+            os.kill(self._pid, 9)
             os.waitpid(self._pid, 0)
 
 

@@ -54,20 +54,21 @@ def refuse(what: str) -> Unsupported:
 
 def join(paths: Paths, ports: Sequence[Port], servers: Sequence[str]) -> Outward:
     """Choose the program, the ports and the resolver. ``servers`` are the host's."""
-    program = carrier.choose()
-    chosen = tuple((port.protocol, port.host_address, _outer(port), port.port) for port in ports)
-    _check_protocols(chosen)
     local = next((server for server in servers if server.startswith("127.")), "")
     resolver = local if local and all(server.startswith("127.") or ":" in server for server in servers) else ""
+    program = carrier.choose(loopback=bool(resolver))
+    is_pasta = program.endswith("pasta")
+    chosen = tuple((port.protocol, port.host_address, _outer(port), port.port) for port in ports)
+    _check_protocols(chosen)
     ipv4 = _has_ipv4()
-    words = carrier.pasta(chosen, resolver, ipv4=ipv4) if program.endswith("pasta") else carrier.slirp()
+    words = carrier.pasta(chosen, ipv4=ipv4) if is_pasta else carrier.slirp()
     from mamushka.container.subordinate import entered_from
 
     return Outward(
         Carrier(program, words, chosen, paths.run, f"{entered_from or paths.run}/netns"),
-        (Connection("bridge", "", ADDRESS, PREFIX, GATEWAY),) if ipv4 or program.endswith("slirp4netns") else (),
+        (Connection("bridge", "", ADDRESS, PREFIX, GATEWAY),) if ipv4 or not is_pasta else (),
         tuple(Published(inner, protocol, address or "0.0.0.0", outer) for protocol, address, outer, inner in chosen),
-        RESOLVER if resolver else "",
+        RESOLVER if resolver and not is_pasta else "",
     )
 
 

@@ -55,9 +55,13 @@ def find(name: str) -> str:
     return next((f"{place}/{name}" for place in _PATH if os.access(f"{place}/{name}", os.X_OK)), "")
 
 
-def choose() -> str:
-    """The program to use: pasta, else slirp4netns. Unsupported where there is neither."""
-    found = find("pasta") or find("slirp4netns")
+def choose(*, loopback: bool = False) -> str:
+    """The program to use: pasta, else slirp4netns. Unsupported where there is neither.
+
+    ``loopback`` prefers the second: it asks a name server on the host's loopback without opening the rest of it.
+    """
+    names = ("slirp4netns", "pasta") if loopback else ("pasta", "slirp4netns")
+    found = find(names[0]) or find(names[1])
     if not found:
         raise Unsupported(
             "an ordinary user's workload reaches the network through pasta, which is not installed",
@@ -66,16 +70,12 @@ def choose() -> str:
     return found
 
 
-def pasta(ports: Sequence[tuple[str, str, int, int]], resolver: str, *, ipv4: bool) -> tuple[str, ...]:
-    """pasta's arguments but for those of the namespace. ``ports`` are (protocol, address, host's port, workload's).
-
-    ``resolver`` is a server on the host's loopback that answers at RESOLVER; empty where the workload asks others.
-    """
-    words = ["--foreground", "--quiet", "--config-net", "--no-map-gw", "--ns-ifname", LINK]
+def pasta(ports: Sequence[tuple[str, str, int, int]], *, ipv4: bool) -> tuple[str, ...]:
+    """pasta's arguments but for those of the namespace. ``ports`` are (protocol, address, host's port, workload's)."""
+    words = ["--foreground", "--quiet", "--config-net", "--no-map-gw", "--ns-ifname", LINK, "--dns", "none"]
     words += ["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra"] if ipv4 else ["--no-dhcp", "--no-dhcpv6"]
     if ipv4:
         words += ["--ipv4-only", "--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY]
-    words += ["--dns", resolver, "--dns-forward", RESOLVER] if resolver else ["--dns", "none"]
     for option, protocol in (("--tcp-ports", "tcp"), ("--udp-ports", "udp")):
         asked = [item for item in ports if item[0] == protocol]
         for _, address, outer, inner in asked:

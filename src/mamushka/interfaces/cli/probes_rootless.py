@@ -69,7 +69,7 @@ def _network(_data_root: str) -> str:
     program = carrier.choose()
     _become_root()
     run = subordinate.entered_from
-    words = carrier.pasta((), "", ipv4=True) if program.endswith("pasta") else carrier.slirp()
+    words = carrier.pasta((), ipv4=True) if program.endswith("pasta") else carrier.slirp()
     carrier.stop(carrier.start(carrier.Carrier(program, words, (), run, f"{run}/netns"), new_namespace()))
     return f"{program} carries the packets of a workload"
 
