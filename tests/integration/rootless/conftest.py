@@ -23,7 +23,7 @@ def somebody(*, ids: bool) -> Iterator[Person]:
     """A user until the block ends; then none of his processes and files are left."""
     peers.need_root()
     peers.need("newuidmap")
-    home = tempfile.mkdtemp(prefix="mamushka-person-", dir="/tmp")  # not below pytest's, which only root may enter
+    home = tempfile.mkdtemp(prefix="mamushka-person-")  # not below pytest's, which only root may enter
     person = Person(home, ids=ids)
     try:
         yield person

@@ -108,8 +108,9 @@ class Person:
         lines = [f"mount --bind {shlex.quote(f'{self._etc}/{name}')} /etc/{name}" for name in os.listdir(self._etc)]
         return [
             *(line for line in lines if os.path.exists(line.rpartition(" ")[2])),
-            "mount -t tmpfs -o mode=755 none /dev/net",
-            "mknod -m 666 /dev/net/tun c 10 200 || true",  # not where a wrapper has made a user namespace
+            "if [ -d /dev/net ]; then mount -t tmpfs -o mode=755 none /dev/net; fi",
+            # Not where a wrapper has made a user namespace, or the kernel has no such device.
+            "mknod -m 666 /dev/net/tun c 10 200 2>/dev/null || true",
         ]
 
 
