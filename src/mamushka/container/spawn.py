@@ -200,6 +200,8 @@ class Birth:
                 os._exit(126)
             if self.users:
                 self._hide()
+            elif not initial() and not self.offsets:
+                prctl(PR_SET_DUMPABLE, 0)  # an ordinary user's containers have the very users that this process has
             for descriptor, flag, _ in self.born:
                 setns(descriptor, flag)
             flags = self.flags | CLONE_PARENT
@@ -217,11 +219,11 @@ class Birth:
 
 
 def _drop_groups() -> None:
-    """What the caller is a member of; it stays where a map was written that forbids this. user_namespaces(7)."""
-    from mamushka.linux.users import may_set_groups
-
-    if may_set_groups():
+    """What the caller is a member of. Root of a namespace whose map an ordinary user wrote may not, and keeps it."""
+    try:
         os.setgroups([])
+    except PermissionError:  # setgroups is denied: user_namespaces(7). Nothing may be imported or opened here.
+        pass
 
 
 def threads() -> int:
