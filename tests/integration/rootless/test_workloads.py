@@ -228,3 +228,13 @@ def test_commands_of_several_terminals_meet(person: Person) -> None:
     crowd = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(10)]
     seen = {process.communicate(timeout=120)[0] for process in crowd}
     assert len(seen) == 1 and all(process.returncode == 0 for process in crowd)
+
+
+def test_a_workload_with_every_right_sees_nothing_of_who_enters_it(person: Person, name: str) -> None:
+    """It is root of the very user namespace that a further process comes from, and may trace whatever it finds."""
+    search = f"while :; do for p in /proc/[0-9]*; do test -e $p/root{person.home} && echo $p; done; done"
+    person.good("run", "-d", "--name", name, *ALONE, "--privileged", "busybox", "sh", "-c", search)
+    for _ in range(30):
+        person.good("exec", name, "true")
+    assert person.good("logs", name) == ""
+    person.good("rm", "-f", name)
