@@ -56,11 +56,11 @@ def join(paths: Paths, ports: Sequence[Port], servers: Sequence[str]) -> Outward
     """Choose the program, the ports and the resolver. ``servers`` are the host's."""
     local = next((server for server in servers if server.startswith("127.")), "")
     resolver = local if local and all(server.startswith("127.") or ":" in server for server in servers) else ""
-    program = carrier.choose(loopback=bool(resolver))
+    ipv4, ipv6 = _ways_out()
+    program = carrier.choose(slirp=bool(resolver) or not (ipv4 or ipv6))
     is_pasta = program.endswith("pasta")
     chosen = tuple((port.protocol, port.host_address, _outer(port), port.port) for port in ports)
     _check_protocols(chosen)
-    ipv4 = _has_ipv4()
     words = carrier.pasta(chosen, ipv4=ipv4) if is_pasta else carrier.slirp()
     from mamushka.container.subordinate import entered_from
 
@@ -108,9 +108,10 @@ def _free(port: Port, number: int) -> int:
         socket.close()
 
 
-def _has_ipv4() -> bool:
-    """Whether this machine has a way out by IPv4; without any, slirp4netns and pasta say so themselves."""
-    from mamushka.linux.rtnetlink import open_route, routes
+def _ways_out() -> tuple[bool, bool]:
+    """Whether this machine has default routes of IPv4 and IPv6."""
+    from mamushka.linux.rtnetlink import AF_INET, AF_INET6, open_route, routes
 
     with open_route() as route:
-        return any(item.prefix == 0 for item in routes(route))
+        ipv4, ipv6 = (any(not item.prefix for item in routes(route, family)) for family in (AF_INET, AF_INET6))
+    return ipv4, ipv6

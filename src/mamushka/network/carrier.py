@@ -55,12 +55,13 @@ def find(name: str) -> str:
     return next((f"{place}/{name}" for place in _PATH if os.access(f"{place}/{name}", os.X_OK)), "")
 
 
-def choose(*, loopback: bool = False) -> str:
+def choose(*, slirp: bool = False) -> str:
     """The program to use: pasta, else slirp4netns. Unsupported where there is neither.
 
-    ``loopback`` prefers the second: it asks a name server on the host's loopback without opening the rest of it.
+    ``slirp`` prefers the second: it asks a name server on the host's loopback without opening the rest of it, and it
+    works on a machine that has no way out itself.
     """
-    names = ("slirp4netns", "pasta") if loopback else ("pasta", "slirp4netns")
+    names = ("slirp4netns", "pasta") if slirp else ("pasta", "slirp4netns")
     found = find(names[0]) or find(names[1])
     if not found:
         raise Unsupported(

@@ -92,6 +92,7 @@ def _owned(sysctls: Mapping[str, str], users: int) -> int:
 def _inside(sysctls: Mapping[str, str], refused: Sequence[tuple[bytes, int]]) -> int:
     """In a user namespace, by a child: nobody there is let back into the host's network once he has left it."""
     from mamushka.linux.nobody import made
+    from mamushka.linux.rtnetlink import new_prohibition
     from mamushka.linux.users import ranges
 
     given = dict(sysctls)
@@ -102,8 +103,6 @@ def _inside(sysctls: Mapping[str, str], refused: Sequence[tuple[bytes, int]]) ->
         unshare(CLONE_NEWNET)
         _equip(given)
         if refused:
-            from mamushka.linux.rtnetlink import new_prohibition
-
             with open_route() as route:
                 route.request([new_prohibition(address, prefix) for address, prefix in refused])
 

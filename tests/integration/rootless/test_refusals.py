@@ -177,6 +177,22 @@ def test_the_python_api(user: Person) -> None:
     assert done.stdout.split() == ["0", "content", "0"], done.stderr
 
 
+def test_the_python_api_for_asyncio(user: Person) -> None:
+    """Its threads begin later than the user namespace, also where nobody opened an engine."""
+    code = (
+        "import asyncio, mamushka\n"
+        "async def main():\n"
+        "    async with await mamushka.aio.run('busybox', 'sleep', '600', network='none') as box:\n"
+        "        done = await asyncio.gather(*(box.exec('echo', str(n)) for n in range(3)))\n"
+        "        print(*(item.stdout for item in done))\n"
+        "    boxes = [mamushka.aio.once('busybox', 'id', '-u') for _ in range(3)]\n"
+        "    print(*(item.stdout for item in await asyncio.gather(*boxes)))\n"
+        "asyncio.run(main())"
+    )
+    done = user.python(code)
+    assert done.stdout.split() == ["0", "1", "2", "0", "0", "0"], done.stderr
+
+
 def test_unshare_runs_a_program_among_the_workloads(user: Person, name: str) -> None:
     user.good("run", "-d", "--name", name, *ALONE, "busybox", "sleep", "600")
     assert name in user.good("unshare", "mamushka", "ps")
