@@ -13,6 +13,7 @@ from tests.integration.rootless.person import UID, Person
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.lab,
     pytest.mark.skipif(
         not os.path.exists("/sys/fs/cgroup/cgroup.controllers"), reason="needs cgroup v2 alone: make lab"
     ),
