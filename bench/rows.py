@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from tests import peers
 from tests.registry import free_port
 
-from bench import runtimes
+from bench import rootless, runtimes
 from bench.measure import Contestant, Row, alternate, command, proportional
 from bench.world import World
 
@@ -186,4 +186,5 @@ ROWS: dict[str, Callable[[World, int], Row]] = {
     "crowd": crowd,
     "exec": runtimes.exec_,
     "exec-api": runtimes.exec_api,
+    "rootless": rootless.rootless,
 }

@@ -15,7 +15,7 @@ from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
 from mamushka.errors import NotFound
 from mamushka.linux.fd import AT_FDCWD
-from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER
+from mamushka.linux.process import CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, initial
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.linux.seccomp import Filter
 from mamushka.runtime import RUNNING, NotRunning, Started
@@ -68,7 +68,8 @@ def further(
     attributes = attributes_of(process, kept.config.linux)
     born, kinds = entry(pidfd, own)
     keyring = keyring_of(kept.id)
-    privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own)
+    groups = _may_set_groups(record.living()) if "user" in own else None
+    privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own, groups=groups)
     entrance = cgroup.entrance()
     directory = cgroup.descriptor()
     peer, theirs = channel.pair()
@@ -125,9 +126,19 @@ def entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
     late = CLONE_NEWPID | CLONE_NEWTIME
     kinds = sum(FLAGS[kind] for kind in own) & ~(late | CLONE_NEWUSER)
     born: list[tuple[int, int, str]] = [(pidfd, FLAGS[kind], kind) for kind in ("pid", "time") if kind in own]
-    if "user" not in own:
-        return born, kinds
-    return [(pidfd, CLONE_NEWUSER, "user"), (pidfd, kinds, "mount"), *born], 0
+    if "user" in own:
+        return [(pidfd, CLONE_NEWUSER, "user"), (pidfd, kinds, "mount"), *born], 0
+    # An ordinary user's containers are all in the user namespace that this process is in, too.
+    return (born, kinds) if initial() else ([(pidfd, kinds, "mount"), *born], 0)
+
+
+def _may_set_groups(pid: int) -> bool:
+    """Whether the user namespace that it joins allows setgroups; one whose map an ordinary user wrote does not."""
+    try:
+        with open(f"/proc/{pid}/setgroups", encoding="ascii") as file:
+            return file.read().strip() != "deny"
+    except OSError:  # it has just ended
+        return True
 
 
 def _has_ids(_pid: int) -> None:

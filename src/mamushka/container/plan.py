@@ -33,7 +33,7 @@ from mamushka.container.program import (
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, MS_REC, MS_SLAVE, open_tree, set_attributes
-from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNS
+from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNS, initial
 from mamushka.linux.script import CHANNEL, Script
 from mamushka.runtime import CREATED, CREATING
 from mamushka.spec.runtime import Hooks
@@ -208,7 +208,7 @@ class Interior:
         return os.path.normpath(os.path.join(self.bundle.path, path))
 
     def _filesystems(self, cgroup: Cgroup) -> Iterator[Inside]:
-        for mount in self.config.mounts:
+        for mount in self._possible():
             asked = mounts.parse(mount)
             where = rootfs.components(os.fsencode(mount.destination))
             if "remount" in asked.words:
@@ -229,6 +229,14 @@ class Interior:
             else:
                 yield self._filesystem(mount, asked)
             self.places.append((where, _NEW if mount.type == "tmpfs" else _OTHER))
+
+    def _possible(self) -> Iterable[Mount]:
+        """The bundle's mounts, or what shows the same where a user namespace cannot have them. Decision 0032."""
+        if initial():
+            return self.config.mounts
+        from mamushka.container.substitute import substitute
+
+        return substitute(self.config.mounts, self.namespaces)
 
     def _filesystem(self, mount: Mount, asked: Options) -> Inside:
         made = mounts.MountFilesystem(mount, asked, self.config.linux.mount_label)
@@ -267,7 +275,7 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             check_device(device)
-        if not self.namespaces.has("user"):
+        if initial() and not self.namespaces.has("user"):
             yield rootfs.MakeDevices(given.values(), DEVICE_LINKS, fresh=self._fresh(given.values()))
             return
         for path, tree in self._host_devices():
@@ -280,10 +288,11 @@ class Interior:
         given = {device.path: device for device in (*DEVICES, *self.config.linux.devices)}
         for device in given.values():
             if device.type != "p" and device.path not in mounted:
-                path = os.fsencode(device.path)
-                tree = open_tree(AT_FDCWD, path, rootfs.COPY)
+                from mamushka.container.substitute import host_node
+
+                tree = open_tree(AT_FDCWD, host_node(device), rootfs.COPY)
                 self.trees.append(tree)
-                yield path, tree
+                yield os.fsencode(device.path), tree
 
     def _fresh(self, devices: Iterable[Device]) -> bool:
         """Whether /dev is a tmpfs that was made just now, with nothing in it that one of the devices could meet."""

@@ -17,7 +17,7 @@ from errno import EINVAL
 from mamushka import trace
 from mamushka.container.channel import LISTENS
 from mamushka.container.operation import LABEL, LISTENER, RELEASED, open_in_proc
-from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.errors import Denied, Invalid, NotFound, Unsupported
 from mamushka.linux import capabilities
 from mamushka.linux.capabilities import HEADER, NUMBERS, members, pack
 from mamushka.linux.executable import words
@@ -35,6 +35,7 @@ from mamushka.linux.process import (
     PR_CAPBSET_DROP,
     PR_SET_KEEPCAPS,
     PR_SET_NO_NEW_PRIVS,
+    initial,
 )
 from mamushka.linux.rlimit import NUMBERS as RLIMITS
 from mamushka.linux.rlimit import rlimit64
@@ -272,16 +273,45 @@ def prepare(
     filter: Filter | None = None,
     keyring: str = "",
     user_namespace: bool = False,
-    groups: bool = True,
+    groups: bool | None = None,
 ) -> Privileges:
     """Everything that confines a process, ready to be applied in the child.
 
     ``keyring`` names a new session keyring. In a new user namespace (``user_namespace``) the child holds every
-    capability, whatever the caller lacks; ``groups`` is false where that namespace forbids setgroups.
+    capability, whatever the caller lacks; ``groups`` is false where that namespace forbids setgroups (None: ask the
+    caller's own).
     Capabilities that the caller does not hold are left out and named in ``missing``.
     """
     _, permitted, _ = capabilities.current()
+    if groups is None:
+        groups = initial() or user_namespace or _possible(process)
     return Privileges(process, filter, keyring, capabilities.ALL if user_namespace else permitted, groups)
+
+
+def _possible(process: Process) -> bool:
+    """Whether the caller's namespace allows setgroups. Unsupported or Denied for what it has not, or may not raise."""
+    import resource
+
+    from mamushka.linux.users import has, may_set_groups, ranges
+
+    for kind, number in (("uid", process.user.uid), ("gid", process.user.gid)):
+        if not has(number, ranges(kind)):
+            raise Unsupported(
+                f"there is no {kind} {number} in this user namespace",
+                hint="grant subordinate ids in /etc/subuid and /etc/subgid, and stop what runs: mamushka doctor",
+            )
+    for limit in process.rlimits:
+        hard = resource.getrlimit(RLIMITS[limit.type])[1] if limit.type in RLIMITS else -1
+        if hard != resource.RLIM_INFINITY and limit.hard > hard:
+            raise Denied(
+                f"{limit.type} cannot be raised to {limit.hard}: this user's own limit is {hard}",
+                hint="ask for less, or have root raise it in /etc/security/limits.conf",
+            )
+    own = int(_first("/proc/self/oom_score_adj") or 0)
+    if process.oom_score_adj is not None and process.oom_score_adj < own:
+        raise Denied(f"the score {process.oom_score_adj} for the out-of-memory killer is below the caller's own {own}",
+                     hint="only root may lower it")  # fmt: skip
+    return may_set_groups()
 
 
 def _limits(wanted: Iterable[Rlimit]) -> list[tuple[int, rlimit64]]:

@@ -31,13 +31,17 @@ _PLAIN = CheckpointOptions()
 
 
 class ContainerRuntime:
-    """Containers whose records lie below ``root``."""
+    """Containers whose records lie below ``root``.
+
+    ``entered`` says that this process is in the user namespace that the next bundle asks for.
+    """
 
     name = "container"
 
     def __init__(self, root: str, *, cgroups: str = "cgroupfs") -> None:
         """``cgroups`` says who makes the cgroups of new containers; what exists knows it by itself."""
         self.root, self.cgroups = root, cgroups
+        self.entered = False
 
     # Making
 
@@ -111,6 +115,8 @@ class ContainerRuntime:
         record = Record(self.root, id)
         cgroup = choose(self.cgroups, config.linux.cgroups_path, id, config.annotations)
         kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
+        if self.entered:
+            bundle = replace(bundle, config=_within(config))
         interior = Interior(bundle, stdio, kept, gated=gated, no_pivot=no_pivot)
         try:
             filter, program = _filter(config)
@@ -244,7 +250,16 @@ class ContainerRuntime:
 
     def processes(self, id: str) -> tuple[int, ...]:
         """The pids inside, as this process's pid namespace counts."""
-        return self._cgroup(self._record(id)).processes()
+        record = self._record(id)
+        return self._processes(record, self._cgroup(record))
+
+    def _processes(self, record: Record, cgroup: Cgroup) -> tuple[int, ...]:
+        """Those in its cgroup; where it may have none, those in its pid namespace."""
+        if cgroup.exists():
+            return cgroup.processes()
+        from mamushka.container.members import members
+
+        return members(record.living())
 
     def stats(self, id: str) -> Stats:
         """Resource use now."""
@@ -293,8 +308,7 @@ class ContainerRuntime:
         cgroup = self._cgroup(record)
         if signal == _SIGKILL:
             cgroup.kill()
-            return
-        for pid in cgroup.processes():
+        for pid in self._processes(record, cgroup) if signal != _SIGKILL or not cgroup.exists() else ():
             try:
                 os.kill(pid, signal)
             except ProcessLookupError:
@@ -522,12 +536,13 @@ class ContainerRuntime:
 def _above(cgroup: str) -> list[str]:
     """The directories above a cgroup, in every hierarchy, that hold containers' cgroups alone; the deepest first."""
     from mamushka.container.cgroups.cgroup import everywhere
-    from mamushka.container.cgroups.layout import PARENT
+    from mamushka.container.cgroups.layout import PARENT, layout
 
     found: list[str] = []
-    parent = os.path.dirname(cgroup)
+    base = layout().base
+    parent = os.path.dirname(cgroup).removeprefix(base)
     while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
-        found += everywhere(parent)
+        found += everywhere(base + parent)
         parent = os.path.dirname(parent)
     return found
 
@@ -566,6 +581,13 @@ def _to_keep(config: Config) -> Config:
     # Of mounts, which of them are the host's: a checkpoint leaves those out.
     binds = tuple(Mount(mount.destination) for mount in config.mounts if {"bind", "rbind"} & {*mount.options})
     return replace(config, mounts=binds, linux=linux)
+
+
+def _within(config: Config) -> Config:
+    """What is left to be built when the user namespace is there already."""
+    linux = config.linux
+    kept = tuple(item for item in linux.namespaces if item.type != "user")
+    return replace(config, linux=replace(linux, namespaces=kept, uid_mappings=(), gid_mappings=()))
 
 
 def _filter(config: Config) -> tuple[Filter | None, bytes]:

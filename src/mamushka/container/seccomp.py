@@ -16,6 +16,7 @@ from mamushka import trace
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux.abi import MACHINE
 from mamushka.linux.libraries import LIBSECCOMP
+from mamushka.linux.process import initial
 from mamushka.linux.seccomp import (
     INSTRUCTION_SIZE,
     INSTRUCTIONS_MAX,
@@ -68,7 +69,7 @@ FLAGS = {
 # From profile to kernel
 
 
-def filter(seccomp: Seccomp, *, cache: str = CACHE) -> Filter:
+def filter(seccomp: Seccomp, *, cache: str | None = None) -> Filter:
     """The filter ready to be installed; call it before the clone.
 
     A bundle that names no flags gets SPEC_ALLOW: without it a filter turns on a processor mitigation that makes
@@ -98,11 +99,12 @@ def listens(seccomp: Seccomp) -> bool:
     return any(rule.action == "SCMP_ACT_NOTIFY" for rule in seccomp.syscalls)
 
 
-def compile(seccomp: Seccomp, *, cache: str = CACHE) -> bytes:
+def compile(seccomp: Seccomp, *, cache: str | None = None) -> bytes:
     """The program for the kernel: the last one made, from the cache, or compiled. Unsupported without libseccomp."""
     global _last
     if _last is not None and _last[0] is seccomp:
         return _last[1]
+    cache = _place() if cache is None else cache
     path = f"{cache}/{_key(seccomp)}" if cache else ""
     program = _cached(path) if path else b""
     if not program:
@@ -111,6 +113,15 @@ def compile(seccomp: Seccomp, *, cache: str = CACHE) -> bytes:
             _keep(path, program)
     _last = seccomp, program
     return program
+
+
+def _place() -> str:
+    """Where the cache is: the host's, or an ordinary user's own."""
+    if initial():
+        return CACHE
+    from mamushka.container import subordinate
+
+    return f"{subordinate.entered_from}/mamushka/seccomp" if subordinate.entered_from else CACHE
 
 
 # A process that starts many containers mostly asks for one filter, and default_profile gives the same value again.

@@ -4,8 +4,8 @@ The child shares the caller's memory until it is that program (``linux/vfork.py`
 the caller is, and however many threads it has. Some things need more than that:
 
   - a namespace of pids is joined by the caller's next children only, which can be taken back;
-  - one of users or of clocks cannot be left again: a forked helper of one thread enters, and clones with CLONE_PARENT,
-    so that the new process is the caller's own child;
+  - one of users or of clocks cannot be left again, and none by who is not the host's root: a forked helper of one
+    thread enters, and clones with CLONE_PARENT, so that the new process is the caller's own child;
   - with ids of its own the process must have become their root before it executes anything, or it loses its
     capabilities there: a forked child waits for its ids, takes them, and then executes the script;
   - a cgroup that may not be cloned into, but systemd may move somebody into: the helper is moved, and clones there;
@@ -28,6 +28,7 @@ from mamushka.linux.process import (
     CLONE_PARENT,
     PR_SET_DUMPABLE,
     clone3,
+    initial,
     prctl,
     setns,
     unshare,
@@ -81,7 +82,9 @@ class Birth:
         """Make the process: (pid, pidfd). In a new user namespace it waits until ``known(pid)`` has given it ids."""
         executable = self._executable()
         try:
-            entered = self.offsets or any(flag != CLONE_NEWPID for _, flag, _ in self.born)
+            # Whoever is not the host's root is not let back into the host's namespace of pids either.
+            lasting = not initial() and bool(self.born)
+            entered = self.offsets or lasting or any(flag != CLONE_NEWPID for _, flag, _ in self.born)
             if entered or self.adopt or (not self._shares() and threads() > 1):
                 pid, pidfd = self._through_helper(executable)
             elif self.born:
@@ -133,7 +136,7 @@ class Birth:
             if self.users:
                 for place, text in self.first:
                     write(place, text)
-                os.setgroups([])
+                _drop_groups()
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
             for descriptor in self.script.descriptors:
@@ -197,6 +200,8 @@ class Birth:
                 os._exit(126)
             if self.users:
                 self._hide()
+            elif not initial() and not self.offsets:
+                prctl(PR_SET_DUMPABLE, 0)  # an ordinary user's containers have the very users that this process has
             for descriptor, flag, _ in self.born:
                 setns(descriptor, flag)
             flags = self.flags | CLONE_PARENT
@@ -211,6 +216,14 @@ class Birth:
             os.write(answer, _told(error))
         finally:
             os._exit(0)
+
+
+def _drop_groups() -> None:
+    """What the caller is a member of. Root of a namespace whose map an ordinary user wrote may not, and keeps it."""
+    try:
+        os.setgroups([])
+    except PermissionError:  # setgroups is denied: user_namespaces(7). Nothing may be imported or opened here.
+        pass
 
 
 def threads() -> int:

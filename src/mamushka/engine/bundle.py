@@ -6,6 +6,7 @@ import os
 
 from mamushka.engine import limits, mounts, userns, users
 from mamushka.errors import Invalid
+from mamushka.linux.process import initial
 from mamushka.spec import runtime as spec
 from mamushka.values import EMPTY, value
 
@@ -135,7 +136,7 @@ def process(
 
     settings, security = workload.settings, workload.settings.security
     privileged = privileged or security.privileged
-    names = capability_set(security.capabilities_add, security.capabilities_drop, privileged)
+    names = capability_set(security.capabilities_add, (*security.capabilities_drop, *_withheld(settings)), privileged)
     # Who is not root gets its rights from file capabilities or not at all, unless they were added on purpose.
     effective = names if account.user.uid == 0 else ()
     fixed = [f"PATH={PATH}", f"HOSTNAME={workload.hostname}", *(["TERM=xterm"] if terminal else [])]
@@ -166,6 +167,12 @@ def _annotations(settings: Settings) -> Mapping[str, str]:
     from mamushka.container.defaults import LANDLOCK
 
     return {**settings.annotations, LANDLOCK: policy}
+
+
+def _withheld(settings: Settings) -> tuple[str, ...]:
+    """Without root the routes alone refuse link-local addresses, and raw packets pass them by. Decision 0032."""
+    added = {word.upper().removeprefix("CAP_") for word in settings.security.capabilities_add}
+    return () if initial() or added & {"ALL", "NET_RAW"} else ("NET_RAW",)
 
 
 def _hostname(workload: Workload) -> str:

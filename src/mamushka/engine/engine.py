@@ -6,9 +6,12 @@ workload has a shim, a process forked from whoever started it, that outlives its
 
 from __future__ import annotations
 
-from mamushka.engine.paths import Paths
+import os
+
+from mamushka.engine.paths import Paths, default_roots
 from mamushka.engine.state import State
 from mamushka.errors import NotFound
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,13 +37,21 @@ class Engine:
     ``identifier`` parameters take a workload's name, its id, or a unique prefix of the id.
     Errors: NotFound, Conflict, Invalid, Unsupported, Denied, Unavailable (mamushka.errors).
 
-    Opening one costs nothing: each room is opened when it is first asked for.
+    Opening one costs nothing: each room is opened when it is first asked for. For an ordinary user it makes this
+    process root of the user's own user namespace (rootless.py), which it can only while it has a single thread.
     """
 
-    def __init__(self, data_root: str = "/var/lib/mamushka", run_root: str = "/run/mamushka") -> None:
+    def __init__(self, data_root: str = "", run_root: str = "") -> None:
         from mamushka.engine import gc
 
+        if not (data_root and run_root):
+            defaults = default_roots()
+            data_root, run_root = data_root or defaults[0], run_root or defaults[1]
         self.paths = Paths(data_root, run_root)
+        if os.geteuid() != 0 or not initial():
+            from mamushka.engine.rootless import enter
+
+            enter(self.paths.run)
         self.paths.make()
         self.state = State(self.paths.database, lambda state: gc.rebuild(self, state))
         self._rooms: dict[str, object] = {}

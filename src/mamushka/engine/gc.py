@@ -14,6 +14,7 @@ from mamushka.engine.paths import read_json
 from mamushka.engine.removal import forget, give_up, release, remove, remove_socket
 from mamushka.engine.workload import ACTIVE, load
 from mamushka.errors import NotFound
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,11 +209,12 @@ def orphans(engine: Engine) -> None:
 
 def reconcile(engine: Engine) -> None:
     """See Engine.reconcile."""
-    from mamushka.engine.plugging import restore
-
     sweep(engine)
     orphans(engine)
-    restore(engine.networks)
+    if initial():  # else there are no links and no rules of ours
+        from mamushka.engine.plugging import restore
+
+        restore(engine.networks)
     engine.layers.clean()
     engine.volumes.clean()
 

@@ -7,6 +7,7 @@ import os
 from mamushka.engine import gc, wiring
 from mamushka.engine.workload import ACTIVE, Workload, load
 from mamushka.errors import Invalid, NotFound
+from mamushka.linux.process import initial
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -121,7 +122,23 @@ def information(engine: Engine) -> dict[str, object]:
         "hostname": machine.nodename,
         "cpus": os.cpu_count() or 1,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "rootless": _rootless(),
         "features": engine.runtime("container").features(),
+    }
+
+
+def _rootless() -> dict[str, object]:
+    """For an ordinary user: his ids inside, which limits can be set, and what carries packets."""
+    if initial():
+        return {}
+    from mamushka.container import cgroups
+    from mamushka.linux import users
+    from mamushka.network.carrier import find
+
+    return {
+        "ids": sum(size for _, _, size in users.ranges("uid")),
+        "cgroup": cgroups.describe()[1],
+        "network": find("pasta") or find("slirp4netns") or "none: apt-get install passt",
     }
 
 

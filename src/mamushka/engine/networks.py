@@ -182,7 +182,8 @@ class Networks:
         labels: Mapping[str, str] = EMPTY,
         options: Mapping[str, str] = EMPTY,
     ) -> NetworkSummary:
-        """A new network; without a subnet the next free one of the pools."""
+        """A new network; without a subnet the next free one of the pools. Unsupported for an ordinary user."""
+        _need_root(f"make the network {name}")
         if ":" in subnet:
             subnet, subnet6 = "", subnet6 or subnet
         if driver != "bridge":
@@ -230,12 +231,14 @@ class Networks:
 
     def connect(self, network: str, workload: str, *, aliases: Sequence[str] = (), address: str = "") -> None:
         """Put a workload, running or not, into one more network."""
+        _need_root(f"connect {workload} to {network}")
         from mamushka.engine import plugging
 
         plugging.connect(self, self.find(network), self._lookup(workload), tuple(aliases), address)
 
     def disconnect(self, network: str, workload: str, *, force: bool = False) -> None:
         """Take it out again."""
+        _need_root(f"disconnect {workload} from {network}")
         from mamushka.engine import plugging
 
         plugging.disconnect(self, self.find(network), self._lookup(workload), force)
@@ -496,3 +499,12 @@ def _matches(summary: NetworkSummary, filters: Mapping[str, Sequence[str]]) -> b
 def _labelled(labels: Mapping[str, str], want: str) -> bool:
     name, equals, content = want.partition("=")
     return name in labels and (not equals or labels[name] == content)
+
+
+def _need_root(what: str) -> None:
+    from mamushka.linux.process import initial
+
+    if not initial():
+        from mamushka.engine.outward import refuse
+
+        raise refuse(what)

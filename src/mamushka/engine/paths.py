@@ -6,6 +6,7 @@ import os
 
 from mamushka import document
 from mamushka.errors import Denied
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,24 @@ if TYPE_CHECKING:
 
 # In a workload's directory, locked while a checkpoint of it is being made; the byte, if the workload is to end with it.
 CHECKPOINT_LOCK, CHECKPOINT_MEANT = "checkpoint.lock", 1
+DATA_ROOT, RUN_ROOT = "/var/lib/mamushka", "/run/mamushka"
+_roots: tuple[str, str] | None = None
+
+
+def default_roots() -> tuple[str, str]:
+    """(data root, run root) where nobody names any: the host's for root, his own for an ordinary user.
+
+    Asked once: afterwards this process may be root of the user's own namespace.
+    """
+    global _roots
+    if _roots is None:
+        _roots = DATA_ROOT, RUN_ROOT
+        # Root of a container has a system of his own; root of a mere user namespace has the user's home.
+        if os.geteuid() != 0 or not (initial() or os.access(os.path.dirname(DATA_ROOT), os.W_OK)):
+            from mamushka.engine.rootless import roots
+
+            _roots = roots()
+    return _roots
 
 
 class Paths:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
+    from mamushka.network.carrier import Carrier
     from mamushka.runtime import Runtime
     from mamushka.spec.runtime import Config
 
@@ -64,6 +65,7 @@ class Post:
     started: float = 0.0
     pause: float = 0.0  # before the last restart
     naps: int = 0
+    carrier: int = 0  # the pid of the program that carries its packets
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -84,6 +86,12 @@ class Shim:
         self._responder = responder(post.wires) if post.wires else None
         if self._responder is not None:
             pump.further[self._responder.fileno()] = self._responder.ready
+
+    def carry(self, carrier: Carrier) -> None:
+        """Run the program that carries its packets; it ends with the workload, or with this process."""
+        from mamushka.network import carrier as program
+
+        self._post = replace(self._post, carrier=program.start(carrier, self._post.network))
 
     def start(self, root: int = -1) -> None:
         """Run the workload's program, on ``root`` where it is mounted already; raises what the runtime raises."""
@@ -116,8 +124,7 @@ class Shim:
     def abandon(self, error: BaseException) -> None:
         """The first start failed: say so and leave nothing."""
         self._clean()
-        if self._post.wires:
-            silence(self._post.wires)
+        self._silence()
         self._pump.tell(frames.failed(error))
         self._pump.close()
         self._tidy()
@@ -181,8 +188,7 @@ class Shim:
 
     def _finish(self, exit: Exit) -> None:
         post = self._post
-        if post.wires:
-            silence(post.wires)
+        self._silence()
         if post.remove:
             from mamushka.storage.snapshot import SnapshotStore
 
@@ -194,6 +200,15 @@ class Shim:
         self._pump.linger()
         self._pump.close()
         self._tidy()
+
+    def _silence(self) -> None:
+        """The host no longer answers on its ports."""
+        if self._post.wires:
+            silence(self._post.wires)
+        if self._post.carrier:
+            from mamushka.network.carrier import stop
+
+            stop(self._post.carrier)
 
     def _tidy(self) -> None:
         """Nobody waits any more."""

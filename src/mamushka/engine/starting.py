@@ -20,6 +20,7 @@ from mamushka.engine.runtimes import preload
 from mamushka.engine.workload import ACTIVE, after, load
 from mamushka.errors import Conflict, Unavailable
 from mamushka.linux import lock
+from mamushka.linux.process import initial
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.wiring import Place
     from mamushka.engine.workload import Workload
+    from mamushka.network.carrier import Carrier
     from mamushka.spec.runtime import Config
 
 
@@ -117,7 +119,7 @@ def _launch(
     open_fds += [listener, theirs]
 
     def serve() -> None:
-        _serve(engine, post, config, root, listener, theirs, flags)
+        _serve(engine, post, config, root, listener, theirs, flags, place.carrier)
 
     preload()
     shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
@@ -131,14 +133,29 @@ def _launch(
     return connection, place
 
 
-def _serve(engine: Engine, post: shim.Post, config: Config, root: int, listener: int, theirs: int, flags: int) -> None:
+def _serve(
+    engine: Engine,
+    post: shim.Post,
+    config: Config,
+    root: int,
+    listener: int,
+    theirs: int,
+    flags: int,
+    carrier: Carrier | None,
+) -> None:
     """The shim's whole life; a process of its own."""
     if trace.listening():
         trace.subscribe(lambda name, fields: _forward(theirs, name, fields))
+    if not initial():
+        from mamushka.engine.rootless import stay
+
+        stay(engine.paths.run)
     pump = Pump(listener=listener, log=shim.open_log(post))
     pump.clients.append(Client(theirs, flags | (frames.ONCE if flags & frames.INPUT else 0)))
     served = shim.Shim(post, config, engine.runtime(post.launch.runtime), pump)
     try:
+        if carrier is not None:
+            served.carry(carrier)
         served.start(root)
     except BaseException as error:
         served.abandon(error)

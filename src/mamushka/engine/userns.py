@@ -8,6 +8,7 @@ may not inside.
 from __future__ import annotations
 
 from mamushka.errors import Invalid, Unsupported
+from mamushka.linux.process import initial
 from mamushka.spec.runtime import IDMapping
 
 TYPE_CHECKING = False
@@ -41,6 +42,11 @@ def check(settings: Settings) -> None:
     """Invalid for what is neither host, private nor UID:SIZE; Unsupported where another's network is to be joined."""
     if settings.namespaces.user != "private":
         _range(settings.namespaces.user)
+    if not initial():
+        raise Unsupported(
+            f"users of its own ({settings.namespaces.user}) cannot be given to a workload without root",
+            hint="leave --userns out: root inside is you outside, and all others are your subordinate ids",
+        )
     others = [item.network for item in settings.networks if item.network == "host" or ":" in item.network]
     if others:
         raise Unsupported(

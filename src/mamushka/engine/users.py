@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
-from mamushka.errors import Invalid
+from mamushka.errors import Invalid, Unsupported
 from mamushka.linux.fd import open_in_root
+from mamushka.linux.process import initial
 from mamushka.spec.runtime import User
 from mamushka.values import value
 
@@ -33,6 +34,8 @@ def find(root: int, name: str, groups: Sequence[str] = ()) -> Account:
     """``user``, ``uid``, ``user:group``, … as Docker reads them, with further groups. Invalid for unknown names."""
     who, colon, group = name.partition(":")
     who = who or "0"
+    if groups and not initial():
+        _check_groups()
     account = _account(root, who)
     number = _number(who)
     if account is None and number is None:
@@ -48,6 +51,17 @@ def find(root: int, name: str, groups: Sequence[str] = ()) -> Account:
     # The primary group too: a program that gives it up must not lose what denies that group (CVE-2022-36109).
     further = {gid, *member, *(_group(lines, item) for item in groups)}
     return Account(User(uid=uid, gid=gid, additional_gids=tuple(sorted(further))), home or "/")
+
+
+def _check_groups() -> None:
+    """Unsupported where further groups cannot be had, instead of leaving out what was asked for."""
+    from mamushka.linux.users import may_set_groups
+
+    if not may_set_groups():
+        raise Unsupported(
+            "further groups cannot be given to a workload of a user who has one id only",
+            hint="grant subordinate ids in /etc/subuid and /etc/subgid: mamushka doctor",
+        )
 
 
 def _account(root: int, who: str) -> tuple[str, int, int, str] | None:

@@ -8,6 +8,7 @@ from mamushka.engine import userns
 from mamushka.engine.settings import Port
 from mamushka.engine.workload import ACTIVE, Connection, load
 from mamushka.errors import Conflict, Invalid
+from mamushka.linux.process import initial
 from mamushka.values import EMPTY, replace, value
 
 TYPE_CHECKING = False
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mamushka.engine.settings import Settings
     from mamushka.engine.wires import Wires
     from mamushka.engine.workload import Published, Workload
+    from mamushka.network.carrier import Carrier
 
 PORT_MAX = 65535
 
@@ -33,6 +35,7 @@ class Place:
     published: tuple[Published, ...] = ()
     files: Mapping[str, str] = EMPTY  # path inside: file on the host
     wires: Wires | None = None  # what the shim takes down, with descriptors that it holds
+    carrier: Carrier | None = None  # what the shim runs for an ordinary user's workload
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -42,12 +45,17 @@ class Place:
 
 
 def mode(settings: Settings) -> str:
-    """none, host, container:ID, or bridge for any network with links."""
+    """none, host, container:ID, bridge for any network with links, or outward for the one that an ordinary user has."""
     names = [item.network for item in settings.networks] or ["none"]
     special = [name for name in names if name in ("none", "host") or name.startswith("container:")]
     if special and len(names) > 1:
         raise Invalid(f"conflicting options: {special[0]} cannot be combined with another network")
-    return special[0] if special else "bridge"
+    if special or initial():
+        return special[0] if special else "bridge"
+    from mamushka.engine.outward import check
+
+    check(settings.networks)
+    return "outward"
 
 
 def join(engine: Engine, workload: Workload) -> Place:
@@ -64,6 +72,8 @@ def join(engine: Engine, workload: Workload) -> Place:
     try:
         users = userns.namespace(workload)
         opened += [users] if users >= 0 else []
+        if kind == "outward":
+            return _carried(engine, workload, opened)
         namespace = new_namespace(users=users)
         opened.append(namespace)
         place = _plugged(engine, workload, namespace) if kind == "bridge" else _alone(workload, namespace)
@@ -93,6 +103,29 @@ def _alone(workload: Workload, namespace: int) -> Place:
         names = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{workload.hostname}\n"
     files = _write(workload, names, "")
     return Place(namespace=namespace, path=f"/proc/self/fd/{namespace}", files=files)
+
+
+def _carried(engine: Engine, workload: Workload, opened: list[int]) -> Place:
+    """For an ordinary user: a namespace whose packets a program carries."""
+    from mamushka.engine import outward
+    from mamushka.network import names
+    from mamushka.network.carrier import REFUSED
+    from mamushka.network.namespace import new_namespace
+
+    host, settings = _resolvers(), workload.settings
+    out = outward.join(engine.paths, _ports(workload), names.nameservers(host))
+    namespace = new_namespace(refused=REFUSED)
+    opened.append(namespace)
+    if out.resolver and not settings.dns:
+        settings = replace(settings, dns=(out.resolver,))
+    return Place(
+        namespace=namespace,
+        path=f"/proc/self/fd/{namespace}",
+        connections=out.connections,
+        published=out.published,
+        files=_named(replace(workload, settings=settings), out.connections, host, responder=False),
+        carrier=out.carrier,
+    )
 
 
 def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:

@@ -133,3 +133,26 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int,
     if error is not None:
         raise error
     return pid, out.fd
+
+
+# What the map of the host's own user namespace says: everybody is who he is. user_namespaces(7).
+_EVERYBODY = b"0 0 4294967295"
+_initial: bool | None = None
+
+
+def initial() -> bool:
+    """Whether this process is in the host's own user namespace, as far as the map tells; asked once."""
+    global _initial
+    if _initial is None:
+        try:
+            with open("/proc/self/uid_map", "rb", buffering=0) as file:
+                _initial = b" ".join(file.read(64).split()) == _EVERYBODY
+        except FileNotFoundError:  # a kernel without user namespaces
+            _initial = True
+    return _initial
+
+
+def moved() -> None:
+    """Ask again: this process has entered another user namespace."""
+    global _initial
+    _initial = None

@@ -82,6 +82,7 @@ RT_TABLE_MAIN = 254
 RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST = 1
+RTN_PROHIBIT = 8
 
 
 @struct
@@ -276,6 +277,23 @@ def new_default_route(index: int, gateway: bytes) -> Message:
     )
     body += attribute(RTA_GATEWAY, gateway) + number(RTA_OIF, index)
     return Message(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_EXCL, "add default route")
+
+
+def new_prohibition(address: bytes, prefix: int) -> Message:
+    """Whoever sends there is told that it is prohibited (EACCES), at once. ip-route(8)."""
+    family = AF_INET if len(address) == 4 else AF_INET6
+    body = pack(
+        rtmsg(
+            rtm_family=family,
+            rtm_dst_len=prefix,
+            rtm_table=RT_TABLE_MAIN,
+            rtm_protocol=RTPROT_BOOT,
+            rtm_scope=RT_SCOPE_UNIVERSE,
+            rtm_type=RTN_PROHIBIT,
+        )
+    )
+    body += attribute(RTA_DST, address)
+    return Message(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_EXCL, "add prohibition")
 
 
 def _link(body: bytes) -> Link:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 
-from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
+from mamushka.linux.process import CLONE_NEWNET, CLONE_NEWUSER, initial, setns, unshare
 from mamushka.linux.rtnetlink import link_up, open_route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _SELF = "/proc/thread-self/ns/net"
 _LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX: the first link of every namespace
 
 # As Docker does: inside, nobody needs a capability for port 80 or to ping.
+_PING = "net.ipv4.ping_group_range"
 DEFAULT_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
+    _PING: "0 2147483647",
 }
 
 
@@ -47,13 +48,18 @@ class Entered:
             os.close(self._home)
 
 
-def new_namespace(sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = -1) -> int:
+def new_namespace(
+    sysctls: Mapping[str, str] = DEFAULT_SYSCTLS, *, users: int = -1, refused: Sequence[tuple[bytes, int]] = ()
+) -> int:
     """A descriptor (close-on-exec) of a new namespace with its loopback up. About half a millisecond.
 
-    ``users`` is the user namespace whose root is to own it.
+    ``users`` is the user namespace whose root is to own it. Where the caller is in one himself, nobody inside can send
+    to the ``refused`` destinations, (address, prefix) each, unless he may change routes or send raw packets.
     """
     if users >= 0:
         return _owned(sysctls, users)
+    if not initial():
+        return _inside(sysctls, refused)
     home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(CLONE_NEWNET)
@@ -81,6 +87,26 @@ def _owned(sysctls: Mapping[str, str], users: int) -> int:
         os.close(namespace)
         raise
     return namespace
+
+
+def _inside(sysctls: Mapping[str, str], refused: Sequence[tuple[bytes, int]]) -> int:
+    """In a user namespace, by a child: nobody there is let back into the host's network once he has left it."""
+    from mamushka.linux.nobody import made
+    from mamushka.linux.rtnetlink import new_prohibition
+    from mamushka.linux.users import ranges
+
+    given = dict(sysctls)
+    if given.get(_PING) == DEFAULT_SYSCTLS[_PING]:  # to all groups: those that there are
+        given[_PING] = f"0 {max(first + size - 1 for first, _, size in ranges('gid'))}"
+
+    def make() -> None:
+        unshare(CLONE_NEWNET)
+        _equip(given)
+        if refused:
+            with open_route() as route:
+                route.request([new_prohibition(address, prefix) for address, prefix in refused])
+
+    return made("net", make)
 
 
 def _equip(sysctls: Mapping[str, str]) -> None:

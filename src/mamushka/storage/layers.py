@@ -147,6 +147,7 @@ class LayerStore:
         return f"{self.root}/{identifier.algorithm}/{identifier.encoded}"
 
     def _make(self, identifier: Digest, chunks: Iterable[bytes], limits: Limits | None) -> None:
+        from mamushka.linux.process import initial
         from mamushka.storage.apply import apply
         from mamushka.storage.remove import remove
 
@@ -158,7 +159,7 @@ class LayerStore:
             root = os.open(f"{staging}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 hasher = identifier.hasher()
-                content = apply(root, _hashed(chunks, hasher), limits=limits)
+                content = apply(root, _hashed(chunks, hasher), limits=limits, user_xattr=not initial())
             finally:
                 os.close(root)
             if not identifier.matches(hasher):

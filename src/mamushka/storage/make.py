@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+from errno import EINVAL
 
+from mamushka import trace
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import xattr
 from mamushka.linux.fd import proc_path
+from mamushka.linux.process import initial
 from mamushka.spec.tar import BLOCK, CHARACTER, FIFO
 
 TYPE_CHECKING = False
@@ -38,6 +41,7 @@ class Maker:
 
     def __init__(self) -> None:
         self._owner = os.geteuid(), os.getegid()
+        self._alone = not initial() and _alone()
         self._masked = _umask() | 0o7000  # the bits that open, mkdir and mknod do not set
 
     def file(self, member: Member, at: int, base: bytes, pieces: Iterator[memoryview]) -> None:
@@ -52,7 +56,7 @@ class Maker:
             else:
                 _write_sparse(fd, member, pieces)
             if (member.uid, member.gid) != self._owner:
-                os.fchown(fd, member.uid, member.gid)
+                self._give(member, fd)
             if member.mode & self._masked:
                 os.fchmod(fd, member.mode)
             for name, content in wanted_xattrs(member):
@@ -71,6 +75,10 @@ class Maker:
     def node(self, member: Member, at: int, base: bytes) -> None:
         """A device or a named pipe."""
         kind = _NODES[member.kind]
+        if kind != stat.S_IFIFO and not initial() and (member.major, member.minor) != (0, 0):
+            # Nobody could open it: a user namespace's mounts have no devices. Workloads get theirs from the runtime.
+            trace.event("storage.device_left_out", name=member.name)
+            return
         if kind != stat.S_IFIFO and self._owner[0] != 0:
             raise Unsupported(f"{member.name!r} is a device node, which only root may make")
         # include/linux/kdev_t.h: 12 bits of major, 20 of minor
@@ -89,16 +97,34 @@ class Maker:
     def directory(self, member: Member, fd: int) -> None:
         """The attributes of an open directory that will not change any more."""
         if (member.uid, member.gid) != self._owner:
-            os.fchown(fd, member.uid, member.gid)
+            self._give(member, fd)
         os.fchmod(fd, member.mode)
         for name, content in wanted_xattrs(member):
             _set_xattr(fd, b"", name, content)
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
+    def _give(self, member: Member, what: int | bytes, at: int | None = None) -> None:
+        """Change the owner. Who has one id keeps what would be others': there is nobody else to give it to."""
+        if self._alone:
+            trace.event("storage.owner_kept", name=member.name, uid=member.uid, gid=member.gid)
+            return
+        try:
+            if isinstance(what, int):
+                os.fchown(what, member.uid, member.gid)
+            else:
+                os.chown(what, member.uid, member.gid, dir_fd=at, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise Unsupported(
+                f"{member.name!r} belongs to {member.uid}:{member.gid}, which is no id in this user namespace",
+                hint="grant more subordinate ids in /etc/subuid and /etc/subgid: 65536 are enough for most images",
+            ) from error
+
     def _attributes(self, member: Member, at: int, base: bytes) -> None:
         """Of what is not to be opened."""
         if (member.uid, member.gid) != self._owner:
-            os.chown(base, member.uid, member.gid, dir_fd=at, follow_symlinks=False)
+            self._give(member, base, at)
         for name, content in wanted_xattrs(member):
             _set_xattr(at, base, name, content)
         os.utime(base, ns=(member.mtime_ns, member.mtime_ns), dir_fd=at, follow_symlinks=False)
@@ -133,6 +159,12 @@ def _write_sparse(fd: int, member: Member, pieces: Iterable[memoryview]) -> None
             written = os.pwrite(fd, piece[:room], offset)
             offset, room, piece = offset + written, room - written, piece[written:]
     os.ftruncate(fd, member.size)
+
+
+def _alone() -> bool:
+    from mamushka.linux.users import single
+
+    return single()
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ import os
 from mamushka.errors import Invalid, Unsupported
 from mamushka.linux import mount as kernel
 from mamushka.linux.fd import AT_EMPTY_PATH, AT_FDCWD
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,16 +43,16 @@ def mount(
     work: str | None = None,
     read_only: bool = False,
     volatile: bool = False,
-    userxattr: bool = False,
+    userxattr: bool | None = None,
     id_map: int = -1,
 ) -> int:
     """A detached mount of ``lowers``, uppermost first, below the writable ``upper``; the descriptor is the caller's.
 
     ``work`` is an empty directory on the file system of ``upper``; both are given or neither. ``userxattr`` is
-    for mounts inside a user namespace. ``id_map`` is a descriptor of a user namespace, whose ids the owners in
-    the layers are then; so workloads with different maps share layers. The top has the mapped owners on disk:
-    overlayfs writes it as whoever mounts, whom the map does not have. Unsupported where the kernel refuses,
-    with its own words.
+    for mounts inside a user namespace; None asks which this process is in. ``id_map`` is a descriptor of a user
+    namespace, whose ids the owners in the layers are then; so workloads with different maps share layers. The top has
+    the mapped owners on disk: overlayfs writes it as whoever mounts, whom the map does not have. Unsupported where the
+    kernel refuses, with its own words.
     """
     # The kernel refuses a directory twice. What a layer shows further up hides all that it shows further down.
     lowers = tuple(dict.fromkeys(lowers))
@@ -68,7 +69,7 @@ def mount(
     attributes = kernel.MOUNT_ATTR_RDONLY if read_only or upper is None else 0
     if id_map >= 0:
         return _with_mapped_ids(lowers, upper, work, id_map, volatile=volatile, attributes=attributes)
-    options = _options(upper, work, volatile=volatile, userxattr=userxattr)
+    options = _options(upper, work, volatile=volatile, userxattr=not initial() if userxattr is None else userxattr)
     try:
         return _by_descriptors(lowers, options, attributes)
     except _NoAppend:

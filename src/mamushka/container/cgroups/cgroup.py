@@ -19,10 +19,11 @@ import time
 from mamushka import trace
 from mamushka.container.cgroups import devices, v1
 from mamushka.container.cgroups.files import children, processes, read, refused, table, write, write_each
-from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve
+from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve, whole
 from mamushka.container.cgroups.layout import layout as host_layout
 from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
+from mamushka.linux.process import initial
 from mamushka.spec.runtime import Resources
 from mamushka.values import EMPTY
 
@@ -100,7 +101,7 @@ class Cgroup:
         if self._tree:
             self._enable(new)
         self._apply(old, new)
-        if policy.rules or not policy.allow:
+        if (policy.rules or not policy.allow) and initial():
             self._restrict(policy)
 
     def settle(self) -> None:
@@ -121,7 +122,7 @@ class Cgroup:
         if self._tree and new:
             self._enable(new)
         self._apply(old, new)
-        if resources.devices:
+        if resources.devices and initial():
             self._restrict(devices.policy((*resources.devices, *devices.DEFAULT)))
 
     def _settings(self, resources: Resources) -> tuple[list[Setting], list[Setting]]:
@@ -143,8 +144,12 @@ class Cgroup:
                 new += v2.unified(resources.unified)
         for item in new:
             if item.controller not in (*self._layout.controllers, "cgroup"):
-                raise missing(item.controller, f"it is not among {self._layout.unified or 'cgroup2'}'s controllers")
+                raise missing(item.controller, self._layout.reason or f"it is not among {self._where()}'s controllers")
         return old, new
+
+    def _where(self) -> str:
+        """The cgroup2 tree, or the part of it that is ours."""
+        return self._layout.unified + self._layout.base or "cgroup2"
 
     def _directories(self, settings: Iterable[Setting], accounted: tuple[str, ...] | None = None) -> list[str]:
         """The v1 directories to have: for accounting, for the settings, and one by which processes are found."""
@@ -173,8 +178,8 @@ class Cgroup:
         parent = os.path.dirname(self._tree)
         if not (needed | optional) - {*read(parent + "/cgroup.subtree_control").split()}:
             return
-        directory = self._layout.unified
-        for name in ("", *os.path.dirname(self.path).split("/")[1:]):
+        directory = self._where()
+        for name in ("", *os.path.dirname(self.path.removeprefix(self._layout.base)).split("/")[1:]):
             directory = f"{directory}/{name}" if name else directory
             _subtree(directory, needed, optional)
 
@@ -203,13 +208,17 @@ class Cgroup:
                 raise refused(f"{directory}/{item.file}", item.text, error) from error
 
     def _restrict(self, policy: devices.Policy) -> None:
-        """Put the device rules in force. Unsupported where rules cannot be: a wall never thins silently."""
+        """Put the device rules in force. Unsupported where rules cannot be: a wall never thins silently.
+
+        In a user namespace there are none to set: nobody there can make a device, and the mounts show none but those
+        that the bundle binds.
+        """
         if self._layout.kind == UNIFIED:
             self._attach(devices.v2_program(policy))
         elif "devices" in self._v1:
             for file, texts in devices.v1_writes(policy):
                 write_each(f"{self._v1['devices']}/{file}", texts)
-        elif not _in_user_namespace():
+        else:
             raise missing("devices", "the controller is mounted nowhere")
 
     def _attach(self, program: bytes) -> None:
@@ -335,12 +344,18 @@ class Cgroup:
         """Resource use now."""
         from mamushka.container.cgroups import stats
 
+        self._counted()
         return stats.v2(self._tree) if self._layout.kind == UNIFIED else stats.v1(self._v1)
+
+    def _counted(self) -> None:
+        if self._layout.reason:
+            raise Unsupported(f"nobody counts what {self.path} uses: {self._layout.reason}")
 
     def usage(self) -> Usage:
         """All that is counted here, as the kernel tells it."""
         from mamushka.container.cgroups import usage
 
+        self._counted()
         return usage.v2(self._tree) if self._layout.kind == UNIFIED else usage.v1(self._v1, self._tree)
 
     def watch_oom(self) -> OomWatch | None:
@@ -385,6 +400,8 @@ class Cgroup:
     def _freeze(self, tree: str, freezer: str) -> None:
         path, text = f"{self._tree}/cgroup.freeze", tree
         if not self._tree:
+            if self._layout.reason:
+                raise Unsupported(f"cannot freeze {self.path}: {self._layout.reason}")
             if not os.path.isdir(self._v1.get("freezer", "")):
                 raise Unsupported(f"cannot freeze {self.path}: it is in no hierarchy that can freeze",
                                   hint="mount cgroup2, or the freezer controller of cgroup v1")  # fmt: skip
@@ -495,7 +512,7 @@ def choose(manager: str, cgroups_path: str, id: str, annotations: Mapping[str, s
         raise Invalid(f"there is no cgroup manager {manager!r}", hint=f"choose one of {', '.join(MANAGERS)}")
     from mamushka.container.cgroups import scope
 
-    return scope.new(cgroups_path, id, annotations, host_layout())
+    return scope.new(cgroups_path, id, annotations, whole())
 
 
 def open_cgroup(place: str, layout: Layout | None = None) -> Cgroup:
@@ -508,7 +525,7 @@ def open_cgroup(place: str, layout: Layout | None = None) -> Cgroup:
         return Disabled()
     from mamushka.container.cgroups import scope
 
-    return scope.of_place(place, layout or host_layout())
+    return scope.of_place(place, layout or whole())
 
 
 def stale(prefix: str, live: Container[str], layout: Layout | None = None) -> tuple[str, ...]:
@@ -594,8 +611,3 @@ def _fill_cpuset(directory: str, root: str) -> None:
         if not read(f"{directory}/{file}").strip():
             _fill_cpuset(os.path.dirname(directory), root)
             write(f"{directory}/{file}", read(f"{os.path.dirname(directory)}/{file}").strip())
-
-
-def _in_user_namespace() -> bool:
-    """Whether root here is not the host's root; then no device node can be made or used that matters."""
-    return read("/proc/self/uid_map").split() != ["0", "0", "4294967295"]

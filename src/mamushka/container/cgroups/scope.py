@@ -20,7 +20,7 @@ from mamushka.container.cgroups.cgroup import Cgroup
 from mamushka.container.cgroups.files import read
 from mamushka.container.cgroups.layout import UNIFIED
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
-from mamushka.linux.process import PR_SET_NAME
+from mamushka.linux.process import PR_SET_NAME, initial
 from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
@@ -217,7 +217,7 @@ class _Holder:
 
 def new(cgroups_path: str, id: str, annotations: Mapping[str, str], layout: Layout) -> Scope:
     """The scope of a container that is to be made. Unsupported where no manager answers."""
-    user = os.geteuid() != 0
+    user = os.geteuid() != 0 or not initial()
     name = unit.name(cgroups_path, id, user=user)
     bus = connect(user=user)
     try:

@@ -14,6 +14,8 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mamushka.interfaces.cli.options import Arguments
     from mamushka.interfaces.cli.probes import Probe
     from mamushka.interfaces.cli.session import Session
@@ -38,7 +40,7 @@ class Finding:
 
 def doctor(arguments: Arguments, session: Session) -> int:
     """Every probe; 1 where something essential is missing."""
-    findings = [examine(probe, session.data_root) for probe in PROBES]
+    findings = [examine(probe, session.data_root) for probe in _probes()]
     if arguments.json:
         from mamushka.values import asdict
 
@@ -51,6 +53,15 @@ def doctor(arguments: Arguments, session: Session) -> int:
         out()
         out(f"{len(failed)} of {len(findings)} missing" if failed else "this machine can run workloads")
     return 1 if failed else 0
+
+
+def _probes() -> Sequence[Probe]:
+    """Root's, or an ordinary user's."""
+    if os.geteuid() == 0:
+        return PROBES
+    from mamushka.interfaces.cli import probes_rootless
+
+    return probes_rootless.PROBES
 
 
 def _print(finding: Finding) -> None:
@@ -108,9 +119,6 @@ def _answer(probe: Probe, data_root: str) -> bytes:
         answer = {"works": True, "reason": probe.attempt(data_root)}
     except MamushkaError as error:
         answer = {"works": False, "reason": str(error), "hint": error.hint}
-    except PermissionError as error:
-        hint = "" if os.geteuid() == 0 else "this needs root: sudo mamushka doctor"
-        answer = {"works": False, "reason": str(error), "hint": hint}
     except (OSError, ImportError) as error:
         answer = {"works": False, "reason": str(error)}
     return document.dump(answer)[:_ANSWER_MAX]

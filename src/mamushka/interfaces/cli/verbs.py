@@ -55,6 +55,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "completion": ("completion", "Print a shell's completion script"),
         "doctor": ("doctor", "Try what this machine can do, and say how to mend what it cannot"),
         "info": ("system", "Show this machine's engine"),
+        "unshare": ("unshare", "Run a program in the user namespace of your workloads"),
         "version": ("system", "Show the version"),
     },
     "container": {

@@ -8,6 +8,7 @@ from mamushka.container.runtime import ContainerRuntime
 from mamushka.errors import Invalid, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.commands import DEFAULT_ROOT
+from mamushka.linux.process import initial
 from mamushka.runtime import Bundle, Stdio
 from mamushka.spec import runtime as spec
 from mamushka.values import replace
@@ -24,7 +25,15 @@ _PRESERVE_MAX = 1024
 def runtime(options: Arguments) -> ContainerRuntime:
     """The runtime of the state directory that --root names, with the cgroup manager of new containers."""
     manager = options.get("cgroup-manager", "systemd" if "systemd-cgroup" in options else "cgroupfs")
-    return ContainerRuntime(os.path.abspath(options.get("root", DEFAULT_ROOT)), cgroups=manager)
+    return ContainerRuntime(os.path.abspath(options.get("root") or _default_root()), cgroups=manager)
+
+
+def _default_root() -> str:
+    if os.geteuid() == 0 and initial():
+        return DEFAULT_ROOT
+    from mamushka.interfaces.oci.rootless import default_root
+
+    return default_root()
 
 
 def read_bundle(given: Arguments) -> Bundle:
@@ -90,6 +99,12 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         process = replace(process, env=process.env + environment)
         bundle = Bundle(bundle.path, replace(bundle.config, process=process))
     wall = runtime(options)
+    if os.geteuid() != 0 or "rootless" in options:
+        from mamushka.interfaces.oci import rootless
+
+        if rootless.asked(options):
+            rootless.enter(bundle.config)
+            wall.entered = True
     how = {"no_pivot": "no-pivot" in given, "keyring": "no-new-keyring" not in given}
     if process and "NOTIFY_SOCKET" in os.environ:
         from mamushka.interfaces.oci import notify

@@ -12,6 +12,7 @@ from mamushka.errors import Conflict, NotFound
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.lifecycle import runtime
 from mamushka.spec import runtime as spec
+from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,10 +141,22 @@ def spec_document(*, rootless: bool) -> bytes:
         no_new_privileges=True,
         rlimits=(spec.Rlimit("RLIMIT_NOFILE", 1024, 1024),),
     )
+    mounts = _rootless_mounts() if rootless else defaults.MOUNTS
     config = spec.Config(
-        spec.VERSION, process, spec.Root("rootfs", readonly=True), "mamushka", mounts=defaults.MOUNTS, linux=linux
+        spec.VERSION, process, spec.Root("rootfs", readonly=True), "mamushka", mounts=mounts, linux=linux
     )
     return spec.dump(config)
+
+
+def _rootless_mounts() -> tuple[spec.Mount, ...]:
+    """As runc writes it: the network is the host's, so /sys is bound; and one id has no group for terminals."""
+    words = ("rbind", "nosuid", "noexec", "nodev", "ro")
+    mounts = [
+        replace(mount, options=tuple(word for word in mount.options if not word.startswith("gid=")))
+        for mount in defaults.MOUNTS
+        if not mount.destination.startswith("/sys")
+    ]
+    return (*mounts, spec.Mount("/sys", "none", "/sys", words))
 
 
 def spec_(options: Arguments, given: Arguments) -> None:

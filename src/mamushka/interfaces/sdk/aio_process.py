@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,11 @@ SLICE = 1.0
 
 def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
     """Begin a call in a thread of the pool."""
+    if os.geteuid() != 0:
+        # An ordinary user's engine enters a user namespace, which it can only before there are threads.
+        from mamushka.interfaces.sdk.host import default_engine
+
+        default_engine()
     return asyncio.get_running_loop().run_in_executor(_threads, partial(function, *args, **kwargs))
 
 
