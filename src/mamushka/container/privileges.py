@@ -115,7 +115,7 @@ class Privileges:
         "_capset",
         "_filter",
         "_groups",
-                "_label",
+        "_label",
         "_label_path",
         "_limits",
         "_no_new_privs",

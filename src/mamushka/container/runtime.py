@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.oom import OomWatch
     from mamushka.container.cgroups.usage import Usage
     from mamushka.container.record import Kept
-    from mamushka.linux.seccomp import Filter
     from mamushka.runtime import Bundle, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Mount, Process, Resources, Seccomp
+    from mamushka.spec.runtime import Config, Mount, Process, Resources
 
 _SIGKILL = 9
 # How long a killed container may take to be gone: a process in an uninterruptible disk wait delays it.
@@ -107,6 +106,7 @@ class ContainerRuntime:
     ) -> Started:
         from mamushka.container.cgroups.cgroup import choose
         from mamushka.container.creation import BearInit, Claim, JoinGroup, MakeCgroup
+        from mamushka.container.parts import filter_of, to_keep, within
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of, prepare
         from mamushka.container.record import Kept
@@ -114,12 +114,12 @@ class ContainerRuntime:
         config = bundle.config
         record = Record(self.root, id)
         cgroup = choose(self.cgroups, config.linux.cgroups_path, id, config.annotations)
-        kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
+        kept = Kept(id, bundle.path, time.time(), cgroup.place, to_keep(config))
         if self.entered:
-            bundle = replace(bundle, config=_within(config))
+            bundle = replace(bundle, config=within(config))
         interior = Interior(bundle, stdio, kept, gated=gated, no_pivot=no_pivot)
         try:
-            filter, program = _filter(config)
+            filter, program = filter_of(config)
             privileges = prepare(
                 interior.process,
                 filter=filter,
@@ -451,6 +451,7 @@ class ContainerRuntime:
         from mamushka.container import checkpoint
         from mamushka.container.cgroups.layout import resolve
         from mamushka.container.creation import Claim, MakeCgroup
+        from mamushka.container.parts import filter_of, to_keep
         from mamushka.container.plan import Interior
         from mamushka.container.record import Kept
         from mamushka.container.restore import RestoreProcesses
@@ -459,7 +460,7 @@ class ContainerRuntime:
         config = bundle.config
         checkpoint.check(config)
         record = Record(self.root, id)
-        kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), _to_keep(config))
+        kept = Kept(id, bundle.path, time.time(), resolve(config.linux.cgroups_path, id), to_keep(config))
         cgroup = _open_cgroup(kept.cgroup)
         interior = Interior(bundle, stdio, kept, gated=False)
         # Limits hold from the moment that the processes are whole: criu needs some memory and processes itself.
@@ -467,7 +468,7 @@ class ContainerRuntime:
         devices = Resources(devices=asked.devices) if asked else None
         try:
             own = f"_mmk.{id}" if keyring else ""
-            restored = RestoreProcesses(interior, record, cgroup, root, directory, options, _filter(config)[1], own)
+            restored = RestoreProcesses(interior, record, cgroup, root, directory, options, filter_of(config)[1], own)
             plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config, devices), restored])
         except BaseException:
             self._tidy(kept.cgroup)
@@ -558,53 +559,6 @@ def _leave_groups(record: Record) -> None:
 
     for path in record.kept_groups():
         remove(path)
-
-
-def _to_keep(config: Config) -> Config:
-    """The part of the config that later commands need; the filter is kept compiled."""
-    from mamushka.spec.runtime import Linux, Mount
-
-    given = config.linux
-    seccomp = given.seccomp
-    if seccomp is not None:
-        from mamushka.container.seccomp import listens
-
-        seccomp = replace(seccomp, architectures=(), flags=(), syscalls=()) if listens(seccomp) else None
-    linux = Linux(
-        namespaces=given.namespaces,
-        seccomp=seccomp,
-        net_devices=given.net_devices,
-        intel_rdt=given.intel_rdt,
-        memory_policy=given.memory_policy,
-        personality=given.personality,
-    )
-    # Of mounts, which of them are the host's: a checkpoint leaves those out.
-    binds = tuple(Mount(mount.destination) for mount in config.mounts if {"bind", "rbind"} & {*mount.options})
-    return replace(config, mounts=binds, linux=linux)
-
-
-def _within(config: Config) -> Config:
-    """What is left to be built when the user namespace is there already."""
-    linux = config.linux
-    kept = tuple(item for item in linux.namespaces if item.type != "user")
-    return replace(config, linux=replace(linux, namespaces=kept, uid_mappings=(), gid_mappings=()))
-
-
-def _filter(config: Config) -> tuple[Filter | None, bytes]:
-    """The filter ready to be installed, and as the record keeps it."""
-    if config.linux.seccomp is None:
-        return None, b""
-    from mamushka.container import seccomp
-
-    global _latest
-    # Whoever starts many containers gives the same profile again and again; its digest is worth remembering.
-    if _latest is None or _latest[0] is not config.linux.seccomp:
-        made = seccomp.filter(config.linux.seccomp)
-        _latest = (config.linux.seccomp, made, made.dump())
-    return _latest[1], _latest[2]
-
-
-_latest: tuple[Seccomp, Filter, bytes] | None = None
 
 
 def _frozen(cgroup: Cgroup) -> bool:
