@@ -9,8 +9,8 @@ from mamushka.container import channel
 from mamushka.container.failure import explain
 from mamushka.container.namespaces import FLAGS
 from mamushka.container.operation import ROOT, Inside, script_of
-from mamushka.container.plan import attributes_of, check_process, further_process, restrictions
 from mamushka.container.privileges import keyring_of, prepare
+from mamushka.container.process import attributes_of, check_process, further_process, restrictions
 from mamushka.container.program import Prepare, first_writes, home
 from mamushka.container.spawn import Birth
 from mamushka.errors import NotFound

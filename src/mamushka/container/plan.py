@@ -14,10 +14,11 @@ import os
 
 from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
-from mamushka.container.defaults import DEVICE_LINKS, DEVICES, LANDLOCK
+from mamushka.container.defaults import DEVICE_LINKS, DEVICES
 from mamushka.container.namespaces import HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
 from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, SYSFS, Inside, script_of
 from mamushka.container.options import PROPAGATION
+from mamushka.container.process import attributes_of, check_process, confinement, restrictions
 from mamushka.container.program import (
     ArrangeDescriptors,
     Confine,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from mamushka.container.resctrl import Group
     from mamushka.linux.script import Variable
     from mamushka.runtime import Bundle, Stdio
-    from mamushka.spec.runtime import Config, Device, Linux, Mount, Process
+    from mamushka.spec.runtime import Config, Device, Mount, Process
 
 
 class Interior:
@@ -393,66 +394,6 @@ _NEW, _OTHER = -1, -2  # an empty tmpfs, and any other filesystem, that the cont
 _KEPT = {"proc": PROC, "devpts": DEVPTS, "sysfs": SYSFS}
 
 
-def restrictions(config: Config, process: Process) -> list[Inside]:
-    """What else the bundle asks to be kept from one of its processes, whichever it is."""
-    if LANDLOCK not in config.annotations:
-        return []
-    from mamushka.container import landlock
-
-    policy = landlock.of(config.annotations[LANDLOCK])
-    return [landlock.Restrict(policy, no_new_privileges=process.no_new_privileges)]
-
-
-def further_process(
-    process: Process,
-    stdio: Stdio,
-    preserve: tuple[int, ...],
-    enter: list[Inside],
-    besides: list[Inside],
-    privileges: Privileges,
-) -> list[Inside]:
-    """The operations of exec: a process in namespaces that are there already."""
-    find = FindProgram(process)
-    operations = list(enter)
-    if process.terminal:
-        from mamushka.container.console import OpenConsole
-
-        operations.append(OpenConsole(process, mounted=False, pts=False))
-    operations += [
-        ArrangeDescriptors(stdio, preserve, terminal=process.terminal, gated=False, labelled=privileges.labelled),
-        EnterDirectory(process, make=False),
-        find,
-        ResetSignals(),
-    ]
-    if b"HOME" not in find.environment:
-        operations.append(FindHome())
-    operations += [
-        *besides,
-        Confine(privileges, confinement(process, seccomp=False), gated=False),
-        Execute(find, process.args),
-    ]
-    return operations
-
-
-def confinement(process: Process, *, seccomp: bool) -> str:
-    """What confines the process, in a line."""
-    kept = process.capabilities.bounding if process.capabilities else ()
-    words = [f"uid {process.user.uid} gid {process.user.gid}"]
-    words += [f"{len(kept)} capabilities"] if process.capabilities else ["all capabilities"]
-    words += ["no_new_privs"] if process.no_new_privileges else []
-    words += ["a system call filter"] if seccomp else []
-    return "confine to " + ", ".join(words)
-
-
-def attributes_of(process: Process, linux: Linux) -> list[Inside]:
-    """What the process is besides its rights; mostly nothing is asked for."""
-    if not (process.scheduler or process.io_priority or linux.memory_policy or linux.personality):
-        return []
-    from mamushka.container.attributes import attributes
-
-    return attributes(process, linux)
-
-
 def checked_process(config: Config) -> Process:
     """The bundle's process; Invalid or Unsupported where it cannot be run."""
     process = check_process(config.process)
@@ -483,17 +424,6 @@ def check_label(label: str) -> None:
             f"cannot use the SELinux mount label {label!r}: SELinux is not enabled",
             hint="leave linux.mountLabel out, or boot with selinux=1",
         )
-
-
-def check_process(process: Process | None) -> Process:
-    """The process, or why it cannot be run."""
-    if process is None:
-        raise Invalid("config.json has no process", hint="a container starts with a program: process.args")
-    if not process.args or not process.args[0]:
-        raise Invalid("process.args names no program")
-    if not process.cwd.startswith("/"):
-        raise Invalid(f"process.cwd {process.cwd!r} is not an absolute path")
-    return process
 
 
 def check_device(device: Device) -> None:

@@ -17,23 +17,24 @@ import os
 import time
 
 from mamushka import trace
-from mamushka.container.cgroups import devices, v1
+from mamushka.container.cgroups.directories import discard, fill_cpuset, hand_down, make, move
 from mamushka.container.cgroups.files import children, processes, read, refused, table, write, write_each
 from mamushka.container.cgroups.layout import UNIFIED, Layout, resolve, whole
 from mamushka.container.cgroups.layout import layout as host_layout
-from mamushka.container.cgroups.settings import ACCOUNTED, Setting, missing
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
 from mamushka.linux.process import initial
-from mamushka.spec.runtime import Resources
 from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
+    from mamushka.container.cgroups import devices
     from mamushka.container.cgroups.oom import OomWatch
+    from mamushka.container.cgroups.settings import Setting
     from mamushka.container.cgroups.usage import Usage
     from mamushka.runtime import Stats
+    from mamushka.spec.runtime import Resources
 
 _SIGKILL = 9
 # How long to wait for the kernel to finish what it was told: freezing, or letting go of dead processes.
@@ -81,18 +82,20 @@ class Cgroup:
 
         Beside the bundle's device rules the default devices are allowed, as every runtime has it.
         """
+        from mamushka.container.cgroups import devices
+
         old, new = self._settings(resources)
         policy = devices.policy((*resources.devices, *devices.DEFAULT))
         made: list[str] = []
         try:
             for directory in self._directories(old):
-                _make(directory, made)
+                make(directory, made)
             if self._tree:
-                _make(self._tree, made)  # first, so that nobody removes the empty directories above meanwhile
+                make(self._tree, made)  # first, so that nobody removes the empty directories above meanwhile
             self._fill(old, new, policy)
         except BaseException:
             for directory in reversed(made):
-                _discard(directory)
+                discard(directory)
             raise
         trace.event("cgroup.created", path=self.path, directories=len(made))
 
@@ -114,6 +117,8 @@ class Cgroup:
 
     def set(self, resources: Resources) -> None:
         """Change limits of a living cgroup; what is absent stays. Device rules, when given, replace all earlier."""
+        from mamushka.container.cgroups import devices
+
         old, new = self._settings(resources)
         self._check_before_update(resources)
         for directory in self._directories(old, accounted=()):
@@ -127,6 +132,9 @@ class Cgroup:
 
     def _settings(self, resources: Resources) -> tuple[list[Setting], list[Setting]]:
         """The writes for the v1 hierarchies, and those for the cgroup2 tree. Unsupported without the controller."""
+        from mamushka.container.cgroups import v1
+        from mamushka.container.cgroups.settings import missing
+
         if self._layout.kind == UNIFIED:
             from mamushka.container.cgroups import v2
 
@@ -153,6 +161,8 @@ class Cgroup:
 
     def _directories(self, settings: Iterable[Setting], accounted: tuple[str, ...] | None = None) -> list[str]:
         """The v1 directories to have: for accounting, for the settings, and one by which processes are found."""
+        from mamushka.container.cgroups import v1
+
         if accounted is None:
             accounted = v1.ACCOUNTED
             if not self._tree:
@@ -162,17 +172,19 @@ class Cgroup:
 
     def _join_late(self, directory: str) -> None:
         """Make a directory in a hierarchy that the running processes have not joined, and move them there."""
-        _make(directory, [])
+        make(directory, [])
         if directory == self._v1.get("cpuset"):
-            _fill_cpuset(directory, self._layout.v1["cpuset"])
+            fill_cpuset(directory, self._layout.v1["cpuset"])
         for pid in self.processes():
-            _move(directory, pid)
+            move(directory, pid)
 
     def _enable(self, settings: Iterable[Setting]) -> None:
         """Make controllers available in the cgroup2 tree, from the root down to above this cgroup.
 
         A setting's controller must come; those for accounting only are taken where they are to be had.
         """
+        from mamushka.container.cgroups.settings import ACCOUNTED
+
         needed = {item.controller for item in settings if item.controller != "cgroup"}
         optional = set(ACCOUNTED) & {*self._layout.controllers} if self._layout.kind == UNIFIED else set[str]()
         parent = os.path.dirname(self._tree)
@@ -181,7 +193,7 @@ class Cgroup:
         directory = self._where()
         for name in ("", *os.path.dirname(self.path.removeprefix(self._layout.base)).split("/")[1:]):
             directory = f"{directory}/{name}" if name else directory
-            _subtree(directory, needed, optional)
+            hand_down(directory, needed, optional)
 
     def _apply(self, old: list[Setting], new: list[Setting]) -> None:
         """Write everything, in order.
@@ -194,7 +206,7 @@ class Cgroup:
             (item, self._tree) for item in new
         ]:
             if item.controller == "cpuset" and directory is not self._tree:
-                _fill_cpuset(directory, self._layout.v1["cpuset"])
+                fill_cpuset(directory, self._layout.v1["cpuset"])
             try:
                 _write(directory, item)
             except OSError as error:
@@ -213,6 +225,9 @@ class Cgroup:
         In a user namespace there are none to set: nobody there can make a device, and the mounts show none but those
         that the bundle binds.
         """
+        from mamushka.container.cgroups import devices
+        from mamushka.container.cgroups.settings import missing
+
         if self._layout.kind == UNIFIED:
             self._attach(devices.v2_program(policy))
         elif "devices" in self._v1:
@@ -302,7 +317,7 @@ class Cgroup:
     def add(self, pid: int) -> None:
         """Move a process in, by force and slowly: see the top of this file."""
         for directory in self._joined():
-            _move(directory, pid)
+            move(directory, pid)
 
     def _joined(self) -> list[str]:
         """The directories that exist, the cgroup2 tree's first."""
@@ -451,7 +466,7 @@ class Cgroup:
         deadline = time.monotonic() + PATIENCE / 5
         for directory in self._joined():
             pause = 0.0005
-            while not _discard(directory):
+            while not discard(directory):
                 if time.monotonic() > deadline:
                     raise Conflict(
                         f"cannot remove {directory}: in use by {processes(directory)[:8]}",
@@ -480,6 +495,8 @@ def everywhere(prefix: str, layout: Layout | None = None) -> list[str]:
 
 def _only(resources: Resources, controllers: set[str]) -> Resources:
     """The part of the resources that is for these controllers of cgroup v1, or names files of v2 itself."""
+    from mamushka.spec.runtime import Resources
+
     return Resources(
         memory=resources.memory if "memory" in controllers else None,
         cpu=resources.cpu if controllers & {"cpu", "cpuset"} else None,
@@ -536,36 +553,6 @@ def stale(prefix: str, live: Container[str], layout: Layout | None = None) -> tu
     return tuple(f"{prefix}/{name}" for name in sorted(names) if name not in live)
 
 
-def _make(directory: str, made: list[str]) -> None:
-    try:
-        os.mkdir(directory, 0o755)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
-        return _make(directory, made)
-    except FileExistsError:
-        inside = processes(directory)
-        if inside:
-            raise Conflict(f"the cgroup {directory} is in use by {inside[:8]}",
-                           hint="choose another cgroupsPath, or stop these processes") from None  # fmt: skip
-        return None
-    made.append(directory)
-    return None
-
-
-def _discard(directory: str) -> bool:
-    """Remove a directory and those below it; False while a process is inside."""
-    try:
-        os.rmdir(directory)
-        return True
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-            raise
-    below = children(directory)
-    return bool(below) and all(_discard(child) for child in below) and _discard(directory)
-
-
 def _write(directory: str, item: Setting) -> None:
     try:
         write(f"{directory}/{item.file}", item.text)
@@ -574,40 +561,3 @@ def _write(directory: str, item: Setting) -> None:
             raise
         file, text = item.otherwise
         write(f"{directory}/{file}", text)
-
-
-def _move(directory: str, pid: int) -> None:
-    try:
-        write(directory + "/cgroup.procs", str(pid))
-    except OSError as error:
-        if error.errno != errno.ESRCH:  # it has ended
-            raise refused(directory + "/cgroup.procs", str(pid), error) from error
-
-
-def _subtree(directory: str, needed: set[str], optional: set[str]) -> None:
-    """Hand controllers down to a directory's children; Conflict when a needed one does not come."""
-    file = directory + "/cgroup.subtree_control"
-    absent = (needed | optional) - {*read(file).split()}
-    for wanted in (absent, absent & needed):  # all in one write; else the needed alone, to say which fails
-        if not wanted:
-            return
-        text = " ".join(f"+{name}" for name in sorted(wanted))
-        try:
-            write(file, text)
-            return
-        except OSError as error:
-            if wanted & needed and (wanted == absent & needed):
-                raise Conflict(
-                    f"cannot set {file} to {text!r}: {error.strerror}",
-                    hint="a cgroup with processes of its own cannot hand controllers down: move them to a child",
-                ) from error
-
-
-def _fill_cpuset(directory: str, root: str) -> None:
-    """Give a v1 cpuset, and those above it, the CPUs and nodes of its parent: empty ones let no process in."""
-    if directory == root:
-        return
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        if not read(f"{directory}/{file}").strip():
-            _fill_cpuset(os.path.dirname(directory), root)
-            write(f"{directory}/{file}", read(f"{os.path.dirname(directory)}/{file}").strip())
