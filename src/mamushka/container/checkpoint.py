@@ -19,6 +19,7 @@ from mamushka.container.criu.service import Criu, check_feature, version
 from mamushka.container.defaults import LANDLOCK
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import open_in_root
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
