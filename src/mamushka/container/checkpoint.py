@@ -19,6 +19,7 @@ from mamushka.container.criu.service import Criu, check_feature, version
 from mamushka.container.defaults import LANDLOCK
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import open_in_root
+from mamushka.linux.process import initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,6 +118,11 @@ def dump(kept: Kept, pid: int, cgroup: Cgroup, directory: str, options: Checkpoi
 
 def check(config: Config) -> None:
     """Unsupported for a container of which something would come back weaker, or not shared any more."""
+    if os.geteuid() or not initial():
+        raise Unsupported(
+            "cannot checkpoint or restore a container without root: criu needs rights of the host's root",
+            hint="run the workload as root, if it is to be checkpointed",
+        )
     if LANDLOCK in config.annotations:
         raise Unsupported(
             "cannot checkpoint or restore a container behind Landlock: criu does not know it, and it would be lost",

@@ -99,6 +99,9 @@ def _inside(sysctls: Mapping[str, str], refused: Sequence[tuple[bytes, int]]) ->
     if given.get(_PING) == DEFAULT_SYSCTLS[_PING]:  # to all groups: those that there are
         given[_PING] = f"0 {max(first + size - 1 for first, _, size in ranges('gid'))}"
 
+    with open_route():
+        pass  # whatever that imports: a child of a process with threads must import nothing
+
     def make() -> None:
         unshare(CLONE_NEWNET)
         _equip(given)

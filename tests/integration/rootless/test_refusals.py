@@ -47,6 +47,13 @@ def test_further_user_namespaces_are_refused(user: Person) -> None:
     assert "without root" in user.bad("run", "--rm", *ALONE, "--userns", "private", "busybox", "true")
 
 
+def test_checkpoints_are_refused(user: Person, name: str) -> None:
+    user.good("run", "-d", "--name", name, *ALONE, "busybox", "sleep", "600")
+    assert "criu needs rights of the host's root" in user.bad("checkpoint", "create", name, "here")
+    assert user.good("exec", name, "echo", "on") == "on\n"
+    user.good("rm", "-f", name)
+
+
 def test_what_only_root_may_raise_is_refused(user: Person) -> None:
     said = user.bad("run", "--rm", *ALONE, "--ulimit", "nofile=99999999", "busybox", "true")
     assert "RLIMIT_NOFILE cannot be raised to 99999999" in said
