@@ -12,7 +12,7 @@ import pytest
 
 from mamushka.container.cgroups.bus import reachable
 from tests import peers
-from tests.integration.oci.test_command import PROGRAM, Oci
+from tests.integration.oci.conftest import PROGRAM, Oci
 
 pytestmark = pytest.mark.root
 with_systemd = pytest.mark.skipif(not reachable(user=False), reason="systemd is not the first process")

@@ -17,7 +17,7 @@ import pytest
 
 from tests import host, peers
 
-from .test_command import Oci, oci  # noqa: F401  the fixture
+from .conftest import Oci
 from .test_podman import LIMITS, Podman, podman  # noqa: F401  the fixture
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
@@ -71,9 +71,9 @@ class Counting:
 
 
 @pytest.fixture
-def counting(oci: Oci) -> Iterator[Counting]:  # noqa: F811
+def counting(oci: Oci) -> Iterator[Counting]:
     oci.edit("/bin/sh", "-c", COUNT)
-    from .test_command import PROGRAM
+    from .conftest import PROGRAM
 
     made = Counting([PROGRAM, "--root", oci.state], oci.bundle)
     yield made
@@ -84,7 +84,7 @@ def going_on(numbers: list[int]) -> bool:
     return numbers == list(range(numbers[0], numbers[-1] + 1))
 
 
-def test_a_count_goes_on(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:  # noqa: F811
+def test_a_count_goes_on(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:
     images, work = str(tmp_path / "images"), str(tmp_path / "work")
     counting.well("run", "-d", "one")
     numbers = counting.numbers(3)
@@ -105,7 +105,7 @@ def test_a_count_goes_on(oci: Oci, counting: Counting, criu: None, tmp_path: Pat
     assert oci("delete", "--force", "one").returncode == 0
 
 
-def test_in_the_foreground_its_end_is_the_commands(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:  # noqa: F811
+def test_in_the_foreground_its_end_is_the_commands(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:
     oci.edit("/bin/sh", "-c", "trap 'exit 7' USR1; " + COUNT)
     counting.well("run", "-d", "one")
     counting.numbers(1)
@@ -124,7 +124,7 @@ def test_in_the_foreground_its_end_is_the_commands(oci: Oci, counting: Counting,
     assert oci("list", "-q").stdout == ""
 
 
-def test_a_terminal_goes_to_the_console_socket(oci: Oci, criu: None, tmp_path: Path) -> None:  # noqa: F811
+def test_a_terminal_goes_to_the_console_socket(oci: Oci, criu: None, tmp_path: Path) -> None:
     oci.edit("/bin/sh", "-c", "while read line; do echo got $line $((n=n+1)); done", terminal=True)
     images = str(tmp_path / "images")
     for number, verb in enumerate((["run", "-d"], ["restore", "-d", "--image-path", images]), 1):
@@ -150,7 +150,7 @@ def received(listener: socket.socket) -> int:
         return array.array("i", control[0][2])[0]
 
 
-def test_pre_dump_and_leave_running(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:  # noqa: F811
+def test_pre_dump_and_leave_running(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:
     counting.well("run", "-d", "one")
     counting.numbers(1)
     done = oci("checkpoint", "--pre-dump", "--image-path", str(tmp_path / "first"), "one")
@@ -166,7 +166,7 @@ def test_pre_dump_and_leave_running(oci: Oci, counting: Counting, criu: None, tm
     oci("delete", "--force", "one")
 
 
-def test_what_runc_has_written_down_goes_on(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:  # noqa: F811
+def test_what_runc_has_written_down_goes_on(oci: Oci, counting: Counting, criu: None, tmp_path: Path) -> None:
     peers.need("runc")
     runc = Counting([peers.find("runc"), "--root", str(tmp_path / "runc")], oci.bundle)
     images = str(tmp_path / "images")
@@ -205,7 +205,7 @@ def drained(reading: int) -> list[bytes]:
         (["restore", "-d", "--console-socket", "/nowhere", "two"], "console socket"),
     ],
 )
-def test_what_is_refused(oci: Oci, counting: Counting, words: list[str], said: str) -> None:  # noqa: F811
+def test_what_is_refused(oci: Oci, counting: Counting, words: list[str], said: str) -> None:
     counting.well("run", "-d", "one")
     done = oci(*words)
     assert done.returncode == 1

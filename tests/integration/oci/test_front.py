@@ -19,7 +19,7 @@ from mamushka import startup
 from mamushka.interfaces.oci.commands import DEFAULT_ROOT
 from tests import peers
 
-from .test_command import Oci
+from .conftest import Oci
 
 pytestmark = pytest.mark.root
 SOURCE = Path(startup.__file__).parent / "interfaces" / "oci" / "front.c"

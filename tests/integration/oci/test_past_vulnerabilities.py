@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .test_command import Oci, oci
+from .conftest import Oci
 
-__all__ = ["oci"]
 pytestmark = pytest.mark.root
 
 
