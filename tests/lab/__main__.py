@@ -26,7 +26,7 @@ _RUNS_MAX = 5
 
 
 def main(words: list[str]) -> int:
-    lacking = machine.missing() or _without_kernel()
+    lacking = machine.missing() or without_kernel()
     if lacking:
         print(f"lab: skipped: {lacking}", file=sys.stderr)
         return 0
@@ -108,7 +108,8 @@ def _text(path: str) -> str:
     return ""
 
 
-def _without_kernel() -> str:
+def without_kernel() -> str:
+    """Why there is no kernel for it, as a sentence; empty where there is one."""
     try:
         kernel(default_cache())
     except Unavailable as error:

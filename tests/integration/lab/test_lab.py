@@ -27,7 +27,7 @@ def test_on_purpose():
 
 def enter(command: str, artefacts: Path, **options: bool) -> int:
     """Perform it in a machine."""
-    if lacking := machine.missing():
+    if lacking := machine.missing() or lab.without_kernel():
         pytest.skip(lacking)
     environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "HOME": "/root"}
     options |= {"quiet": True}
@@ -60,3 +60,13 @@ def test_the_command_can_be_a_unit_of_systemd(tmp_path: Path) -> None:
     assert status == 3
     assert "systemd\n0::/system.slice/lab.service\nPID=1\n" in console
     assert (tmp_path / "here").exists()
+
+
+def test_it_has_what_machines_are_made_of(tmp_path: Path) -> None:
+    """Hardware virtualization and the kernel's virtio back ends, for walls that are computers."""
+    answer = "import fcntl, os; print('KVM API', fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), 0xAE00))"
+    told = f'modprobe -a kvm_amd vhost_net vhost_vsock && ls /dev/vhost-net /dev/vhost-vsock && python3 -c "{answer}"'
+    status = enter(told, tmp_path)
+    console = (tmp_path / "console.log").read_text()
+    assert status == 0, console
+    assert "KVM API 12" in console
