@@ -108,7 +108,7 @@ def _bundle(world: World, name: str, *args: str) -> str:
     return os.path.dirname(path)
 
 
-def _legacy(commands: Sequence[Sequence[str]]) -> Callable[[], None]:
+def _legacy(commands: Sequence[Sequence[str]]) -> Callable[[], float]:
     words = ["bench.served"]
     for number, each in enumerate(commands):
         words += (["--then"] if number else []) + [*each]
