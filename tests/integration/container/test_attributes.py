@@ -63,7 +63,7 @@ def test_a_deadline(ground: Ground) -> None:
     started = ground.start(ground.config("sleep", "60", scheduler=asked))
     assert scheduled(started.pid)[0] == 6
     with open(f"/proc/{started.pid}/sched") as file:
-        found = dict(re.findall(r"^dl\.(\w+)\s*:\s*(\d+)", file.read(), re.M))
+        found = dict(re.findall(r"^dl\.(\w+)\s*:\s*(-?\d+)", file.read(), re.M))
     if found:
         assert int(found["deadline"]) > 0 and int(found["runtime"]) <= 2_000_000
 
