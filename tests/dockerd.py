@@ -6,12 +6,23 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tests import peers
 
 # A daemon that leaves links, packet filter and forwarding of its network namespace as they are.
 NO_NETWORK = ("--bridge=none", "--iptables=false", "--ip-forward=false")
+
+
+# Where its containers' cgroups go; other runtimes than ours leave the directory.
+CGROUPS = "mamushka-docker"
+
+
+def _remove_cgroups() -> None:
+    for directory, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+        if f"/{CGROUPS}" in directory:
+            with suppress(OSError):
+                os.rmdir(directory)
 
 
 @contextmanager
@@ -36,6 +47,7 @@ def dockerd(base: str, *options: str, run: str = "", configuration: str = "{}") 
     finally:
         daemon.terminate()
         daemon.wait(30)
+        _remove_cgroups()
 
 
 def _await_answer(client: list[str], daemon: subprocess.Popen[bytes], log: str) -> None:

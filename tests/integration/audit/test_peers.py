@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.root, pytest.mark.network, pytest.mark.peer, pytest.ma
 # podman raises limits to a million descriptors, which needs a capability that a nested root may lack.
 LIMITS = ("--ulimit", "nofile=1000:1000", "--ulimit", "nproc=1000:1000")
 ADDRESSES = "/var/lib/cni"  # where its network plug-ins remember the last address that they gave
+NAMESPACES = "/run/netns"  # which podman mounts over itself
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_dockers_default_box(docker: list[str], tmp_path: Any) -> None:
 def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Podman's own wall, with Debian's runc and the default bridge."""
     peers.need("podman", "runc", "busybox")
-    known = os.path.exists(ADDRESSES)
+    known, mounted = os.path.exists(ADDRESSES), os.path.ismount(NAMESPACES)
     base = tmp_path_factory.mktemp("podman")
     command = [
         peers.find("podman"), "--root", f"{base}/root", "--runroot", f"{base}/run", "--storage-driver", "vfs",
@@ -92,6 +93,8 @@ def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
     if not known:
         shutil.rmtree(ADDRESSES, ignore_errors=True)
+    if not mounted:
+        subprocess.run(["umount", "-l", NAMESPACES], capture_output=True, check=False)
 
 
 def test_podmans_default_box(podman: list[str], tmp_path: Any) -> None:

@@ -192,20 +192,6 @@ def test_images(mamushka: Command, busybox_reference: str, tmp_path: Path) -> No
     assert pulled_to_run.stdout == b"hi\n" and b"Unable to find image" in pulled_to_run.stderr
 
 
-def test_who_is_not_root_is_told_so(roots: tuple[str, str]) -> None:
-    """The program's own directories may be closed to others, so the user changes inside the process."""
-    script = (
-        "import os, sys; from mamushka.interfaces.cli.program import command\n"
-        "from mamushka.interfaces.cli import foreground, run\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "sys.exit(command(sys.argv[1:]))"
-    )
-    arguments = ["--data-root", roots[0], "--run-root", roots[1], "run", "host", "true"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
-    assert done.returncode == 125
-    assert b"needs root" in done.stderr and b"\n\nhint: sudo" in done.stderr
-
-
 @pytest.mark.registry
 def test_login_keeps_what_the_registry_has_agreed_to(
     mamushka: Command, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,7 +100,7 @@ def test_a_second_start_takes_nothing_from_the_first(speaking: Oci, manager: Any
         while '"running"' not in speaking("state", "a").stdout and time.monotonic() < deadline:
             time.sleep(0.02)
         done = speaking("start", "a", env=environment(tmp_path))
-        assert (done.returncode, "started already" in done.stderr) == (1, True)
+        assert (done.returncode, "already running" in done.stderr) == (1, True)
         manager.close()
         assert first.wait(20) == 0
     assert '"running"' in speaking("state", "a").stdout

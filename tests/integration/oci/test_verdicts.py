@@ -121,9 +121,10 @@ def test_memory_is_given_or_the_process_killed_as_by_runc(ground: Ground, mebiby
     size = mebibytes << 20
     script = f"head -c {size} /dev/zero | tail -c {size} >/dev/null; echo $?"
     limit = 24 << 20
-    ours, theirs = ground.verdicts(script, {"memory": {"limit": limit, "swap": limit}})
-    assert ours == theirs
-    assert ours[1] == ("0\n" if mebibytes <= 10 else "137\n")
+    verdicts = ground.verdicts(script, {"memory": {"limit": limit, "swap": limit}})
+    # Which of the two processes it takes is for the kernel to choose: mostly the larger, and then the shell tells.
+    expected = ((0, "0\n"),) if mebibytes <= 10 else ((0, "137\n"), (137, ""))
+    assert all(verdict in expected for verdict in verdicts), verdicts
 
 
 def test_a_killed_first_process_is_told_as_runc_tells_it(ground: Ground) -> None:
