@@ -340,6 +340,14 @@ def ground() -> Iterator[Ground]:
 
 # Comparing
 
+# glibc keeps two signals for itself, and leaves them ignored in what its posix_spawn starts: runc hands that on.
+_GLIBC_SIGNALS = 1 << 31 | 1 << 32
+
+
+def _own(name: str, words: list[str]) -> list[str]:
+    return [f"{int(words[0], 16) & ~_GLIBC_SIGNALS:016x}"] if name == "SigIgn" else words
+
+
 # Lines of /proc/self/status that say what a process may do; the rest is how it fares.
 STATUS = ("Umask", "Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "SigBlk", "SigIgn", "CapInh", "CapPrm", "CapEff",
           "CapBnd", "CapAmb", "Cpus_allowed_list", "THP_enabled", "CoreDumping")  # fmt: skip
@@ -354,7 +362,7 @@ def normal(seen: dict[str, list[str]], base: str, config: dict[str, Any], *, acc
     spaces = dict(line.split() for line in seen["namespace"])
     mapped = bool(config["linux"].get("uidMappings"))
     found: dict[str, Any] = {
-        "status": {name: status[name].split() for name in STATUS if name in status},
+        "status": {name: _own(name, status[name].split()) for name in STATUS if name in status},
         "mounts": mounts(seen["mount"], base, config),
         "namespaces": {kind: "shared" if spaces[kind] == host[kind] else "new" for kind in host},
         "keyring": re.sub(r";[0-9a-f]+;_\w+\.", ";_.", re.sub(r"3f1b0000;_\w+\.", "_.", seen["keyring"][0])),

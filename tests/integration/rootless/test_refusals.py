@@ -142,10 +142,15 @@ NO_SESSION = ["if [ -d /run/user ]; then mount -t tmpfs none /run/user; fi"]
 
 def test_a_strangers_directory_is_not_used(user: Person) -> None:
     """Everybody may make /tmp/mamushka-UID before he does."""
-    user.before = [*NO_SESSION, "mount -t tmpfs -o mode=1777 none /tmp",
-                   f"mkdir -p /tmp/mamushka-{UID} {user.home}", f"chown {UID} {user.home}"]  # fmt: skip
-    done = user.run("env", "-u", "XDG_RUNTIME_DIR", f"HOME={user.home}", "mamushka", "images")
-    assert done.returncode != 0 and f"does not belong to uid {UID}" in done.stderr
+    user.before = NO_SESSION
+    path = f"/tmp/mamushka-{UID}"
+    os.mkdir(path)
+    try:
+        done = user.run("env", "-u", "XDG_RUNTIME_DIR", f"HOME={user.home}", "mamushka", "images")
+        assert done.returncode != 0 and f"does not belong to uid {UID}" in done.stderr
+        assert os.listdir(path) == []
+    finally:
+        os.rmdir(path)
 
 
 def test_without_a_session_the_state_goes_to_a_private_directory(user: Person) -> None:
