@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from mamushka import document
 from mamushka.engine.ids import is_hex
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 VERSION = 1
 # A writer holds the lock for well under a millisecond; whoever waits this long meets a stopped process.
 BUSY_TIMEOUT = 20.0
+_SQLITE_BUSY = 5  # sqlite.org/rescode.html; further bits of a code say why
 # Events are a window on the recent past, as Docker's are; so many fit in a megabyte or two.
 EVENTS_MAX = 8192
 
@@ -130,7 +132,7 @@ class State:
     def _open(self) -> Connection:
         _sqlite3 = driver()
         try:
-            return self._connect()
+            return self._connect_in_time()
         except _sqlite3.DatabaseError as error:
             if not _is_torn(error):
                 raise
@@ -139,6 +141,17 @@ class State:
                 if os.path.exists(self.path + suffix):
                     os.unlink(self.path + suffix)
             return self._connect()
+
+    def _connect_in_time(self) -> Connection:
+        """Where several make the file at once, SQLite refuses the change to a write-ahead log without waiting."""
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                return self._connect()
+            except driver().OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != _SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.005)
 
     def _connect(self) -> Connection:
         connection: Connection = driver().connect(

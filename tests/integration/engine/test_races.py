@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,23 @@ def test_a_pid_that_is_another_processes_by_now_gives_no_root(engine: Engine, mo
     finally:
         os.close(root)
         engine.remove(id, force=True)
+
+
+def test_many_make_the_state_at_once(tmp_path: Path) -> None:
+    """SQLite waits for a lock, but not where two turn a new file into one with a write-ahead log."""
+    for turn in range(12):
+        children = []
+        begin = time.monotonic() + 0.03
+        for _ in range(6):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    while time.monotonic() < begin:
+                        pass
+                    with Engine(f"{tmp_path}/{turn}", f"{tmp_path}/{turn}.run") as engine:
+                        engine.workloads(all=True)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            children.append(pid)
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
