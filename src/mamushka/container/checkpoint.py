@@ -19,7 +19,7 @@ from mamushka.container.criu.service import Criu, check_feature, version
 from mamushka.container.defaults import LANDLOCK
 from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.linux.fd import open_in_root
-from mamushka.linux.process import initial
+from mamushka.linux.process import CLONE_NEWNET, initial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 DESCRIPTORS, MOUNTS = "descriptors.json", "mounts.json"
 NETWORK = "extRootNetNS"  # the key of a joined network namespace, as runc has it
-CLONE_NEWNET = 0x40000000
 LOG_LEVEL = 4
 _TERMINALS = range(136, 144)  # device majors of pseudo-terminals
 # The file must be named without a directory; it lies in the work directory.

@@ -68,7 +68,14 @@ def further(
     attributes = attributes_of(process, kept.config.linux)
     born, kinds = entry(pidfd, own)
     keyring = keyring_of(kept.id)
-    groups = _may_set_groups(record.living()) if "user" in own else None
+    groups = None
+    if "user" in own:
+        from mamushka.linux.users import may_set_groups
+
+        try:
+            groups = may_set_groups(record.living())
+        except OSError:  # it has just ended
+            groups = True
     privileges = prepare(process, filter=_filter(record), keyring=keyring, user_namespace="user" in own, groups=groups)
     entrance = cgroup.entrance()
     directory = cgroup.descriptor()
@@ -130,15 +137,6 @@ def entry(pidfd: int, own: set[str]) -> tuple[list[tuple[int, int, str]], int]:
         return [(pidfd, CLONE_NEWUSER, "user"), (pidfd, kinds, "mount"), *born], 0
     # An ordinary user's containers are all in the user namespace that this process is in, too.
     return (born, kinds) if initial() else ([(pidfd, kinds, "mount"), *born], 0)
-
-
-def _may_set_groups(pid: int) -> bool:
-    """Whether the user namespace that it joins allows setgroups; one whose map an ordinary user wrote does not."""
-    try:
-        with open(f"/proc/{pid}/setgroups", encoding="ascii") as file:
-            return file.read().strip() != "deny"
-    except OSError:  # it has just ended
-        return True
 
 
 def _has_ids(_pid: int) -> None:

@@ -180,7 +180,7 @@ class ContainerRuntime:
             os.write(gate, b"\n")
             agent.hand_over(pid, pidfd, kept.config.oci_version, hooks.state(kept, CREATED, pid))
         except BaseException:
-            pidfd_send_signal(pidfd, _SIGKILL, None, 0)  # it would wait for ever
+            pidfd_send_signal(pidfd, _SIGKILL)  # it would wait for ever
             raise
         finally:
             os.close(pidfd)
@@ -356,9 +356,7 @@ class ContainerRuntime:
 
         record = self._record(id)
         kept = record.read()
-        pidfd = record.open_process()
-        if pidfd < 0:
-            raise NotRunning("cannot exec in a stopped container: container not running")
+        pidfd = _living(record, "cannot exec in a stopped container: container not running")
         try:
             own = _open_cgroup(kept.cgroup)
             if not ignore_paused and _frozen(own):
@@ -383,9 +381,7 @@ class ContainerRuntime:
     def _in_container(self, id: str, act: Callable[[Kept, int], None]) -> None:
         record = self._record(id)
         kept = record.read()
-        pidfd = record.open_process()
-        if pidfd < 0:
-            raise NotRunning("container not running")
+        pidfd = _living(record)
         try:
             act(kept, pidfd)
         finally:
@@ -424,9 +420,7 @@ class ContainerRuntime:
 
         record = self._record(id)
         kept = record.read()
-        pidfd = record.open_process()
-        if pidfd < 0:
-            raise NotRunning("container not running")
+        pidfd = _living(record)
         try:
             if record.status(frozen=False) != RUNNING:
                 raise Conflict(f"cannot checkpoint container {id}: its program was not started yet")
@@ -453,6 +447,7 @@ class ContainerRuntime:
         from mamushka.container.creation import Claim, MakeCgroup
         from mamushka.container.parts import filter_of, to_keep
         from mamushka.container.plan import Interior
+        from mamushka.container.privileges import keyring_of
         from mamushka.container.record import Kept
         from mamushka.container.restore import RestoreProcesses
         from mamushka.spec.runtime import Resources
@@ -467,7 +462,7 @@ class ContainerRuntime:
         asked = config.linux.resources
         devices = Resources(devices=asked.devices) if asked else None
         try:
-            own = f"_mmk.{id}" if keyring else ""
+            own = keyring_of(id) if keyring else ""
             restored = RestoreProcesses(interior, record, cgroup, root, directory, options, filter_of(config)[1], own)
             plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config, devices), restored])
         except BaseException:
@@ -546,6 +541,14 @@ def _above(cgroup: str) -> list[str]:
         found += everywhere(base + parent)
         parent = os.path.dirname(parent)
     return found
+
+
+def _living(record: Record, otherwise: str = "container not running") -> int:
+    """A pidfd of the first process, the caller's to close; NotRunning when it has ended."""
+    pidfd = record.open_process()
+    if pidfd < 0:
+        raise NotRunning(otherwise)
+    return pidfd
 
 
 def _open_cgroup(path: str) -> Cgroup:

@@ -31,6 +31,7 @@ from mamushka.linux.process import (
     initial,
     prctl,
     setns,
+    threads,
     unshare,
 )
 from mamushka.linux.script import failure
@@ -224,11 +225,6 @@ def _drop_groups() -> None:
         os.setgroups([])
     except PermissionError:  # setgroups is denied: user_namespaces(7). Nothing may be imported or opened here.
         pass
-
-
-def threads() -> int:
-    """How many threads this process has: the links of the directory that has one directory for each."""
-    return os.stat("/proc/self/task").st_nlink - 2
 
 
 def _told(error: BaseException) -> bytes:

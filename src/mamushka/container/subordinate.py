@@ -13,7 +13,7 @@ import os
 
 from mamushka import trace
 from mamushka.errors import Denied, Invalid, Unsupported
-from mamushka.linux.process import CLONE_NEWNS, CLONE_NEWUSER, moved, setns, unshare
+from mamushka.linux.process import CLONE_NEWNS, CLONE_NEWUSER, moved, setns, threads, unshare
 from mamushka.spec.runtime import IDMapping
 
 TYPE_CHECKING = False
@@ -125,7 +125,7 @@ entered_as = -1
 
 def check_threads() -> None:
     """Unsupported for a process of several threads, which the kernel does not let into a user namespace."""
-    count = os.stat("/proc/self/task").st_nlink - 2
+    count = threads()
     if count > 1:
         raise Unsupported(
             f"an ordinary user's workloads live in a user namespace, which a process with {count} threads cannot enter",

@@ -79,11 +79,6 @@ def setdomainname(name: bytes, length: int) -> None:
     """Set this uts namespace's NIS domain name. setdomainname(2)."""
 
 
-@syscall(x86_64=424, aarch64=424, riscv64=424)
-def pidfd_send_signal(pidfd: int, signal: int, info: bytes | None, flags: int) -> None:
-    """Signal the process that a pidfd names, never its successor. Linux 5.1."""
-
-
 @syscall(x86_64=438, aarch64=438, riscv64=438)
 def pidfd_getfd(pidfd: int, target: int, flags: int) -> int:
     """A copy of another process's descriptor. Linux 5.6."""
@@ -156,3 +151,8 @@ def moved() -> None:
     """Ask again: this process has entered another user namespace."""
     global _initial
     _initial = None
+
+
+def threads() -> int:
+    """How many threads this process has: the links of the directory that has one directory for each."""
+    return os.stat("/proc/self/task").st_nlink - 2

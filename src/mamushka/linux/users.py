@@ -57,11 +57,11 @@ def has(number: int, mapped: Sequence[tuple[int, int, int]]) -> bool:
     return any(first <= number < first + size for first, _, size in mapped)
 
 
-def may_set_groups() -> bool:
-    """Whether setgroups(2) is allowed where this process is now; it is not where an ordinary user wrote the map."""
-    return _content("setgroups").strip() != "deny"
+def may_set_groups(pid: int | str = "self") -> bool:
+    """Whether setgroups(2) is allowed where a process is now; it is not where an ordinary user wrote the map."""
+    return _content("setgroups", pid).strip() != "deny"
 
 
-def _content(name: str) -> str:
-    with open(f"/proc/self/{name}", encoding="ascii") as file:
+def _content(name: str, pid: int | str = "self") -> str:
+    with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
         return file.read()

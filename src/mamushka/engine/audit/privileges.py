@@ -14,6 +14,7 @@ from mamushka.engine.audit.probe import Probe, Seen
 from mamushka.linux import capabilities
 from mamushka.linux.abi import MACHINE
 from mamushka.linux.executable import words
+from mamushka.linux.process import CLONE_NEWNS, CLONE_NEWUSER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mamushka.engine.audit.probe import Ground
 
 _NEVER = 0x7FFFFFF  # flags, segments and magic that nobody has
-_CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x20000
 _BPF_MAP_CREATE, _KEYCTL_GET_KEYRING_ID, _KEY_SPEC_USER_KEYRING = 0, 0, -4
 _MOUNT_AT = b"/dev"  # the one directory that every container has; what is mounted is in a namespace of the child's
 _PERF_TYPE_SOFTWARE, _PERF_COUNT_SW_DUMMY, _PERF_ATTR_SIZE = 1, 9, 64
@@ -103,12 +103,12 @@ def _judge_filter(seen: Seen, _: Ground) -> str:
 
 def _try_namespaces(attempts: Attempts, _: Ground) -> None:
     with attempts.child():
-        attempts.step("unshare user", "unshare", _CLONE_NEWUSER)
+        attempts.step("unshare user", "unshare", CLONE_NEWUSER)
     with attempts.child():
         error, fd = attempts.open("ns", b"/proc/self/ns/uts")
         with attempts.where(error):
             attempts.step("setns", "setns", fd, 0)
-    with attempts.child(), attempts.where(attempts.step("unshare mount", "unshare", _CLONE_NEWNS)):
+    with attempts.child(), attempts.where(attempts.step("unshare mount", "unshare", CLONE_NEWNS)):
         attempts.step("mount tmpfs", "mount", b"audit", _MOUNT_AT, b"tmpfs", 0, 0)
         attempts.step("mount proc", "mount", b"audit", _MOUNT_AT, b"proc", 0, 0)
 

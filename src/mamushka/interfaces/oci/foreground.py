@@ -5,8 +5,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 
-from mamushka.linux.process import pidfd_send_signal
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.runtime import Started
@@ -35,7 +33,7 @@ def _forward(pidfd: int) -> None:
 
     def handler(number: int, _frame: object) -> None:
         try:
-            pidfd_send_signal(pidfd, number, None, 0)
+            _signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             pass
 
