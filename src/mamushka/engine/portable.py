@@ -106,7 +106,9 @@ def take_in(engine: Engine, path: str, *, name: str, root: bool) -> str:
     try:
         file = tarfile.open(path, "r:")  # noqa: SIM115  closed below
     except (tarfile.TarError, OSError) as error:
-        raise NotFound(f"cannot read the checkpoint {path}: {error}") from error
+        raise NotFound(
+            f"cannot read the checkpoint {path}: {error}", hint="mamushka container checkpoint --export makes one"
+        ) from error
     with file as tar:
         id = engine.create(_settings(engine, tar, path, name))
         try:

@@ -18,7 +18,10 @@ def unshare(arguments: Arguments, session: Session) -> int:
     from mamushka.runtime import CommandNotFound
 
     if os.geteuid() == 0:
-        raise Invalid("unshare is for ordinary users: root needs no user namespace")
+        raise Invalid(
+            "unshare is for ordinary users: root needs no user namespace",
+            hint="run the program as it is: root has all rights",
+        )
     roots = {"MAMUSHKA_DATA_ROOT": session.data_root, "MAMUSHKA_RUN_ROOT": session.run_root}
     session.engine  # noqa: B018  opening it makes this process root of the namespace
     command = list(arguments.operands) or [os.environ.get("SHELL") or "/bin/sh"]
