@@ -4,10 +4,10 @@
 set -euo pipefail
 
 packages=(
-    apparmor attr binutils-aarch64-linux-gnu binutils-riscv64-linux-gnu bubblewrap buildah busybox-static criu
-    crun dbus docker-registry docker.io e2fsprogs fuse-overlayfs gcc iproute2 kmod libc6-dev libcap2-bin
+    acpica-tools apparmor attr binutils-aarch64-linux-gnu binutils-riscv64-linux-gnu bubblewrap buildah busybox-static criu
+    crun dbus docker-registry docker.io e2fsprogs erofs-utils fio fuse-overlayfs gcc iperf3 iproute2 kmod libc6-dev libcap2-bin
     libseccomp2 linux-libc-dev mmdebstrap mount nftables passt podman procps qemu-system-common
-    qemu-system-x86 qemu-user-static runc skopeo slirp4netns strace systemd uidmap umoci zstd
+    qemu-system-x86 qemu-user-static qemu-utils runc skopeo slirp4netns strace stress-ng systemd uidmap umoci zstd
 )
 
 missing=()

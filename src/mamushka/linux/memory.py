@@ -1,0 +1,59 @@
+"""Mappings of this process by their address, which Python's own mmap does not tell, and anonymous files."""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.linux.abi import syscall
+from mamushka.linux.foreign import c_ubyte
+
+PROT_READ = 1
+PROT_WRITE = 2
+MAP_SHARED = 1
+MAP_PRIVATE = 2
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = 0x20
+MAP_NORESERVE = 0x4000
+MAP_POPULATE = 0x8000
+
+MADV_WILLNEED = 3
+MADV_DONTNEED = 4
+MADV_REMOVE = 9
+MADV_MERGEABLE = 12
+MADV_HUGEPAGE = 14
+MADV_DONTDUMP = 16
+MADV_DONTFORK = 10
+MADV_POPULATE_READ = 22
+MADV_POPULATE_WRITE = 23
+
+
+@syscall(x86_64=9, aarch64=222, riscv64=222)
+def mmap(address: int, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    """Map a file, or nothing, into this process; where it lies. mmap(2)."""
+    raise NotImplementedError
+
+
+@syscall(x86_64=11, aarch64=215, riscv64=215)
+def munmap(address: int, length: int) -> None:
+    """Take a mapping away. munmap(2)."""
+
+
+@syscall(x86_64=28, aarch64=233, riscv64=233)
+def madvise(address: int, length: int, advice: int) -> None:
+    """Say how memory will be used. madvise(2)."""
+
+
+def memfd(name: str, length: int) -> int:
+    """A file without a place on a disk, of this many bytes of zeros. memfd_create(2)."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, length)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def view_of(address: int, length: int) -> memoryview:
+    """Bytes of this process, writable where the mapping is. The caller keeps the mapping while the view lives."""
+    return memoryview((c_ubyte * length).from_address(address)).cast("B")

@@ -1,0 +1,1 @@
+"""What runs virtual CPUs. Nothing outside of a folder in here knows how."""

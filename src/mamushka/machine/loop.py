@@ -1,0 +1,121 @@
+"""The thread in which a machine's devices do their work: whoever waits for a descriptor is called when it is ready.
+
+All state of devices belongs to this thread. Virtual CPUs reach it through doorbells (eventfds), other threads by
+``call``, which is also how a machine is made to hold still: while a call runs, no device does anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+
+from mamushka import trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+
+
+class _Call:
+    """A function that another thread wants to be performed here."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._result: object = None
+        self._error: BaseException | None = None
+
+    def perform(self) -> None:
+        """Called by the loop."""
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def result(self) -> object:
+        """Called by whoever asked; raises what the function raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Loop:
+    """One named thread around epoll. ``failed`` is called with what a callback raised, and the loop ends."""
+
+    def __init__(self, name: str, failed: Callable[[BaseException], None]) -> None:
+        self.name, self._failed = name, failed
+        self._epoll = select.epoll()
+        self._ready: dict[int, Callable[[int], None]] = {}
+        self._calls: deque[_Call] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, READ)
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; what was watched before is looked at at once."""
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def watch(self, fd: int, ready: Callable[[int], None], events: int = READ) -> None:
+        """Call ``ready`` with the events in this thread while ``fd`` is ready; a second time, instead."""
+        if fd in self._ready:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._ready[fd] = ready
+
+    def forget(self, fd: int) -> None:
+        """Watch it no more; harmless for one that is not watched."""
+        if self._ready.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Perform a function in this thread between two events, and give its result. From any thread."""
+        if self._thread is None or threading.current_thread() is self._thread:
+            return function()
+        call = _Call(function)
+        self._calls.append(call)
+        os.eventfd_write(self._wake, 1)
+        return call.result()  # type: ignore[return-value]
+
+    def stop(self) -> None:
+        """End the thread; what was watched stays its owner's. Not from within the loop."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def close(self) -> None:
+        """Give the descriptors back, after ``stop``."""
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                for fd, events in self._epoll.poll():
+                    if fd == self._wake:
+                        os.eventfd_read(fd)
+                        continue
+                    ready = self._ready.get(fd)
+                    if ready is not None:  # or forgotten by an earlier one of the same round
+                        ready(events)
+                while self._calls:
+                    self._calls.popleft().perform()
+        except BaseException as error:
+            trace.event("loop.failed", loop=self.name, error=str(error))
+            self._failed(error)
+        finally:
+            self._stopping = True
+            while self._calls:
+                self._calls.popleft().perform()
