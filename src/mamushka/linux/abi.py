@@ -54,8 +54,8 @@ else:
 
 
 __all__ = [
-    "DECLARED", "IO", "IOR", "IOW", "IOWR", "Annotated", "address_of", "ioctl", "pack", "s8", "s16", "s32", "s64",
-    "sizeof", "struct", "syscall", "u8", "u16", "u32", "u64", "unpack",
+    "DECLARED", "IO", "IOR", "IOW", "IOWR", "Annotated", "address_of", "at", "ioctl", "over", "pack", "s8", "s16",
+    "s32", "s64", "sizeof", "struct", "syscall", "u8", "u16", "u32", "u64", "unpack",
 ]  # fmt: skip
 
 MACHINE = os.uname().machine
@@ -118,6 +118,16 @@ def address_of(item: object) -> int:
     if isinstance(item, bytearray | memoryview):
         return foreign.addressof(foreign.c_char.from_buffer(item))
     return foreign.addressof(item)  # type: ignore[arg-type]
+
+
+def at(kind: type[T], address: int) -> T:
+    """A struct that lies in memory of this process, to be read and written there. The caller keeps it mapped."""
+    return kind.from_address(address)  # type: ignore[attr-defined,no-any-return]
+
+
+def over(kind: type[T], buffer: bytearray, offset: int = 0) -> T:
+    """A struct in a buffer that goes on behind it: the head of what has a length of its own."""
+    return kind.from_buffer(buffer, offset)  # type: ignore[attr-defined,no-any-return]
 
 
 def _convert(item: Any) -> Any:

@@ -79,6 +79,11 @@ def setdomainname(name: bytes, length: int) -> None:
     """Set this uts namespace's NIS domain name. setdomainname(2)."""
 
 
+@syscall(x86_64=234, aarch64=131, riscv64=131)
+def tgkill(process: int, thread: int, signal: int) -> None:
+    """Signal one thread, by its kernel's number; ESRCH once it has ended. tgkill(2)."""
+
+
 @syscall(x86_64=438, aarch64=438, riscv64=438)
 def pidfd_getfd(pidfd: int, target: int, flags: int) -> int:
     """A copy of another process's descriptor. Linux 5.6."""

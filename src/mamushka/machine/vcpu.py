@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Protocol
 
+    from mamushka.machine.bus import Place
     from mamushka.machine.memory import Region
 
 
@@ -142,6 +143,7 @@ if TYPE_CHECKING:
         """What runs a machine's virtual CPUs. One for each machine; it owns what the host's kernel keeps for it."""
 
         name: str
+        places: tuple[Place, ...]  # what it adds to the memory bus: interrupt controllers of its own
 
         def map(self, region: Region) -> None:
             """Let the guest see a region."""

@@ -27,6 +27,7 @@ HEADERS = (
     "linux/types.h", "linux/audit.h", "linux/bpf.h", "linux/capability.h", "linux/close_range.h", "linux/fcntl.h",
     "linux/filter.h", "linux/fs.h", "linux/genetlink.h", "linux/if_addr.h", "linux/if_bridge.h",
     "linux/if_link.h", "linux/if_packet.h", "linux/if_tun.h", "linux/inotify.h", "linux/ioprio.h", "linux/keyctl.h",
+    "linux/kvm.h",
     "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mempolicy.h", "linux/mount.h", "linux/netfilter.h",
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h",
     "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",
@@ -46,10 +47,21 @@ SPELLED = {
     "bpf_attr_query": ("union bpf_attr", "query.", False),
     "bpf_attr_get_id": ("union bpf_attr", "", False),
     "ifreq": ("struct ifreq", "", False),
+    "kvm_run": ("struct kvm_run", "", False),
+    "kvm_run_io": ("struct kvm_run", "io.", False),
+    "kvm_run_mmio": ("struct kvm_run", "mmio.", False),
+    "kvm_run_internal": ("struct kvm_run", "internal.", False),
+    "kvm_run_fail_entry": ("struct kvm_run", "fail_entry.", False),
+    "kvm_run_system_event": ("struct kvm_run", "system_event.", False),
     "landlock_ruleset_attr": ("struct landlock_ruleset_attr", "", False),  # later kernels append fields
 }
 # Structs that no header has: the reason is that the kernel takes a bare type there.
-OURS = {"fs_flags": "FS_IOC_GETFLAGS is declared with long and transfers an int"}
+OURS = {
+    "fs_flags": "FS_IOC_GETFLAGS is declared with long and transfers an int",
+    "kvm_irq_routing_entry_msi": "kvm_irq_routing_entry with the arm msi of its union spread out",
+    "kvm_vcpu_events": "taken and given back as it is",
+    "kvm_guest_debug": "kvm_guest_debug_arch is one array",
+}
 # What the oldest headers we build against (6.1) lack, and the kernel that brought it.
 NEWER = {
     "statmount": "Linux 6.8",
@@ -70,7 +82,8 @@ def struct_lines(name: str, declared: Any) -> list[str]:
     kind, arm, whole = SPELLED.get(name, (f"struct {name}", "", True))
     lines = [f'SHOW("{name}", sizeof({kind}));'] if whole else []
     for field in (field[0] for field in declared._fields_):
-        lines.append(f'SHOW("{name}.{field} offset", offsetof({kind}, {arm}{field}));')
+        base = f" - offsetof({kind}, {arm[:-1]})" if arm else ""
+        lines.append(f'SHOW("{name}.{field} offset", offsetof({kind}, {arm}{field}){base});')
         lines.append(f'SHOW("{name}.{field} size", sizeof((({kind} *)0)->{arm}{field}));')
     return lines
 

@@ -1,0 +1,194 @@
+"""A machine: memory, buses with devices, virtual CPUs, and what holds them together.
+
+One named thread for each virtual CPU, one for all devices (loop.py). A virtual CPU runs until it exits; the exit is
+answered from the buses, counted, and it runs on. Everything that can happen to the machine as a whole is one of the
+events of ``LIFE``, and whoever waits for its end waits for one value, ``End``.
+
+Holding still (``pause``): every virtual CPU is between two instructions with nothing half done, in its own thread, and
+what is done with the devices is done in theirs (``Loop.call``). So what ``save`` sees fits together.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from mamushka import trace
+from mamushka.errors import Conflict, GuestFault
+from mamushka.machine.bus import Bus
+from mamushka.machine.loop import Loop
+from mamushka.machine.vcpu import Debug, Halted, Interrupted, Read, Reset, Shutdown, Stuck, Write
+from mamushka.values import value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mamushka.machine.memory import Memory
+    from mamushka.machine.vcpu import Entry, Executor, Exit, Vcpu
+
+MADE, RUNNING, PAUSED, ENDED = "made", "running", "paused", "ended"
+LIFE = {
+    MADE: {"start": RUNNING, "end": ENDED},
+    RUNNING: {"pause": PAUSED, "end": ENDED},
+    PAUSED: {"resume": RUNNING, "end": ENDED},
+    ENDED: {"end": ENDED},
+}
+
+# How a machine ended.
+OFF, REBOOT, FAULT, STUCK = "off", "reboot", "fault", "stuck"
+
+
+@value
+class End:
+    """How a machine ended: switched off or rebooting by itself, or because of what its guest did; ``cause`` tells."""
+
+    kind: str
+    cause: str = ""
+    status: int = 0  # where the guest gave one
+
+
+class Machine:
+    """Owns its executor, memory and loop. Devices are attached before ``start``."""
+
+    def __init__(self, executor: Executor, memory: Memory, *, vcpus: int = 1) -> None:
+        self.executor, self.memory = executor, memory
+        self.bus, self.ports = Bus("memory"), Bus("port")
+        for place in executor.places:
+            self.bus.attach(place.start, place.length, place.registers, place.name)
+        for region in memory:
+            executor.map(region)
+        self.vcpus: tuple[Vcpu, ...] = tuple(executor.vcpu(index) for index in range(vcpus))
+        self.loop = Loop("devices", self._failed)
+        self.stopped: Callable[[Vcpu, Debug], None] | None = None  # a debugger; called in the virtual CPU's thread
+        self.exits: list[dict[str, int]] = [{} for _ in self.vcpus]  # of each virtual CPU, those that came here
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()  # guards all below
+        self.state = MADE
+        self.end: End | None = None
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable once it has ended
+        self._parked = 0
+
+    # Life
+
+    def _happen(self, event: str) -> None:
+        following = LIFE[self.state].get(event)
+        if following is None:
+            raise Conflict(f"cannot {event} a machine that is {self.state}")
+        self.state = following
+        self._changed.notify_all()
+
+    def start(self, entry: Entry | None = None) -> None:
+        """Let it run: from ``entry``, or from where its restored virtual CPUs are."""
+        if entry is not None:
+            self.vcpus[0].enter(entry)
+        with self._changed:
+            self._happen("start")
+        self.loop.start()
+        for vcpu in self.vcpus:
+            thread = threading.Thread(target=self._serve, args=(vcpu,), name=f"vcpu {vcpu.index}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def pause(self) -> None:
+        """Make it hold still; Conflict where it has ended. What was in the middle of an exit has been answered."""
+        with self._changed:
+            self._happen("pause")
+            self._kick()
+            self._changed.wait_for(lambda: self._parked == len(self._threads) or self.state == ENDED)
+            if self.state == ENDED:
+                raise Conflict("the machine has ended meanwhile")
+
+    def resume(self) -> None:
+        """Let it run on."""
+        with self._changed:
+            self._happen("resume")
+
+    def finish(self, end: End) -> None:
+        """End it. From any thread; the first end counts."""
+        with self._changed:
+            if self.end is None:
+                self.end = end
+                trace.event("machine.ended", kind=end.kind, cause=end.cause)
+            self._happen("end")
+            self._kick()
+        os.eventfd_write(self.ended_fd, 1)
+
+    def power(self, reboot: bool) -> None:
+        """The guest asks to be switched off, or to begin again."""
+        self.finish(End(REBOOT if reboot else OFF))
+
+    def wait(self, timeout: float | None = None) -> End | None:
+        """Until it has ended and no virtual CPU runs; None where that takes longer than ``timeout`` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.state == ENDED, timeout):
+                return None
+        for thread in self._threads:
+            thread.join()
+        return self.end
+
+    def close(self) -> None:
+        """End it and give everything back; the devices' owner closes those after it."""
+        self.finish(End(OFF, "closed"))
+        self.wait()
+        self.loop.stop()
+        self.loop.close()
+        self.executor.close()
+        self.memory.close()
+        os.close(self.ended_fd)
+
+    def _kick(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def _failed(self, error: BaseException) -> None:
+        kind = FAULT if isinstance(error, GuestFault) else STUCK
+        self.finish(End(kind, str(error) or type(error).__name__))
+
+    # Virtual CPUs
+
+    def _serve(self, vcpu: Vcpu) -> None:
+        """The life of one virtual CPU's thread."""
+        try:
+            while self._go_on(vcpu):
+                self._answer(vcpu, vcpu.run())
+        except BaseException as error:
+            self._failed(error)
+
+    def _go_on(self, vcpu: Vcpu) -> bool:
+        """Whether to run: False at the end. Waits while the machine is paused."""
+        if self.state == RUNNING:
+            return True
+        with self._changed:
+            self._parked += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.state in (RUNNING, ENDED))
+            self._parked -= 1
+            return self.state == RUNNING
+
+    def _answer(self, vcpu: Vcpu, exit: Exit) -> None:
+        counts = self.exits[vcpu.index]
+        kind = type(exit)
+        counts[kind.__name__] = counts.get(kind.__name__, 0) + 1
+        if kind is Write:
+            assert isinstance(exit, Write)
+            (self.ports if exit.port else self.bus).write(exit.address, exit.size, exit.value)
+        elif kind is Read:
+            assert isinstance(exit, Read)
+            vcpu.complete((self.ports if exit.port else self.bus).read(exit.address, exit.size))
+        elif kind is not Interrupted:
+            self._seldom(vcpu, exit)
+
+    def _seldom(self, vcpu: Vcpu, exit: Exit) -> None:
+        if isinstance(exit, Shutdown):
+            self.finish(End(REBOOT, "triple fault"))
+        elif isinstance(exit, Reset):
+            self.finish(End(REBOOT if exit.reboot else OFF, exit.cause))
+        elif isinstance(exit, Halted):
+            self.finish(End(OFF, "halted"))  # without interrupts nothing would ever wake it
+        elif isinstance(exit, Debug) and self.stopped is not None:
+            self.stopped(vcpu, exit)
+        elif isinstance(exit, Stuck):
+            detail = " ".join(f"{name}={number:#x}" for name, number in exit.detail.items())
+            code = f", at {exit.code.hex(' ')}" if exit.code else ""
+            self.finish(End(STUCK, f"{exit.reason}: {detail}{code}"))
