@@ -1,0 +1,70 @@
+"""A kernel's file, whatever it is, made ready to run: its format is told by its bytes, and refused with the reason."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.machine.boot import compressed, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mamushka.machine.boot.memory_map import Stretch
+    from mamushka.machine.memory import Memory
+    from mamushka.machine.vcpu import Entry
+
+
+def load(
+    memory: Memory,
+    kernel: str | bytes | memoryview,
+    *,
+    command_line: bytes = b"",
+    initramfs: Sequence[bytes | memoryview] = (),
+    rsdp: int = 0,
+    extra: Iterable[Stretch] = (),
+) -> Entry:
+    """Write a kernel and what it is told into memory, and say how the first virtual CPU begins.
+
+    ``kernel`` is a path or the file's content; ``initramfs`` are archives one after the other (for multiboot: modules);
+    ``rsdp`` is what ``acpi.install`` gave; ``extra`` adds to the memory map. Invalid for a broken kernel or too little
+    memory, Unsupported for a format that is not known, each saying why.
+    """
+    image = _content(kernel)
+    name = kernel if isinstance(kernel, str) else "the kernel"
+    if linux.recognise(image):
+        return linux.load(memory, image, command_line=command_line, initramfs=initramfs, rsdp=rsdp, extra=extra)
+    plain = memoryview(compressed.unpack(image, name))
+    raise Unsupported(f"{name} cannot be booted: {_why(plain)}", hint="a bzImage (vmlinuz) for x86_64 is needed")
+
+
+def _content(kernel: str | bytes | memoryview) -> memoryview:
+    """The file's bytes; of a path, mapped and not copied."""
+    if not isinstance(kernel, str):
+        return memoryview(kernel)
+    try:
+        fd = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no kernel {kernel}") from error
+    try:
+        if not os.fstat(fd).st_size:
+            raise Invalid(f"the kernel {kernel} is empty")
+        return memoryview(mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
+    finally:
+        os.close(fd)
+
+
+def _why(image: memoryview) -> str:
+    """What it is instead, where that can be told."""
+    head = bytes(image[:64])
+    if head[0x38:0x3C] == b"ARM\x64":
+        return "it is an image for 64-bit ARM"
+    if head[0x38:0x3C] == b"RSC\x05" or head[0x30:0x38] == b"RISCV\0\0\0":
+        return "it is an image for RISC-V"
+    if head[:2] == b"MZ":
+        return "it is an EFI program without a Linux setup header, and there is no firmware here to run one"
+    if head[:4] == b"\x27\x05\x19\x56":
+        return "it is a U-Boot image"
+    return f"its format is not known (it begins with {head[:8].hex(' ')})"
