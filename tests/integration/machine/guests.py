@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 
 from mamushka.machine.executors.kvm import DEVICE, KvmExecutor
-from mamushka.machine.executors.kvm.vcpu import prepare_to_kick
 from mamushka.machine.machine import Machine
 from mamushka.machine.memory import Memory, Region
 from mamushka.machine.vcpu import Entry
@@ -43,7 +42,6 @@ def assemble(source: str, bits: int = 32) -> bytes:
 @contextmanager
 def machine(code: bytes, *, interrupts: bool = True, vcpus: int = 1, size: int = SIZE) -> Iterator[Machine]:
     """A machine with ``code`` at START in ``size`` bytes of private memory; not started."""
-    prepare_to_kick()
     memory = Memory((Region(0, size),))
     memory.write(START, code)
     made = Machine(KvmExecutor(interrupts=interrupts), memory, vcpus=vcpus)

@@ -15,7 +15,7 @@ from mamushka.linux import kvm, kvm_x86
 from mamushka.linux.abi import over, pack, sizeof
 from mamushka.machine.bus import Place
 from mamushka.machine.executors.kvm import x86
-from mamushka.machine.executors.kvm.vcpu import KvmVcpu
+from mamushka.machine.executors.kvm.vcpu import KvmVcpu, prepare_to_kick
 from mamushka.machine.interrupt import BASE, LENGTH, PINS, IoApic, Message
 
 TYPE_CHECKING = False
@@ -46,6 +46,7 @@ class KvmExecutor:
     name = "kvm"
 
     def __init__(self, *, interrupts: bool = True, device: str = DEVICE) -> None:
+        prepare_to_kick()
         self.kvm = _open(device)
         self.vm = -1
         try:

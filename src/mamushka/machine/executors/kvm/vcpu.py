@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from _signal import SIGUSR1, signal  # type: ignore[import-not-found]  # without the enumerations
+from _signal import SIG_DFL, SIG_IGN, SIGUSR1, getsignal, signal  # type: ignore[import-not-found]
 
 from mamushka.linux import kvm, kvm_x86
 from mamushka.linux.abi import at, sizeof
@@ -36,8 +36,9 @@ _INTERNAL_ERRORS = {
 
 
 def prepare_to_kick() -> None:
-    """Let ``KICK`` interrupt a system call and do nothing else. By the main thread, before any ``kick``."""
-    signal(KICK, lambda *_: None)
+    """Let ``KICK`` interrupt a system call and do nothing else. The first time by the main thread."""
+    if getsignal(KICK) in (SIG_DFL, SIG_IGN, None):
+        signal(KICK, lambda *_: None)
 
 
 class KvmVcpu:

@@ -1,0 +1,272 @@
+"""Machines that were written down: to go on later, elsewhere, or several times at once.
+
+What makes up a machine that holds still: memory, virtual CPUs, interrupt controllers, devices. The last three are a
+few KiB, in parts with names, in the layouts of whoever saved them; ``Saved`` is all of them, with a version. Memory is
+a file that is mapped privately: a page is read when it is touched first and copied when it is written first. So a
+machine goes on before anything was read, and any number of machines share what none of them has changed.
+
+Where the file comes from makes the difference:
+
+    save    a sparse file in a directory: survives everything
+    freeze  the memory of a machine that lives: its own file becomes the one that is shared, and the machine itself goes
+            on as the first that maps it privately. Nothing is copied, however much memory there is
+
+A machine that was frozen once and ran on has pages of its own; to freeze it again copies its memory to a new file.
+"""
+
+from __future__ import annotations
+
+import os
+from binascii import a2b_base64, b2a_base64
+
+from mamushka import document
+from mamushka.errors import Conflict, Invalid, Unsupported
+from mamushka.linux.memory import MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, memfd, mmap
+from mamushka.machine.machine import PAUSED
+from mamushka.machine.memory import PAGE, RAM, Memory, Region
+from mamushka.values import EMPTY, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
+    from mamushka.machine.machine import Machine
+
+    Parts = Mapping[str, bytes]
+
+    class Stateful(Protocol):
+        """A device, or a transport with one behind it."""
+
+        def save(self) -> Parts:
+            """Its state, in the loop's thread while the machine holds still."""
+
+        def restore(self, state: Parts) -> None:
+            """Take it, before the machine starts."""
+
+
+VERSION = 1
+STATE, MEMORY = "machine.json", "memory"
+_STATE_MAX = 64 << 20  # 256 virtual CPUs with 64 KiB each are a third of it, in base64
+_CHUNK = 2 << 20  # memory is looked through in pieces as large as a huge page
+
+
+@value
+class Stretch:
+    """A stretch of guest-physical memory, and where its content lies in the memory file."""
+
+    start: int
+    length: int
+    offset: int
+    name: str = ""
+
+
+@value
+class Saved:
+    """A machine but for the content of its memory."""
+
+    executor: str
+    architecture: str
+    vcpus: tuple[Parts, ...]
+    shared: Parts  # of all virtual CPUs together
+    devices: Mapping[str, Parts]
+    stretches: tuple[Stretch, ...]
+    labels: Mapping[str, str] = EMPTY  # whatever else who saved it wants to find again
+    version: int = VERSION
+
+
+def capture(machine: Machine, devices: Mapping[str, Stateful], labels: Mapping[str, str] = EMPTY) -> Saved:
+    """The state of a machine that is paused, without its memory. Conflict where it is not."""
+    if machine.state != PAUSED:
+        raise Conflict(f"cannot save a machine that is {machine.state}: it must be paused")
+    stretches, offset = [], 0
+    for region in machine.memory:
+        if region.kind == RAM:
+            stretches.append(Stretch(region.start, region.length, offset, region.name))
+            offset += region.length
+    return Saved(
+        executor=machine.executor.name,
+        architecture=os.uname().machine,
+        vcpus=tuple(vcpu.save() for vcpu in machine.vcpus),
+        shared=machine.executor.save(),
+        devices=machine.loop.call(lambda: {name: device.save() for name, device in devices.items()}),
+        stretches=tuple(stretches),
+        labels=labels,
+    )
+
+
+def reinstate(machine: Machine, devices: Mapping[str, Stateful], saved: Saved) -> None:
+    """Put a machine that has not started, with the same devices, into the state; ``start`` without an entry follows.
+
+    Unsupported or Invalid where the state is of another kind of machine; such a one is good for nothing any more.
+    """
+    if saved.executor != machine.executor.name or saved.architecture != os.uname().machine:
+        raise Unsupported(
+            f"the machine was saved by {saved.executor} on {saved.architecture}, "
+            f"this is {machine.executor.name} on {os.uname().machine}"
+        )
+    if len(saved.vcpus) != len(machine.vcpus) or saved.devices.keys() != devices.keys():
+        raise Invalid(
+            f"the machine was saved with {len(saved.vcpus)} virtual CPUs and the devices {' '.join(saved.devices)}, "
+            f"this one has {len(machine.vcpus)} and {' '.join(devices)}"
+        )
+    for vcpu, parts in zip(machine.vcpus, saved.vcpus, strict=True):
+        vcpu.restore(parts)
+    machine.executor.restore(saved.shared)
+    for name, device in devices.items():
+        device.restore(saved.devices[name])
+
+
+# Memory
+
+
+def private_memory(saved: Saved, fd: int) -> Memory:
+    """The machine's RAM out of its memory file, which is only read: what is written stays this machine's."""
+    regions = []
+    for stretch in saved.stretches:
+        own = os.dup(fd)
+        regions.append(
+            Region(stretch.start, stretch.length, fd=own, offset=stretch.offset, shared=False, name=stretch.name)
+        )
+    return Memory(tuple(regions))
+
+
+def freeze(machine: Machine) -> int:
+    """A descriptor of the machine's memory as it is now, for ``private_memory``; it belongs to the caller.
+
+    The machine is paused. It goes on with private pages over the same file.
+    """
+    ram = [region for region in machine.memory if region.kind == RAM]
+    if len(ram) == 1 and ram[0].shared and ram[0].offset == 0:
+        region = ram[0]
+        flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
+        mmap(region.hva, region.length, PROT_READ | PROT_WRITE, flags, region.fd, 0)
+        region.shared = False
+        return os.dup(region.fd)
+    fd = memfd("mamushka-frozen", sum(region.length for region in ram))
+    try:
+        write_memory(machine.memory, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_memory(memory: Memory, fd: int) -> int:
+    """Write all RAM to a file that has nothing but holes, one stretch behind the other; bytes that were written.
+
+    What is zero stays a hole.
+    """
+    offset = written = 0
+    for region in memory:
+        if region.kind != RAM:
+            continue
+        for start in range(0, region.length, _CHUNK):
+            piece = region.view[start : start + _CHUNK]
+            if piece != _ZEROS[: len(piece)]:
+                written += _write_pages(fd, piece, offset + start)
+        offset += region.length
+    return written
+
+
+_ZEROS = memoryview(bytes(_CHUNK))
+
+
+def _write_pages(fd: int, piece: memoryview, offset: int) -> int:
+    """Write a piece's pages that are not zero, as many as follow each other at once."""
+    written = 0
+    begin = -1
+    for start in range(0, len(piece) + PAGE, PAGE):
+        page = piece[start : start + PAGE]
+        if len(page) and page != _ZEROS[: len(page)]:
+            begin = start if begin < 0 else begin
+        elif begin >= 0:
+            rest = piece[begin:start]
+            while rest:
+                count = os.pwrite(fd, rest, offset + begin)
+                rest, begin, written = rest[count:], begin + count, written + count
+            begin = -1
+    return written
+
+
+# On a disk
+
+
+def write(saved: Saved, memory: Memory, directory: str) -> None:
+    """Write a machine into a directory that exists and has none; the state comes last, so it is whole or not there."""
+    fd = os.open(f"{directory}/{MEMORY}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, sum(stretch.length for stretch in saved.stretches))
+        write_memory(memory, fd)
+    finally:
+        os.close(fd)
+    temporary = f"{directory}/.{STATE}"
+    with open(temporary, "wb") as file:
+        file.write(dump(saved))
+    os.rename(temporary, f"{directory}/{STATE}")
+
+
+def read(directory: str) -> tuple[Saved, int]:
+    """A machine that ``write`` wrote, and a descriptor of its memory. Invalid where it is cut short."""
+    with open(f"{directory}/{STATE}", "rb") as file:
+        saved = load(file.read(_STATE_MAX + 1))
+    fd = os.open(f"{directory}/{MEMORY}", os.O_RDONLY | os.O_CLOEXEC)
+    wanted = sum(stretch.length for stretch in saved.stretches)
+    if os.fstat(fd).st_size != wanted:
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        raise Invalid(f"the memory in {directory} has {size} bytes, its machine {wanted}")
+    return saved, fd
+
+
+def dump(saved: Saved) -> bytes:
+    """As a document."""
+    return document.dump(
+        {
+            "version": saved.version,
+            "executor": saved.executor,
+            "architecture": saved.architecture,
+            "vcpus": [_text(parts) for parts in saved.vcpus],
+            "shared": _text(saved.shared),
+            "devices": {name: _text(parts) for name, parts in saved.devices.items()},
+            "stretches": [[item.start, item.length, item.offset, item.name] for item in saved.stretches],
+            "labels": dict(saved.labels),
+        }
+    )
+
+
+def load(content: bytes) -> Saved:
+    """Out of a document. Invalid where it is none, or of a version that is not known here."""
+    try:
+        item: Any = document.parse(content, "the saved machine", size_max=_STATE_MAX)
+        if item["version"] != VERSION:
+            raise Unsupported(f"the machine was saved in version {item['version']}, this knows {VERSION}")
+        return Saved(
+            executor=item["executor"],
+            architecture=item["architecture"],
+            vcpus=tuple(_parts(parts) for parts in item["vcpus"]),
+            shared=_parts(item["shared"]),
+            devices={str(name): _parts(parts) for name, parts in item["devices"].items()},
+            stretches=_checked(tuple(Stretch(*fields) for fields in item["stretches"])),
+            labels=item["labels"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Invalid(f"the saved machine's state is broken: {error}") from error
+
+
+def _checked(stretches: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
+    """Stretches as ``capture`` makes them: whole pages, one behind the other, in the guest and in the file."""
+    end = offset = 0
+    for item in stretches:
+        if item.length <= 0 or (item.start | item.length) % PAGE or item.start < end or item.offset != offset:
+            raise ValueError(f"memory of {item.length} bytes at {item.start} and {item.offset}")
+        end, offset = item.start + item.length, offset + item.length
+    return stretches
+
+
+def _text(parts: Parts) -> dict[str, str]:
+    return {name: b2a_base64(content, newline=False).decode() for name, content in parts.items()}
+
+
+def _parts(item: Mapping[str, str]) -> Parts:
+    return {str(name): a2b_base64(content) for name, content in item.items()}
