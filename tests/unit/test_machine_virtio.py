@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamushka.errors import GuestFault, Invalid
+from mamushka.machine.bus import Bus
 from mamushka.machine.devices.virtio import mmio
 from mamushka.machine.devices.virtio.device import Device
 from mamushka.machine.devices.virtio.queue import EVENT_IDX, INDIRECT, INDIRECT_DESC, NEXT, WRITE, Queue
 from mamushka.machine.devices.virtio.rng import Rng
-from mamushka.machine.memory import Memory, shared_region
+from mamushka.machine.memory import Memory, Region, shared_region
 from tests.virtio import RAM, Line, Ring, guest
 
 EVENTS, INDIRECTS = 1 << EVENT_IDX, 1 << INDIRECT_DESC
@@ -51,6 +52,21 @@ class Echo(Device):
 
     def restore(self, state: object) -> None:
         self.kept = state["kept"]  # type: ignore[index]
+
+
+class Executor:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.mapped: list[Region] = []
+        self.bells: list[tuple[int, int, int, int]] = []
+
+    def map(self, region: Region) -> None:
+        self.mapped.append(region)
+
+    def doorbell(self, *bell: int) -> bool:
+        self.bells.append(bell)  # type: ignore[arg-type]
+        return True
 
 
 def test_what_a_driver_finds() -> None:
@@ -133,14 +149,14 @@ def test_a_changed_configuration_is_told() -> None:
 
 def test_the_window_is_the_page_that_reads_see() -> None:
     with guest(Echo()) as machine:
-        window = machine.transport.window(0xD0000000)
-        try:
-            machine.start()
-            for offset in (mmio.MAGIC, mmio.STATUS, mmio.INTERRUPT_STATUS, mmio.CONFIG, mmio.CONFIG_GENERATION):
-                assert struct.unpack_from("<I", window.view, offset)[0] == machine.read(offset)
-            assert window.view.readonly
-        finally:
-            window.close()
+        executor, bus = Executor(), Bus("memory")
+        machine.transport.attach(0xD0000000, bus, executor)  # type: ignore[arg-type]
+        machine.start()
+        (window,) = executor.mapped
+        for offset in (mmio.MAGIC, mmio.STATUS, mmio.INTERRUPT_STATUS, mmio.CONFIG, mmio.CONFIG_GENERATION):
+            assert struct.unpack_from("<I", window.view, offset)[0] == bus.read(0xD0000000 + offset, 4)
+        assert window.view.readonly
+        assert [item[:3] for item in executor.bells] == [(0xD0000050, 4, 0), (0xD0000050, 4, 1), (0xD0000064, 4, 1)]
 
 
 def test_doorbells_are_heard_without_a_write() -> None:

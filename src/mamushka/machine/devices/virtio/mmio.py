@@ -1,8 +1,8 @@
 """The transport of virtio devices without a bus of their own: a page of registers, version 2. VIRTIO 1.2, section 4.2.
 
 What can be read lies in a page of memory and changes only by writes and by the device; so a read costs no thought,
-and an executor that can show the guest read-only memory shows it this very page (``window``): then reads are no exits
-at all, and writes are as before.
+and an executor shows the guest this very page as read-only memory (``attach``): then reads are no exits at all, and
+writes are as before.
 
 An interrupt costs Linux two accesses: it reads InterruptStatus, and writes what it read to InterruptACK. A back end in
 the kernel fires the line without our knowledge, so nobody could set the bit "a queue was used" in time. While a device
@@ -34,10 +34,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mamushka.machine.bus import Bus
     from mamushka.machine.devices.virtio.device import Device
     from mamushka.machine.loop import Loop
     from mamushka.machine.memory import Memory
-    from mamushka.machine.vcpu import Line
+    from mamushka.machine.vcpu import Executor, Line
 
 # 4.2.2, table 4.1. All registers are 32 bits wide.
 MAGIC, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
@@ -93,7 +94,8 @@ class Transport:
         self.bells = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queues)
         self._unheard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._queues: tuple[Queue, ...] = ()  # of the loop's thread, as is all of the device
-        self._lock = threading.Lock()
+        self._window: Region | None = None
+        self._lock = threading.Lock()  # guards the registers, below and in _clear
         self._generation = 0
         self._clear()
         for offset, value in (
@@ -118,11 +120,6 @@ class Transport:
         self._setups = tuple(_Setup() for _ in self.device.queues)
 
     # The page
-
-    def window(self, start: int) -> Region:
-        """The page that reads see, as a region at ``start`` for an executor to map; not for ``Memory``. The caller
-        owns it."""
-        return Region(start, PAGE, fd=os.dup(self._fd), shared=True, writable=False, kind=DEVICE, name="registers")
 
     def _show(self, offset: int, value: int) -> None:
         _U32.pack_into(self._page, offset, value)
@@ -299,6 +296,14 @@ class Transport:
 
     # For who builds a machine
 
+    def attach(self, start: int, bus: Bus, executor: Executor) -> None:
+        """Stand at ``start`` on the memory bus, with what the executor can do to spare exits: bells, and the page."""
+        bus.attach(start, self.length, self, f"virtio {self.device.device_id}")
+        for offset, size, value, fd in self.doorbells():
+            executor.doorbell(start + offset, size, value, fd)
+        self._window = Region(start, PAGE, fd=os.dup(self._fd), shared=True, writable=False, kind=DEVICE)
+        executor.map(self._window)
+
     def doorbells(self) -> tuple[tuple[int, int, int, int], ...]:
         """(offset, size, value, eventfd) for ``Executor.doorbell``: these writes need not come as exits."""
         rings = tuple((QUEUE_NOTIFY, 4, index, bell) for index, bell in enumerate(self.bells))
@@ -351,9 +356,12 @@ class Transport:
                 os.eventfd_write(bell, 1)
 
     def close(self) -> None:
-        """Stop the device and give everything back, the device's too. After the loop has stopped or from within it."""
+        """Stop the device and give everything back, the device's too. After the loop has stopped and the executor was
+        closed."""
         self._stop()
         self.device.close()
+        if self._window is not None:
+            self._window.close()
         self._page.release()
         munmap(self._hva, PAGE)
         for fd in (self._fd, self._unheard, *self.bells):
