@@ -96,7 +96,8 @@ class Loop:
             self._thread.join()
 
     def close(self) -> None:
-        """Give the descriptors back, after ``stop``."""
+        """Give the descriptors back, after ``stop``. What devices still forget was forgotten already."""
+        self._ready.clear()
         self._epoll.close()
         os.close(self._wake)
 

@@ -8,10 +8,17 @@ driver puts heads of chains there. The used ring: the device puts them back with
 Everything in them is the guest's and hostile: a head or link outside of the table, a chain longer than the table (a
 loop), a buffer outside of memory, an index that runs ahead of the ring: GuestFault, which ends this machine alone.
 Each field is read once. Indices are free-running 16-bit counters.
+
+The driver runs on other processors meanwhile, and both sides decide from what they read of each other whether to ring
+(2.7.10, 2.7.7): what was written must be seen before the other's word is read. Python has no fence, but taking a free
+lock is one: an atomic instruction, on x86 a full barrier. An index of 16 bits is one store: ``struct`` copies native
+sizes by ``memcpy``. x86 keeps stores in order, and loads; elsewhere a fence stands between them too.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from struct import Struct
 
 from mamushka.errors import GuestFault
@@ -27,6 +34,8 @@ NEXT, WRITE, INDIRECT = 1, 2, 4  # flags of a descriptor
 NO_INTERRUPT = 1  # flag of the available ring, without EVENT_IDX
 DEPTH_MAX = 32768  # 2.7: the largest queue there is
 INDIRECT_DESC, EVENT_IDX = 28, 29  # feature bits
+
+_TSO = os.uname().machine == "x86_64"  # total store order: only a load may overtake an earlier store
 
 _DESCRIPTOR = Struct("<QIHH")
 _U16 = Struct("<H")
@@ -102,8 +111,34 @@ class Queue:
         self.next_available = 0  # the next entry of the available ring that we take
         self.next_used = 0  # the next entry of the used ring that we fill
         self._signalled = 0  # next_used when the driver was last told
+        self._free = threading.Lock()
+        self.bell = -1  # the eventfd by which the driver rings, where the transport gave one
+        self.carried = False  # set by a device in ``start``: another back end hears the bell and fires the line
+
+    @property
+    def line(self) -> Line:
+        """What tells the driver; its descriptor is for back ends elsewhere."""
+        return self._line
+
+    def _fence(self) -> None:
+        """What was written before is seen before anything that follows is read."""
+        # Twice: where taking and giving are half barriers, the first giving and the second taking are a whole one.
+        with self._free:
+            pass
+        with self._free:
+            pass
 
     # Taking
+
+    def serve(self) -> Iterator[Chain]:
+        """The chains that wait, at most one ring of them: who has more rings again, and others get their turn."""
+        for _ in range(self.depth):
+            chain = self.pop()
+            if chain is None:
+                return
+            yield chain
+        if self.bell >= 0:
+            os.eventfd_write(self.bell, 1)
 
     def pop(self) -> Chain | None:
         """The next chain; None where there is none, and then the driver's next one rings the doorbell."""
@@ -112,8 +147,11 @@ class Queue:
                 return None
             # 2.7.10: ask to be told of the next, then look again, or one that came between would be missed.
             _U16.pack_into(self._used, 4 + 8 * self.depth, self.next_available)
+            self._fence()
             if self._waiting() == 0:
                 return None
+        if not _TSO:
+            self._fence()
         head = _U16.unpack_from(self._available, 4 + 2 * (self.next_available % self.depth))[0]
         self.next_available = self.next_available + 1 & 0xFFFF
         return self._chain(head)
@@ -137,7 +175,9 @@ class Queue:
                 raise GuestFault(f"descriptor {index} of a table of {depth}")
             address, length, flags, following = _DESCRIPTOR.unpack_from(table, 16 * index)
             if flags & INDIRECT:
-                table, depth = self._open(address, length, flags, inside, total)
+                if inside:
+                    raise GuestFault("an indirect table in an indirect table")
+                table, depth = self._open(address, length, flags)
                 index, inside = 0, True
                 continue
             total += 1
@@ -148,9 +188,9 @@ class Queue:
                 return chain
             index = following
 
-    def _open(self, address: int, length: int, flags: int, inside: bool, before: int) -> tuple[memoryview, int]:
-        """An indirect table, in which the rest of a chain lies. 2.7.5.3."""
-        if not self._indirect or inside or flags & NEXT or before:
+    def _open(self, address: int, length: int, flags: int) -> tuple[memoryview, int]:
+        """An indirect table, in which the rest of a chain lies: the whole chain, or what follows others. 2.7.5.3."""
+        if not self._indirect or flags & NEXT:
             raise GuestFault("an indirect table where there must be none")
         if length % 16 or not 0 < length <= 16 * self.depth:
             raise GuestFault(f"an indirect table of {length} bytes")
@@ -170,6 +210,8 @@ class Queue:
         """Give a chain back, with the count of bytes that were written into it, from its beginning."""
         _USED.pack_into(self._used, 4 + 8 * (self.next_used % self.depth), chain.head, written)
         self.next_used = self.next_used + 1 & 0xFFFF
+        if not _TSO:
+            self._fence()
         _U16.pack_into(self._used, 2, self.next_used)
 
     def signal(self) -> None:
@@ -177,6 +219,7 @@ class Queue:
         before, self._signalled = self._signalled, self.next_used
         if before == self.next_used:
             return
+        self._fence()
         if self._events:
             wanted = _U16.unpack_from(self._available, 4 + 2 * self.depth)[0]
             if self.next_used - wanted - 1 & 0xFFFF >= self.next_used - before & 0xFFFF:
@@ -194,3 +237,23 @@ class Queue:
     def restore(self, next_available: int, next_used: int) -> None:
         """Take what ``save`` gave."""
         self.next_available, self.next_used, self._signalled = next_available, next_used, next_used
+
+
+class Unused(Queue):
+    """A queue that the driver did not set up: nothing ever comes, and nobody is told."""
+
+    def __init__(self, line: Line) -> None:
+        self.depth, self._line, self.addresses = 0, line, (0, 0, 0)
+        self.next_available = self.next_used = self._signalled = 0
+        self.bell, self.carried = -1, False
+
+    def pop(self) -> Chain | None:
+        """Nothing."""
+        return None
+
+    def push(self, chain: Chain, written: int = 0) -> None:
+        """Not for chains of another queue."""
+        raise AssertionError("a chain for a queue without a driver")
+
+    def signal(self) -> None:
+        """Nobody."""

@@ -1,0 +1,254 @@
+"""A serial port: a 16550A as Linux's 8250 driver and older ones know it. National Semiconductor PC16550D.
+
+A virtual CPU's thread reads and writes the registers and never waits: what it sends goes into a buffer, what it
+receives comes from one. The loop's thread moves between the buffers and the host:
+
+    THR -> outgoing (bounded; what does not fit is dropped and counted) -> loop -> sink
+    source -> loop, while there is room -> incoming (the FIFO of 16) -> RBR
+
+The line's speed is nobody's: a byte is sent at once, so the transmitter is always empty. The interrupt is edge
+triggered: the line is fired when a first cause comes, and drivers look until there is none (IIR says so).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from mamushka import trace
+from mamushka.machine.loop import WRITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mamushka.machine.loop import Loop
+    from mamushka.machine.vcpu import Line
+
+__all__ = ["LENGTH", "Serial"]
+
+LENGTH = 8  # ports
+
+# Registers. With DLAB in LCR the first two are the divisor.
+DATA, IER, IIR, LCR, MCR, LSR, MSR, SCRATCH = range(8)
+FCR = IIR  # written
+
+IER_RECEIVED, IER_SENT, IER_ERRORS, IER_MODEM = 1, 2, 4, 8
+IIR_NONE, IIR_SENT, IIR_RECEIVED, IIR_FIFO = 1, 2, 4, 0xC0
+FCR_ENABLE, FCR_CLEAR_RECEIVED = 1, 2
+LCR_DLAB = 0x80
+MCR_LOOP = 0x10
+LSR_READY, LSR_EMPTY = 1, 0x60  # received data; transmitter and its FIFO are empty
+MSR_CONNECTED = 0xB0  # carrier, data set ready, clear to send
+
+FIFO = 16
+# What a guest may say while nobody takes it: a boot's messages. More would be the host's memory.
+OUTGOING_MAX = 64 << 10
+PIECE = 4096  # bytes that a pipe which is ready takes without waiting
+
+
+class Serial:
+    """The registers, between a guest and ``sink``: a descriptor or a function, called in the loop's thread.
+
+    ``source`` is a descriptor to read from, or -1. Descriptors stay their owner's; they are two (``dup``), as each is
+    watched by itself, and do not block. ``dropped`` counts bytes.
+    """
+
+    def __init__(self, line: Line, loop: Loop, sink: int | Callable[[bytes], object], source: int = -1) -> None:
+        self._line, self._loop, self._sink, self._source = line, loop, sink, source
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.dropped = 0
+        self._lock = threading.Lock()  # guards all that follows
+        self._outgoing, self._incoming = bytearray(), bytearray()
+        self._ier = self._fcr = self._lcr = self._mcr = self._scratch = 0
+        self._divisor = 12  # 9600 baud, the power-up habit of firmware; it changes nothing
+        self._sent = False  # the cause "transmitter is empty" was not looked at yet
+        self._asserted = False
+        loop.watch(self._wake, self._woken)
+        self._nudge()
+
+    # Registers, in the threads of virtual CPUs
+
+    def read(self, offset: int, size: int) -> int:
+        """One register; a wider access sees the first."""
+        with self._lock:
+            value = self._read(offset)
+            self._raise()
+        return value
+
+    def _read(self, offset: int) -> int:
+        if offset == DATA:
+            return self._divisor & 0xFF if self._lcr & LCR_DLAB else self._take()
+        if offset == IER:
+            return self._divisor >> 8 if self._lcr & LCR_DLAB else self._ier
+        if offset == IIR:
+            return self._cause_read()
+        if offset == LSR:
+            return LSR_EMPTY | (LSR_READY if self._incoming else 0)
+        if offset == MSR:
+            return self._modem()
+        return {LCR: self._lcr, MCR: self._mcr, SCRATCH: self._scratch}.get(offset, 0)
+
+    def _take(self) -> int:
+        if not self._incoming:
+            return 0
+        value = self._incoming.pop(0)
+        if not self._incoming:
+            self._nudge()  # there is room again
+        return value
+
+    def _modem(self) -> int:
+        """In loop mode the four outputs are the four inputs: DTR to DSR, RTS to CTS, OUT1 to RI, OUT2 to DCD."""
+        mcr = self._mcr
+        if not mcr & MCR_LOOP:
+            return MSR_CONNECTED
+        return (mcr & 1) << 5 | (mcr & 2) << 3 | (mcr & 4) << 4 | (mcr & 8) << 4
+
+    def _cause(self) -> int:
+        if self._incoming and self._ier & IER_RECEIVED:
+            return IIR_RECEIVED
+        if self._sent and self._ier & IER_SENT:
+            return IIR_SENT
+        return IIR_NONE
+
+    def _cause_read(self) -> int:
+        cause = self._cause()
+        if cause == IIR_SENT:
+            self._sent = False
+        return cause | (IIR_FIFO if self._fcr & FCR_ENABLE else 0)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """One register; of a wider access the first byte counts."""
+        with self._lock:
+            self._write(offset, value & 0xFF)
+            self._raise()
+
+    def _write(self, offset: int, value: int) -> None:
+        if offset == DATA and self._lcr & LCR_DLAB:
+            self._divisor = self._divisor & 0xFF00 | value
+        elif offset == DATA:
+            self._send(value)
+        elif offset == IER and self._lcr & LCR_DLAB:
+            self._divisor = self._divisor & 0xFF | value << 8
+        elif offset == IER:
+            self._sent = self._sent or bool(value & ~self._ier & IER_SENT)
+            self._ier = value & 0xF
+        elif offset == FCR:
+            self._fcr = value
+            if value & FCR_CLEAR_RECEIVED and self._incoming:
+                self._incoming.clear()
+                self._nudge()
+        elif offset == LCR:
+            self._lcr = value
+        elif offset == MCR:
+            self._mcr = value & 0x1F
+        elif offset == SCRATCH:
+            self._scratch = value
+
+    def _send(self, value: int) -> None:
+        self._sent = True
+        if self._mcr & MCR_LOOP:
+            if len(self._incoming) < FIFO:
+                self._incoming.append(value)
+        elif len(self._outgoing) < OUTGOING_MAX:
+            self._outgoing.append(value)
+            if len(self._outgoing) == 1:
+                self._nudge()
+        else:
+            self.dropped += 1
+
+    def _raise(self) -> None:
+        asserted = self._cause() != IIR_NONE
+        before, self._asserted = self._asserted, asserted
+        if asserted and not before:
+            self._line.fire()
+
+    def _nudge(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    # In the loop's thread
+
+    def _woken(self, _events: int) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
+        if self._source >= 0:
+            self._listen()
+        if self._outgoing:
+            self._drain()
+
+    def _listen(self) -> None:
+        try:
+            self._loop.watch(self._source, self._receive)
+        except PermissionError:  # a file, or nothing at all: always ready
+            self._receive(0)
+
+    def _receive(self, _events: int) -> None:
+        with self._lock:
+            room = FIFO - len(self._incoming)
+        if room <= 0:
+            self._loop.forget(self._source)  # until the guest has taken some
+            return
+        try:
+            data = os.read(self._source, room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            trace.event("serial.source", error=str(error))
+            data = b""
+        if not data:
+            self._loop.forget(self._source)
+            self._source = -1
+            return
+        with self._lock:
+            self._incoming += data
+            self._raise()
+
+    def _drain(self) -> None:
+        """Give the host what it takes now; a descriptor that takes no more is watched until it does."""
+        if not isinstance(self._sink, int):
+            self._sink(self._outgoing_bytes(OUTGOING_MAX))
+            return
+        try:
+            self._loop.watch(self._sink, self._writable, WRITE)
+        except PermissionError:  # a file: always ready
+            while self._outgoing:
+                self._write_out(OUTGOING_MAX)
+
+    def _writable(self, _events: int) -> None:
+        self._write_out(PIECE)
+        if not self._outgoing and isinstance(self._sink, int):
+            self._loop.forget(self._sink)
+            if self._outgoing:  # came between, and saw that there was some
+                self._nudge()
+
+    def _outgoing_bytes(self, length: int) -> bytes:
+        with self._lock:
+            data = bytes(self._outgoing[:length])
+            del self._outgoing[:length]
+        return data
+
+    def _write_out(self, length: int) -> None:
+        assert isinstance(self._sink, int)
+        with self._lock:
+            data = bytes(self._outgoing[:length])
+        try:
+            count = os.write(self._sink, data)
+        except BlockingIOError:
+            return
+        except OSError as error:  # nobody is there any more
+            trace.event("serial.sink", error=str(error))
+            count = len(data)
+            self.dropped += count
+        with self._lock:
+            del self._outgoing[:count]
+
+    def close(self) -> None:
+        """Say what is left, as far as it is taken; watch nothing any more."""
+        if self._outgoing and not isinstance(self._sink, int):
+            self._sink(self._outgoing_bytes(OUTGOING_MAX))
+        for fd in (self._wake, self._source, self._sink):
+            if isinstance(fd, int) and fd >= 0:
+                self._loop.forget(fd)
+        os.close(self._wake)
