@@ -163,10 +163,14 @@ class Guest:
         return ring
 
     def start(self, *, queues: int = -1) -> None:
+        self.loop.start()
+        self.again(queues=queues)
+
+    def again(self, *, queues: int = -1) -> None:
+        """Set the device up, also after a reset."""
         features = self.negotiate()
         count = len(self.device.queues) if queues < 0 else queues
         self.rings = [self.ring(index, features) for index in range(count)]
-        self.loop.start()
         self.write(mmio.STATUS, self.read(mmio.STATUS) | mmio.DRIVER_OK)
 
     def kick(self, index: int) -> None:

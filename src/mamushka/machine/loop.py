@@ -55,7 +55,9 @@ class Loop:
         self.name, self._failed = name, failed
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
+        self._lock = threading.Lock()  # guards the next two: no call is left behind by the end
         self._calls: deque[_Call] = deque()
+        self._ended = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, READ)
         self._stopping = False
@@ -80,11 +82,19 @@ class Loop:
             self._epoll.unregister(fd)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Perform a function in this thread between two events, and give its result. From any thread."""
+        """Perform a function in this thread between two events, and give its result. From any thread.
+
+        Before the loop began and after it has ended, also by a failure, the caller performs it himself.
+        """
         if self._thread is None or threading.current_thread() is self._thread:
             return function()
         call = _Call(function)
-        self._calls.append(call)
+        with self._lock:
+            ended = self._ended
+            if not ended:
+                self._calls.append(call)
+        if ended:
+            return function()
         os.eventfd_write(self._wake, 1)
         return call.result()  # type: ignore[return-value]
 
@@ -118,5 +128,7 @@ class Loop:
             self._failed(error)
         finally:
             self._stopping = True
+            with self._lock:
+                self._ended = True
             while self._calls:
                 self._calls.popleft().perform()

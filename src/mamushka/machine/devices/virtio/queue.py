@@ -234,6 +234,11 @@ class Queue:
         """The two counters; everything else lies in the guest's memory."""
         return self.next_available, self.next_used
 
+    def used_index(self) -> int:
+        """How far the used ring was filled, as the driver sees it: after a back end elsewhere has served the queue."""
+        index: int = _U16.unpack_from(self._used, 2)[0]
+        return index
+
     def restore(self, next_available: int, next_used: int) -> None:
         """Take what ``save`` gave."""
         self.next_available, self.next_used, self._signalled = next_available, next_used, next_used
