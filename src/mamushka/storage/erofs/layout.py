@@ -3,7 +3,7 @@
     block 0     superblock
     from 1      inodes, each with its attributes and, where it is short, the end of its data (the root comes first)
                 the shared attributes
-                whole blocks of directories
+                whole blocks of directories, and links that fill nearly one
                 files
 
 How the data of an inode lies decides how a machine reads it. With DAX only *plain* and *chunk-based* files are mapped
@@ -93,7 +93,7 @@ def plan(
     first_shared = _blocks(position)
     block = first_shared + _blocks(len(shared.area))
     for node in emitted(root, directories):
-        if stat.S_ISDIR(node.mode):
+        if stat.S_ISDIR(node.mode) or stat.S_ISLNK(node.mode):
             node.start = block
             block += node.size // BLOCK if node.layout == INLINE else _blocks(node.size)
     for node in emitted(root, directories):

@@ -68,7 +68,7 @@ class Writer:
 
     def __init__(self, root: int, out: int, shared: Shared) -> None:
         self._root, self._out, self._shared = root, out, shared
-        self._inodes, self._directories, self._files = Stream(out), Stream(out), Stream(out)
+        self._inodes, self._blocks, self._files = Stream(out), Stream(out), Stream(out)
 
     def write(self, directories: Sequence[Directory]) -> None:
         """Everything but the superblock and the shared attributes. Conflict where a file has changed meanwhile."""
@@ -80,7 +80,7 @@ class Writer:
                     self._node(node, fd, name)
             finally:
                 os.close(fd)
-        for stream in (self._inodes, self._directories, self._files):
+        for stream in (self._inodes, self._blocks, self._files):
             stream.flush()
 
     def _node(self, node: Node, at: int, name: bytes) -> None:
@@ -103,13 +103,13 @@ class Writer:
         whole = directory.content(sorted(entries))
         inside = len(whole) - len(whole) % BLOCK if node.layout == INLINE else len(whole)
         if inside:
-            self._directories.put(node.start * BLOCK, whole[:inside])
+            self._blocks.put(node.start * BLOCK, whole[:inside])
         return whole[inside:]
 
     def _link(self, node: Node) -> bytes:
         if node.layout == INLINE:
             return node.link
-        self._directories.put(node.start * BLOCK, node.link)
+        self._blocks.put(node.start * BLOCK, node.link)
         return b""
 
     def _file(self, node: Node, at: int, name: bytes) -> bytes:
