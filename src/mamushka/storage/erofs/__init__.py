@@ -20,7 +20,7 @@ import os
 from mamushka.storage.erofs.format import BLOCK, SUPER_OFFSET, superblock
 from mamushka.storage.erofs.layout import HUGE, plan
 from mamushka.storage.erofs.scan import scan
-from mamushka.storage.erofs.write import READ, Writer
+from mamushka.storage.erofs.writing import READ, Writer
 from mamushka.storage.erofs.xattrs import Shared
 from mamushka.values import value
 

@@ -56,8 +56,9 @@ class Directory:
 
 
 def scan(root: int) -> list[Directory]:
-    """Everything below the directory ``root``; the first directory is the root itself."""
-    top = Node(b"/", os.fstat(root), xattr.read(root))
+    """Everything below the directory ``root``, the first one found; what is mounted in it looks empty."""
+    seen = os.fstat(root)
+    top = Node(b"/", seen, xattr.read(root))
     top.parent, top.links = top, 2
     known: dict[tuple[int, int], Node] = {}
     found: list[Directory] = []
@@ -67,13 +68,13 @@ def scan(root: int) -> list[Directory]:
         if len(here.path) > NAME_MAX:
             raise Invalid(f"{here.path[:80]!r}… lies deeper than a path can say")
         found.append(here)
-        below = list(_fill(root, here, known))
+        below = list(_fill(root, here, known, seen.st_dev))
         pending.extend(reversed(below))
     return found
 
 
-def _fill(root: int, here: Directory, known: dict[tuple[int, int], Node]) -> Iterator[Directory]:
-    """Read one directory; the directories in it are still to be read."""
+def _fill(root: int, here: Directory, known: dict[tuple[int, int], Node], device: int) -> Iterator[Directory]:
+    """Read one directory; yields the directories in it that are still to be read."""
     children: list[tuple[bytes, Node]] = []
     fd = open_beneath(root, here.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -90,7 +91,10 @@ def _fill(root: int, here: Directory, known: dict[tuple[int, int], Node]) -> Ite
             if stat.S_ISDIR(seen.st_mode):
                 here.node.links += 1
                 node.parent, node.links = here.node, 2
-                yield Directory(here.path + b"/" + name if here.path else name, node)
+                if seen.st_dev == device:
+                    yield Directory(here.path + b"/" + name if here.path else name, node)
+                else:
+                    node.children, node.size = [], directory.size([b".", b".."])
             elif stat.S_ISLNK(seen.st_mode):
                 node.link = os.readlink(name, dir_fd=fd)
                 node.size = len(node.link)
