@@ -151,7 +151,7 @@ def disk_usage(engine: Engine) -> dict[str, object]:
     volumes = engine.volumes.volumes()
     idle = [item.id for item in items if item.status not in ACTIVE]
     used = {layer for item in items for layer in item.layers}
-    layers = {layer.diff_id: layer.size for layer in engine.layers.layers()}
+    layers = {layer.diff_id: engine.layers.occupied(layer) for layer in engine.layers.layers()}
     return {
         "images": engine.images.images(all=True),
         "layers": layers,

@@ -120,9 +120,10 @@ class Removal:
         freed = self._store.collect(blobs, partial=partial)
         gone = [layer for layer in layers.layers() if layer.diff_id not in diff_ids]
         for layer in gone:
+            freed += layers.occupied(layer)
             layers.remove(layer.diff_id)
         layers.clean()
-        return freed + sum(layer.size for layer in gone), [layer.diff_id for layer in gone]
+        return freed, [layer.diff_id for layer in gone]
 
     def _delete(self, present: Present, mine: list[Entry], prune: bool) -> Removed:
         removed = [(UNTAGGED, references.parse(entry.name).familiar) for entry in mine]

@@ -1,6 +1,7 @@
 """Unpacked layers, one directory for each diff_id, shared by every image that has it.
 
     root/sha256/<hex>/root          what overlayfs stacks
+    root/sha256/<hex>/root.erofs    the same as an image for machines, once one has asked for it
     root/sha256/<hex>/layer.json    what is known about it
     root/staging/<hex>[.n]          being made, under the lock root/staging/<hex>.lock, or being deleted
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from mamushka.spec.digest import Digest
     from mamushka.storage.apply import Limits
+
+_IMAGE = "/root.erofs"
 
 
 @value
@@ -98,9 +101,31 @@ class LayerStore:
             identifier = digest.parse(diff_id)
             with self._locked(identifier):
                 applied = self.get(diff_id)
+                _unlink(self._home(identifier) + _IMAGE)  # it says what the directories were; who has it open keeps it
                 for path in applied.implicit:
                     _take_attributes(f"{self.path(diff_id)}/{path}", lowers, path)
                 self._record(self._home(identifier), replace(applied, implicit=()))
+
+    def image(self, diff_id: str) -> str:
+        """The layer as an EROFS image, made now where it is missing; call after ``adopt``.
+
+        NotFound when the layer is not here or removed meanwhile; Invalid where EROFS has no room for something in it.
+        """
+        identifier = digest.parse(diff_id, "diff_id")
+        path = self._home(identifier) + _IMAGE
+        if not os.path.exists(path):
+            self.path(diff_id)
+            with self._locked(identifier):
+                if not os.path.exists(path):
+                    self._make_image(identifier, path)
+        return path
+
+    def occupied(self, applied: Applied) -> int:
+        """Bytes that a layer takes: its files' content, and its image's blocks if there is one."""
+        try:
+            return applied.size + os.stat(self._home(digest.parse(applied.diff_id)) + _IMAGE).st_blocks * 512
+        except FileNotFoundError:
+            return applied.size
 
     def remove(self, diff_id: str) -> None:
         """Delete a layer that no image and no snapshot needs any more; harmless when it is gone."""
@@ -172,12 +197,48 @@ class LayerStore:
             raise
         trace.event("layer.applied", diff_id=identifier, size=content.size, entries=content.entries)
 
+    def _make_image(self, identifier: Digest, path: str) -> None:
+        from mamushka.storage import erofs
+
+        staged = f"{self._staging}/{identifier.encoded}.{os.urandom(4).hex()}"
+        out = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            root = os.open(f"{self._home(identifier)}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                made = erofs.write(root, out, _uuid(identifier))
+            finally:
+                os.close(root)
+            os.rename(staged, path)
+        except BaseException as error:
+            _unlink(staged)
+            if isinstance(error, FileNotFoundError):
+                raise NotFound(f"the layer {identifier} was removed", hint="pull the image again") from error
+            raise
+        finally:
+            os.close(out)
+        trace.event("layer.imaged", diff_id=identifier, size=made.size, inodes=made.inodes)
+
     @staticmethod
     def _record(home: str, applied: Applied) -> None:
         staged = f"{home}/layer.json.new"
         with open(staged, "wb") as file:
             file.write(document.dump(asdict(applied)))
         os.rename(staged, f"{home}/layer.json")
+
+
+def _unlink(path: str) -> None:
+    """Remove a file, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _uuid(identifier: Digest) -> bytes:
+    """A layer's image is always called the same: the digest, as a UUID of RFC 9562's version 8."""
+    raw = bytearray.fromhex(identifier.encoded)[:16]
+    raw[6], raw[8] = raw[6] & 0x0F | 0x80, raw[8] & 0x3F | 0x80
+    return bytes(raw)
 
 
 def _take_attributes(target: str, lowers: Sequence[str], path: str) -> None:

@@ -17,12 +17,13 @@ from tests.images import Layout
 def look(root: str | Path, *, times: bool = True, directory_times: bool = True) -> dict[str, tuple[object, ...]]:
     """Paths below ``root``, and "." itself, with kind, mode, owner, size, times, device, attributes, names, content."""
     found: dict[str, tuple[object, ...]] = {}
-    names: dict[int, list[str]] = {}
+    names: dict[tuple[int, int], list[str]] = {}
     top = os.fspath(root)
     for directory, below, files in os.walk(top):
         for name in [*below, *files, *(["."] if directory == top else [])]:
             path = os.path.join(directory, name)
-            names.setdefault(os.lstat(path).st_ino, []).append(os.path.relpath(path, top))
+            inode = os.lstat(path)
+            names.setdefault((inode.st_dev, inode.st_ino), []).append(os.path.relpath(path, top))
     for paths in names.values():
         path = os.path.join(top, paths[0])
         seen = os.lstat(path)
