@@ -32,7 +32,7 @@ LIFE = {
     MADE: {"start": RUNNING, "end": ENDED},
     RUNNING: {"pause": PAUSED, "end": ENDED},
     PAUSED: {"resume": RUNNING, "end": ENDED},
-    ENDED: {"end": ENDED},
+    ENDED: {},
 }
 
 # How a machine ended.
@@ -107,9 +107,10 @@ class Machine:
     def finish(self, end: End) -> None:
         """End it. From any thread; the first end counts."""
         with self._changed:
-            if self.end is None:
-                self.end = end
-                trace.event("machine.ended", kind=end.kind, cause=end.cause)
+            if self.state == ENDED:
+                return
+            self.end = end
+            trace.event("machine.ended", kind=end.kind, cause=end.cause)
             self._happen("end")
             self._kick()
         os.eventfd_write(self.ended_fd, 1)
@@ -127,13 +128,17 @@ class Machine:
             thread.join()
         return self.end
 
-    def close(self) -> None:
-        """End it and give everything back; the devices' owner closes those after it."""
+    def stop(self) -> None:
+        """End it: no virtual CPU runs any more and no device is called. What they own can be closed now."""
         self.finish(End(OFF, "closed"))
         self.wait()
         self.loop.stop()
-        self.loop.close()
         self.executor.close()
+
+    def close(self) -> None:
+        """``stop``, and give the loop and the memory back; the devices' owner closes those between the two."""
+        self.stop()
+        self.loop.close()
         self.memory.close()
         os.close(self.ended_fd)
 

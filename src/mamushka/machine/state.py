@@ -137,12 +137,12 @@ def freeze(machine: Machine) -> int:
     The machine is paused. It goes on with private pages over the same file.
     """
     ram = [region for region in machine.memory if region.kind == RAM]
-    if len(ram) == 1 and ram[0].shared and ram[0].offset == 0:
-        region = ram[0]
-        flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
-        mmap(region.hva, region.length, PROT_READ | PROT_WRITE, flags, region.fd, 0)
-        region.shared = False
-        return os.dup(region.fd)
+    if all(region.shared for region in ram) and len({os.fstat(region.fd).st_ino for region in ram}) == 1:
+        for region in ram:
+            flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
+            mmap(region.hva, region.length, PROT_READ | PROT_WRITE, flags, region.fd, region.offset)
+            region.shared = False
+        return os.dup(ram[0].fd)
     fd = memfd("mamushka-frozen", sum(region.length for region in ram))
     try:
         write_memory(machine.memory, fd)
