@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 
 from mamushka.errors import Invalid, Unsupported
-from mamushka.machine.boot import layout, segments, zero_page
+from mamushka.machine.boot import elf, layout, segments, zero_page
 from mamushka.machine.boot.memory_map import low_ram, memory_map
 from mamushka.machine.boot.placing import place_command_line, place_initramfs
 from mamushka.machine.vcpu import Entry
@@ -19,9 +19,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mamushka.machine.boot.memory_map import Stretch
+    from mamushka.machine.boot.placing import Told
     from mamushka.machine.memory import Memory
 
 SECTOR = 512
@@ -32,6 +30,10 @@ ENTRY = 0x200
 XLF_KERNEL_64 = 1
 # Kernels before 2.06 told no limit for the command line; the limit was this one.
 _COMMAND_LINE_OLD = 255
+# x86's COMMAND_LINE_SIZE is 2048 with the NUL; an unpacked kernel has no header to tell it.
+_COMMAND_LINE_VMLINUX = 2047
+# Nor one to be copied: what Linux itself reads of it at its 64-bit entry is that there is one, of protocol 2.15.
+_MADE_UP = bytes(0x1FE - zero_page.HEADER) + b"\x55\xaa\0\0HdrS\x0f\x02" + bytes(0x88)
 
 
 @value
@@ -111,28 +113,44 @@ def _address(header: Header, end: int) -> int:
     return lowest
 
 
-def load(
-    memory: Memory,
-    image: memoryview,
-    *,
-    command_line: bytes = b"",
-    initramfs: Sequence[bytes | memoryview] = (),
-    rsdp: int = 0,
-    extra: Iterable[Stretch] = (),
-) -> Entry:
+def load(memory: Memory, image: memoryview, told: Told) -> Entry:
     """Write everything that the kernel finds at its start into memory."""
     header = parse(image)
     end = low_ram(memory)
     address = _address(header, end)
     memory.write(address, image[header.setup : header.setup + header.length])
     limit = min(end, header.initrd_max + 1) if header.initrd_max else end
-    ramdisk = place_initramfs(memory, initramfs, above=address + header.memory, below=limit)
-    text = place_command_line(memory, command_line, header.command_line_max)
-    page = zero_page.build(header.raw, memory_map(memory, extra), command_line=text, initramfs=ramdisk, rsdp=rsdp)
+    ramdisk = place_initramfs(memory, told.initramfs, above=address + header.memory, below=limit)
+    text = place_command_line(memory, told.command_line, header.command_line_max)
+    page = zero_page.build(
+        header.raw, memory_map(memory, told.extra), command_line=text, initramfs=ramdisk, rsdp=told.rsdp
+    )
+    return _entry(memory, address + ENTRY, page)
+
+
+def is_vmlinux(file: elf.Elf) -> bool:
+    """Whether an ELF file may be an unpacked kernel without a PVH note: its entry is a physical address within it."""
+    inside = any(segment.address <= file.entry < segment.end for segment in file.loaded)
+    return file.machine == elf.X86_64 and file.bits == 64 and file.kind == elf.EXECUTABLE and inside
+
+
+def load_vmlinux(memory: Memory, image: memoryview, file: elf.Elf, told: Told) -> Entry:
+    """The same for an unpacked kernel, whose entry wants what that of the compressed one wants."""
+    end = low_ram(memory)
+    elf.place(memory, image, file, above=layout.HIGH, below=end)
+    ramdisk = place_initramfs(memory, told.initramfs, above=file.end, below=end)
+    text = place_command_line(memory, told.command_line, _COMMAND_LINE_VMLINUX)
+    page = zero_page.build(
+        _MADE_UP, memory_map(memory, told.extra), command_line=text, initramfs=ramdisk, rsdp=told.rsdp
+    )
+    return _entry(memory, file.entry, page)
+
+
+def _entry(memory: Memory, address: int, page: bytes) -> Entry:
     memory.write(layout.ZERO_PAGE, page)
     return Entry(
         mode="long",
-        registers={"rip": address + ENTRY, "rsi": layout.ZERO_PAGE, "rsp": layout.STACK, "rflags": 2},
+        registers={"rip": address, "rsi": layout.ZERO_PAGE, "rsp": layout.STACK, "rflags": 2},
         cr3=segments.write_page_tables(memory),
         gdt=segments.write_table(memory, segments.LONG),
         table=segments.LONG,

@@ -6,7 +6,8 @@ import mmap
 import os
 
 from mamushka.errors import Invalid, NotFound, Unsupported
-from mamushka.machine.boot import compressed, linux
+from mamushka.machine.boot import compressed, elf, linux, multiboot, pvh
+from mamushka.machine.boot.placing import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +33,25 @@ def load(
     ``rsdp`` is what ``acpi.install`` gave; ``extra`` adds to the memory map. Invalid for a broken kernel or too little
     memory, Unsupported for a format that is not known, each saying why.
     """
-    image = _content(kernel)
     name = kernel if isinstance(kernel, str) else "the kernel"
+    image = _content(kernel)
+    if not linux.recognise(image):
+        image = memoryview(compressed.unpack(image, name))
+    told = Told(command_line, initramfs, rsdp, extra, kernel if isinstance(kernel, str) else "kernel")
     if linux.recognise(image):
-        return linux.load(memory, image, command_line=command_line, initramfs=initramfs, rsdp=rsdp, extra=extra)
-    plain = memoryview(compressed.unpack(image, name))
-    raise Unsupported(f"{name} cannot be booted: {_why(plain)}", hint="a bzImage (vmlinuz) for x86_64 is needed")
+        return linux.load(memory, image, told)
+    file = elf.parse(image) if elf.recognise(image) else None
+    if file is not None:
+        entry = pvh.entry_point(image, file) if file.machine in (elf.I386, elf.X86_64) else None
+        if entry is not None:
+            return pvh.load(memory, image, file, entry, told)
+    header = multiboot.find(image)
+    if header is not None:
+        return multiboot.load(memory, image, header, told)
+    if file is not None and linux.is_vmlinux(file):
+        return linux.load_vmlinux(memory, image, file, told)
+    why = _why(image) if file is None else _why_not_elf(file)
+    raise Unsupported(f"{name} cannot be booted: {why}", hint="a bzImage (vmlinuz) for x86_64 is needed")
 
 
 def _content(kernel: str | bytes | memoryview) -> memoryview:
@@ -68,3 +82,11 @@ def _why(image: memoryview) -> str:
     if head[:4] == b"\x27\x05\x19\x56":
         return "it is a U-Boot image"
     return f"its format is not known (it begins with {head[:8].hex(' ')})"
+
+
+def _why_not_elf(file: elf.Elf) -> str:
+    if file.machine != elf.X86_64:
+        return f"it is an ELF file for {elf.MACHINES.get(file.machine, f'processors of kind {file.machine}')}"
+    if any(segment.kind == elf.INTERPRETER for segment in file.segments) or file.kind != elf.EXECUTABLE:
+        return "it is a program for an operating system, not a kernel"
+    return "it is an ELF file without a PVH note or multiboot header, and its entry lies in none of its segments"

@@ -7,6 +7,7 @@ a device is not in the map, its device tells of it.
 
 from __future__ import annotations
 
+from mamushka.errors import Invalid
 from mamushka.machine.boot import layout
 from mamushka.machine.memory import PMEM, RAM
 from mamushka.values import value
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # ACPI 6.5, table 15.4; 12 is what firmware used before ACPI knew of persistent memory, and what nd_e820 looks for.
 USABLE, RESERVED, ACPI_DATA, PERSISTENT = 1, 2, 3, 12
+# As many as Linux's zero page has room for; other ways of booting have more, but nobody has more regions.
+STRETCHES_MAX = 128
 
 
 @value
@@ -31,7 +34,7 @@ class Stretch:
 
 
 def memory_map(memory: Memory, extra: Iterable[Stretch] = ()) -> tuple[Stretch, ...]:
-    """The whole map in order of addresses."""
+    """The whole map in order of addresses. Invalid where it is too long."""
     found = list(extra)
     for region in memory:
         if region.kind == PMEM:
@@ -40,6 +43,11 @@ def memory_map(memory: Memory, extra: Iterable[Stretch] = ()) -> tuple[Stretch, 
             found += _low(region.length)
         elif region.kind == RAM:
             found.append(Stretch(region.start, region.length, USABLE))
+    if len(found) > STRETCHES_MAX:
+        raise Invalid(
+            f"the memory map has {len(found)} entries: the zero page holds {STRETCHES_MAX}",
+            hint="give the machine fewer pmem ranges",
+        )
     return tuple(sorted(found, key=lambda stretch: stretch.start))
 
 

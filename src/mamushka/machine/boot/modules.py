@@ -95,6 +95,8 @@ class Modules:
 
     def _called(self, alias: str) -> Iterator[str]:
         """Files of the modules with this alias: the generic one suffices, as it works on every processor."""
+        if f"{module_name(alias)}_generic" in self.builtin:
+            return
         rows = (row.split() for row in _lines(f"{self.directory}/modules.alias", missing=True))
         wanted = alias.replace("-", "_")
         names = {row[2] for row in rows if len(row) == 3 and row[0] == "alias" and row[1].replace("-", "_") == wanted}

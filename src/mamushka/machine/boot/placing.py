@@ -5,12 +5,25 @@ from __future__ import annotations
 from mamushka.errors import Invalid
 from mamushka.machine.boot import layout
 from mamushka.machine.memory import PAGE
+from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from mamushka.machine.boot.memory_map import Stretch
     from mamushka.machine.memory import Memory
+
+
+@value
+class Told:
+    """What a kernel is told, whichever way its kind is told; fields as in ``boot.load``."""
+
+    command_line: bytes = b""
+    initramfs: Sequence[bytes | memoryview] = ()
+    rsdp: int = 0
+    extra: Iterable[Stretch] = ()
+    name: str = "kernel"
 
 
 def place_initramfs(memory: Memory, pieces: Sequence[bytes | memoryview], *, above: int, below: int) -> tuple[int, int]:

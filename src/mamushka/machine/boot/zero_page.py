@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import struct
 
-from mamushka.errors import Invalid
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +19,7 @@ HEADER = 0x1F1
 # The header grows with the protocol; what follows it in the page begins here.
 _HEADER_END = 0x290
 _RSDP = 0x070
-_E820_COUNT, _E820, _E820_MAX = 0x1E8, 0x2D0, 128
+_E820_COUNT, _E820 = 0x1E8, 0x2D0
 _LOADER = 0x210
 _RAMDISK, _RAMDISK_EXTENDED = 0x218, 0x0C0
 _COMMAND_LINE, _COMMAND_LINE_EXTENDED = 0x228, 0x0C8
@@ -34,11 +32,6 @@ def build(
     header: bytes, stretches: Sequence[Stretch], *, command_line: int, initramfs: tuple[int, int], rsdp: int
 ) -> bytes:
     """The page. ``initramfs`` is where and how long; ``header`` are the kernel file's bytes from 0x1f1 on."""
-    if len(stretches) > _E820_MAX:
-        raise Invalid(
-            f"the memory map has {len(stretches)} entries: the zero page holds {_E820_MAX}",
-            hint="give the machine fewer pmem ranges",
-        )
     page = bytearray(SIZE)
     kept = header[: _HEADER_END - HEADER]
     page[HEADER : HEADER + len(kept)] = kept

@@ -1,0 +1,19 @@
+"""What test programs for virtual machines drive their monitor with."""
+
+from __future__ import annotations
+
+from mamushka.machine.devices.testdev.device import (
+    FLUSH_LENGTH,
+    FLUSH_PORT,
+    LINES,
+    LINES_PORT,
+    SCRATCH_LENGTH,
+    SCRATCH_PORT,
+    Flush,
+    Lines,
+    Scratch,
+)
+
+__all__ = [
+    "FLUSH_LENGTH", "FLUSH_PORT", "LINES", "LINES_PORT", "SCRATCH_LENGTH", "SCRATCH_PORT", "Flush", "Lines", "Scratch",
+]  # fmt: skip
