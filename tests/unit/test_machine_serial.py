@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamushka.machine.devices import power
-from mamushka.machine.devices.serial import DATA, FCR, IER, IIR, LCR, LSR, MCR, MSR, OUTGOING_MAX, SCRATCH, Serial
+from mamushka.machine.devices.serial import DATA, FCR, IER, IIR, LCR, LSR, MCR, MSR, SCRATCH, Serial
+from mamushka.machine.devices.sink import LIMIT
 from mamushka.machine.loop import Loop
 from tests.virtio import Line
 
@@ -76,11 +77,11 @@ def test_a_guest_that_nobody_hears_is_not_held_up() -> None:
         except BlockingIOError:
             break
     with port(writer) as (serial, _line):
-        for _ in range(OUTGOING_MAX + 100):
+        for _ in range(LIMIT + 100):
             serial.write(DATA, 1, 0x2E)
         assert serial.dropped == 100
         os.read(reader, 1 << 20)
-        until(lambda: not serial._outgoing)
+        until(lambda: not len(serial._sink))
     os.close(reader)
     os.close(writer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.linux.abi import syscall
-from mamushka.linux.foreign import c_ubyte
+from mamushka.linux.foreign import addressof, c_ubyte
 
 PROT_READ = 1
 PROT_WRITE = 2
@@ -57,3 +57,8 @@ def memfd(name: str, length: int) -> int:
 def view_of(address: int, length: int) -> memoryview:
     """Bytes of this process, writable where the mapping is. The caller keeps the mapping while the view lives."""
     return memoryview((c_ubyte * length).from_address(address)).cast("B")
+
+
+def address_of(view: memoryview) -> int:
+    """Where the bytes of a writable view lie in this process."""
+    return addressof(c_ubyte.from_buffer(view))

@@ -3,7 +3,7 @@
 A virtual CPU's thread reads and writes the registers and never waits: what it sends goes into a buffer, what it
 receives comes from one. The loop's thread moves between the buffers and the host:
 
-    THR -> outgoing (bounded; what does not fit is dropped and counted) -> loop -> sink
+    THR -> sink.py (bounded; what does not fit is dropped and counted) -> loop -> sink
     source -> loop, while there is room -> incoming (the FIFO of 16) -> RBR
 
 The line's speed is nobody's: a byte is sent at once, so the transmitter is always empty. The interrupt is edge
@@ -16,7 +16,7 @@ import os
 import threading
 
 from mamushka import trace
-from mamushka.machine.loop import WRITE
+from mamushka.machine.devices.sink import Sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,30 +42,31 @@ LSR_READY, LSR_EMPTY = 1, 0x60  # received data; transmitter and its FIFO are em
 MSR_CONNECTED = 0xB0  # carrier, data set ready, clear to send
 
 FIFO = 16
-# What a guest may say while nobody takes it: a boot's messages. More would be the host's memory.
-OUTGOING_MAX = 64 << 10
-PIECE = 4096  # bytes that a pipe which is ready takes without waiting
 
 
 class Serial:
     """The registers, between a guest and ``sink``: a descriptor or a function, called in the loop's thread.
 
     ``source`` is a descriptor to read from, or -1. Descriptors stay their owner's; they are two (``dup``), as each is
-    watched by itself, and do not block. ``dropped`` counts bytes.
+    watched by itself, and do not block.
     """
 
     def __init__(self, line: Line, loop: Loop, sink: int | Callable[[bytes], object], source: int = -1) -> None:
-        self._line, self._loop, self._sink, self._source = line, loop, sink, source
+        self._line, self._loop, self._sink, self._source = line, loop, Sink(loop, sink), source
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.dropped = 0
         self._lock = threading.Lock()  # guards all that follows
-        self._outgoing, self._incoming = bytearray(), bytearray()
+        self._incoming = bytearray()
         self._ier = self._fcr = self._lcr = self._mcr = self._scratch = 0
         self._divisor = 12  # 9600 baud, the power-up habit of firmware; it changes nothing
         self._sent = False  # the cause "transmitter is empty" was not looked at yet
         self._asserted = False
         loop.watch(self._wake, self._woken)
         self._nudge()
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that nobody took in time."""
+        return self._sink.dropped
 
     # Registers, in the threads of virtual CPUs
 
@@ -150,12 +151,8 @@ class Serial:
         if self._mcr & MCR_LOOP:
             if len(self._incoming) < FIFO:
                 self._incoming.append(value)
-        elif len(self._outgoing) < OUTGOING_MAX:
-            self._outgoing.append(value)
-            if len(self._outgoing) == 1:
-                self._nudge()
         else:
-            self.dropped += 1
+            self._sink.say(bytes((value,)))
 
     def _raise(self) -> None:
         asserted = self._cause() != IIR_NONE
@@ -175,8 +172,6 @@ class Serial:
             return
         if self._source >= 0:
             self._listen()
-        if self._outgoing:
-            self._drain()
 
     def _listen(self) -> None:
         try:
@@ -205,50 +200,10 @@ class Serial:
             self._incoming += data
             self._raise()
 
-    def _drain(self) -> None:
-        """Give the host what it takes now; a descriptor that takes no more is watched until it does."""
-        if not isinstance(self._sink, int):
-            self._sink(self._outgoing_bytes(OUTGOING_MAX))
-            return
-        try:
-            self._loop.watch(self._sink, self._writable, WRITE)
-        except PermissionError:  # a file: always ready
-            while self._outgoing:
-                self._write_out(OUTGOING_MAX)
-
-    def _writable(self, _events: int) -> None:
-        self._write_out(PIECE)
-        if not self._outgoing and isinstance(self._sink, int):
-            self._loop.forget(self._sink)
-            if self._outgoing:  # came between, and saw that there was some
-                self._nudge()
-
-    def _outgoing_bytes(self, length: int) -> bytes:
-        with self._lock:
-            data = bytes(self._outgoing[:length])
-            del self._outgoing[:length]
-        return data
-
-    def _write_out(self, length: int) -> None:
-        assert isinstance(self._sink, int)
-        with self._lock:
-            data = bytes(self._outgoing[:length])
-        try:
-            count = os.write(self._sink, data)
-        except BlockingIOError:
-            return
-        except OSError as error:  # nobody is there any more
-            trace.event("serial.sink", error=str(error))
-            count = len(data)
-            self.dropped += count
-        with self._lock:
-            del self._outgoing[:count]
-
     def close(self) -> None:
-        """Say what is left, as far as it is taken; watch nothing any more."""
-        if self._outgoing and not isinstance(self._sink, int):
-            self._sink(self._outgoing_bytes(OUTGOING_MAX))
-        for fd in (self._wake, self._source, self._sink):
-            if isinstance(fd, int) and fd >= 0:
+        """Watch nothing any more."""
+        self._sink.close()
+        for fd in (self._wake, self._source):
+            if fd >= 0:
                 self._loop.forget(fd)
         os.close(self._wake)

@@ -137,6 +137,10 @@ class Queue:
             if chain is None:
                 return
             yield chain
+        self.ring()
+
+    def ring(self) -> None:
+        """Be notified soon, as if the driver had rung."""
         if self.bell >= 0:
             os.eventfd_write(self.bell, 1)
 
