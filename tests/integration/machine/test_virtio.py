@@ -70,6 +70,8 @@ look:
     hlt
     jmp look
 served:
+    sti
+    nop
     dec ebx
     jnz next
     mov dx, 0x601
@@ -138,6 +140,7 @@ def test_a_guest_asks_and_is_answered(spared: bool) -> None:
             assert exits == 0, "an exit reached Python"
         else:  # a doorbell for each round; status and acknowledgement for each interrupt, the last of which may be late
             assert ROUNDS + 2 * interrupts - 2 <= exits <= ROUNDS + 2 * interrupts
-        assert ROUNDS // 2 <= interrupts <= ROUNDS
+        # One for each round, unless it comes when the next is served already: then for both.
+        assert 1 <= interrupts <= ROUNDS
         assert status == mmio.USED_BUFFER
         assert any(made.memory.read(BUFFER, 8))
