@@ -101,7 +101,19 @@ def program(source: str = PROGRAM) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         text = f".intel_syntax noprefix\n.code32\n.text\n{source}\n"
         subprocess.run(["as", "--32", "-o", f"{scratch}/o", "-"], input=text.encode(), check=True)
-        linked = ["ld", "-n", "--no-warn-rwx-segments", "-m", "elf_i386", "-Ttext=0x100000", "-e", "start", "-o", f"{scratch}/b", f"{scratch}/o"]
+        linked = [
+            "ld",
+            "-n",
+            "--no-warn-rwx-segments",
+            "-m",
+            "elf_i386",
+            "-Ttext=0x100000",
+            "-e",
+            "start",
+            "-o",
+            f"{scratch}/b",
+            f"{scratch}/o",
+        ]
         subprocess.run(linked, check=True)
         return Path(f"{scratch}/b").read_bytes()
 

@@ -149,3 +149,28 @@ def place(memory: Memory, image: memoryview, file: Elf, *, above: int, below: in
         view = memory.writable(segment.address, segment.length)
         view[: segment.stored] = image[segment.offset : segment.offset + segment.stored]
         view[segment.stored :] = bytes(segment.length - segment.stored)
+
+
+# A module has some dozens; the limit keeps a broken file from costing time.
+_SECTIONS_MAX = 1 << 12
+
+
+def section(image: memoryview, wanted: bytes) -> memoryview:
+    """A section's bytes by its name, of a 64-bit file; empty where there is none. Invalid where the file is broken."""
+    if not recognise(image) or len(image) < 64 or image[4] != 2:
+        raise Invalid("not a 64-bit ELF file")
+    (offset,) = struct.unpack_from("<Q", image, 40)
+    size, count, names = struct.unpack_from("<HHH", image, 58)
+    if not names < count <= _SECTIONS_MAX or size < 64 or offset + size * count > len(image):
+        raise Invalid(f"a broken ELF file: {count} section headers of {size} bytes at {offset:#x}")
+
+    def content(number: int) -> memoryview:
+        start, length = struct.unpack_from("<QQ", image, offset + size * number + 24)
+        return image[start : start + length]
+
+    labels = bytes(content(names))
+    for number in range(count):
+        (label,) = struct.unpack_from("<I", image, offset + size * number)
+        if labels[label : label + len(wanted) + 1] == wanted + b"\0":
+            return content(number)
+    return memoryview(b"")

@@ -1,8 +1,10 @@
 """A kernel's modules: which files the wanted ones need, each after what it needs itself.
 
 The guest has no udev and no modprobe: it is given the files in the order in which they must be inserted. What modules
-need is in ``modules.dep``, what is built in in ``modules.builtin``, both written by depmod(8); what they ask for only
-when they run (a checksum by its name, say) they declare as soft dependencies, often by an alias.
+need is in ``modules.dep``, which depmod(8) writes when a kernel is installed; a package that was only unpacked has
+none, and then the modules themselves are asked (their section ``.modinfo``). What is built in is in
+``modules.builtin``. What modules ask for only when they run (a checksum by its name, say) they declare as soft
+dependencies, often by an alias.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 
 from mamushka.errors import Invalid, NotFound
-from mamushka.machine.boot import compressed
+from mamushka.machine.boot import compressed, elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,20 +38,15 @@ class Modules:
         self.directory = directory
         self._paths: dict[str, str] = {}
         self._needs: dict[str, tuple[str, ...]] = {}
-        self._soft: dict[str, tuple[str, ...]] | None = None
-        try:
-            rows = list(_lines(f"{directory}/modules.dep"))
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"{directory} has no modules.dep", hint=f"depmod(8) writes it: depmod {os.path.basename(directory)}"
-            ) from error
-        for row in rows:
-            path, colon, needs = row.partition(":")
-            if not colon:
-                raise Invalid(f"{directory}/modules.dep has a line without a colon: {row[:80]!r}")
-            self._paths[module_name(path)] = path
-            self._needs[path] = tuple(needs.split())
-        self.builtin = frozenset(module_name(path) for path in _lines(f"{directory}/modules.builtin", missing=True))
+        self._soft: dict[str, tuple[str, ...]] = {}
+        self._indexed = os.path.exists(f"{directory}/modules.dep")
+        if self._indexed:
+            self._read_index()
+        else:
+            self._paths = {module_name(path): path for path in _files(directory)}
+        self.builtin = frozenset(module_name(path) for path in _lines(f"{directory}/modules.builtin"))
+        if not self._paths and not self.builtin:
+            raise NotFound(f"{directory} is no directory of kernel modules: there is neither modules.dep nor a module")
 
     def has(self, name: str) -> bool:
         """Whether the kernel has it, built in or as a file."""
@@ -75,50 +72,88 @@ class Modules:
     def _add(self, path: str, found: dict[str, None], above: tuple[str, ...]) -> None:
         if path in found or path in above:
             return
-        if path not in self._needs:
-            raise Invalid(f"{self.directory}/modules.dep needs {path}, which it does not list")
         above = (*above, path)
-        # depmod lists what is needed with the nearest first; any order is right that goes down to the end.
-        for further in (*self._softly(module_name(path)), *self._needs[path]):
+        needs, soft = self._wants(path)
+        for further in (*self._found(soft), *needs):
             self._add(further, found, above)
         found[path] = None
 
-    def _softly(self, name: str) -> Iterator[str]:
-        """Files of what a module says that it wants before it."""
-        if self._soft is None:
-            self._soft = dict(_soft(_lines(f"{self.directory}/modules.softdep", missing=True)))
-        for wanted in self._soft.get(name, ()):
-            if module_name(wanted) in self._paths:
-                yield self._paths[module_name(wanted)]
-            elif module_name(wanted) not in self.builtin:
-                yield from self._called(wanted)
+    def _wants(self, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Files that a module needs, and names that it says it wants before it."""
+        if not self._indexed and path not in self._needs:
+            self._ask(path)
+        if path not in self._needs:
+            raise Invalid(f"{self.directory}/modules.dep names {path} as needed, and does not list it")
+        return self._needs[path], self._soft.get(module_name(path), ())
+
+    def _read_index(self) -> None:
+        """What depmod wrote."""
+        for row in _lines(f"{self.directory}/modules.dep"):
+            path, colon, needs = row.partition(":")
+            if not colon:
+                raise Invalid(f"{self.directory}/modules.dep has a line without a colon: {row[:80]!r}")
+            self._paths[module_name(path)] = path
+            self._needs[path] = tuple(needs.split())
+        for row in _lines(f"{self.directory}/modules.softdep"):
+            word, _, rest = row.partition(" ")
+            name, _, rest = rest.partition(" ")
+            if word == "softdep":
+                self._soft[module_name(name)] = _before(rest)
+
+    def _ask(self, path: str) -> None:
+        """What the module says of itself: words of KEY=VALUE with a NUL behind each."""
+        try:
+            raw = bytes(elf.section(memoryview(self.read(path)), b".modinfo"))
+        except Invalid as error:
+            raise Invalid(f"{self.directory}/{path} is no kernel module: {error}") from error
+        words = [word.partition("=")[::2] for word in raw.decode(errors="replace").split("\0")]
+        names = [name for key, value in words if key == "depends" for name in value.split(",") if name]
+        absent = [name for name in names if not self.has(name)]
+        if absent:
+            raise NotFound(f"{self.directory}/{path} needs the module {absent[0]}, which is not there")
+        self._needs[path] = tuple(self._found(names))
+        self._soft[module_name(path)] = tuple(
+            name for key, value in words if key == "softdep" for name in _before(value)
+        )
+
+    def _found(self, names: Iterable[str]) -> Iterator[str]:
+        """Files of what is called so, without what is built in and what is nowhere."""
+        for name in map(module_name, names):
+            if name in self._paths:
+                yield self._paths[name]
+            elif name not in self.builtin:
+                yield from self._called(name)
 
     def _called(self, alias: str) -> Iterator[str]:
-        """Files of the modules with this alias: the generic one suffices, as it works on every processor."""
-        if f"{module_name(alias)}_generic" in self.builtin:
+        """Files of the modules with this alias; the generic one suffices, as it works on every processor."""
+        generic = f"{alias.removeprefix('crypto_')}_generic"
+        if generic in self.builtin:
             return
-        rows = (row.split() for row in _lines(f"{self.directory}/modules.alias", missing=True))
-        wanted = alias.replace("-", "_")
-        names = {row[2] for row in rows if len(row) == 3 and row[0] == "alias" and row[1].replace("-", "_") == wanted}
-        generic = sorted(name for name in names if name.endswith("_generic")) or sorted(names)
-        yield from (self._paths[name] for name in generic if name in self._paths)
+        if generic in self._paths:
+            yield self._paths[generic]
+            return
+        rows = (row.split() for row in _lines(f"{self.directory}/modules.alias"))
+        names = {row[2] for row in rows if len(row) == 3 and row[1].replace("-", "_") == alias}
+        yield from (self._paths[name] for name in sorted(names) if name in self._paths)
 
 
-def _soft(rows: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """``softdep NAME pre: A B post: C``: what is wanted before, and what is said without saying when."""
-    for row in rows:
-        word, _, rest = row.partition(" ")
-        if word != "softdep":
-            continue
-        name, _, rest = rest.partition(" ")
-        yield module_name(name), tuple(rest.partition("post:")[0].replace("pre:", " ").split())
+def _before(text: str) -> tuple[str, ...]:
+    """Of ``pre: A B post: C`` what is wanted before, which is also what is named without saying when."""
+    return tuple(text.partition("post:")[0].replace("pre:", " ").split())
 
 
-def _lines(path: str, *, missing: bool = False) -> Iterator[str]:
-    """A file's lines without empty ones; none where it is ``missing`` and may be."""
+def _files(directory: str) -> Iterator[str]:
+    """Every module below, as a path relative to the directory."""
+    for where, _, names in os.walk(directory):
+        for name in names:
+            if name.endswith((".ko", *(f".ko{suffix}" for suffix in _SUFFIXES))):
+                yield os.path.relpath(f"{where}/{name}", directory)
+
+
+def _lines(path: str) -> Iterator[str]:
+    """A file's lines without empty ones and comments; none where there is no file."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            yield from (line.rstrip("\n") for line in file if line.strip())
+            yield from (line.rstrip("\n") for line in file if line.strip() and line[0] != "#")
     except FileNotFoundError:
-        if not missing:
-            raise
+        return
