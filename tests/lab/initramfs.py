@@ -1,14 +1,12 @@
-"""The first file system of a machine in the lab: a static busybox, modules, and what is to be done with them.
-
-An initramfs is cpio archives one after the other, here one, in the format newc.
-Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
-"""
+"""The first file system of a machine in the lab: a static busybox, modules, and what is to be done with them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
+from mamushka.machine.boot import initramfs
+from mamushka.machine.boot.initramfs import Member, program
+from mamushka.machine.boot.modules import Modules, module_name
 from tests.lab.kernel import Kernel
 
 # What is needed to reach the host's files; anything else the kernel asks modprobe for, as everywhere.
@@ -77,32 +75,22 @@ def archive(
     units: Mapping[str, str],
 ) -> bytes:
     """The whole initramfs; ``command`` is a shell's, performed in ``directory``. With ``units`` by systemd."""
-    modules = kernel.needed(*MODULES)
+    modules = Modules(kernel.modules)
+    files = {f"{module_name(path)}.ko": modules.read(path) for path in modules.order(MODULES)}
     exports = "\n".join(f"export {name}={_quoted(text)}" for name, text in environment.items())
     text = _COMMAND.format(directory=_quoted(directory), environment=exports, command=command, exit=EXIT)
-    order = "\n".join(os.path.basename(path) for path in modules) + "\n"
     init = _INIT.replace("SCRATCH", SCRATCH).replace("ARTEFACTS", ARTEFACTS)
-    files = [
-        ("bin/busybox", 0o100755, _read(busybox)),
-        ("init", 0o100755, init.encode()),
-        ("modules.path", 0o100644, kernel.modules.encode()),
-        ("order", 0o100644, order.encode()),
-        ("command", 0o100644, text.encode()),
-    ]
-    files += [(f"modules/{os.path.basename(path)}", 0o100644, _read(path)) for path in modules]
-    files += [(f"units/{name}", 0o100644, text.encode()) for name, text in units.items()]
-    directories = ("bin", "modules", *(("units",) if units else ()))
-    entries = [*((name, 0o040755, b"") for name in directories), *files]
-    numbered = (_entry(number, *entry) for number, entry in enumerate(entries, 1))
-    return b"".join([*numbered, _entry(0, "TRAILER!!!", 0, b"")])
-
-
-def _entry(number: int, name: str, mode: int, content: bytes) -> bytes:
-    """A header of thirteen numbers in eight hexadecimal digits each, the name, the content; each padded to four."""
-    raw = name.encode() + b"\0"
-    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
-    head = b"070701" + b"".join(b"%08x" % field for field in fields) + raw
-    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+    return initramfs.archive(
+        [
+            program("bin/busybox", _read(busybox)),
+            program("init", init.encode()),
+            Member("modules.path", content=kernel.modules.encode()),
+            Member("order", content="".join(f"{name}\n" for name in files).encode()),
+            Member("command", content=text.encode()),
+            *(Member(f"modules/{name}", content=content) for name, content in files.items()),
+            *(Member(f"units/{name}", content=text.encode()) for name, text in units.items()),
+        ]
+    )
 
 
 def _read(path: str) -> bytes:

@@ -16,28 +16,10 @@ class Unavailable(RuntimeError):
 
 
 class Kernel(NamedTuple):
-    """An unpacked kernel: its image, its directory of modules, and what each module needs, in order."""
+    """An unpacked kernel: its image, and its directory of modules."""
 
     image: str
     modules: str
-
-    def needed(self, *names: str) -> list[str]:
-        """Paths of these modules and of all that they need, each after what it needs itself."""
-        with open(f"{self.modules}/modules.dep", encoding="utf-8") as file:
-            rows = dict(line.rstrip("\n").split(":", 1) for line in file)
-        paths = {os.path.basename(path).removesuffix(".ko").replace("-", "_"): path for path in rows}
-        found: list[str] = []
-
-        def add(path: str) -> None:
-            for further in rows[path].split():
-                add(further)
-            if path not in found:
-                found.append(path)
-
-        for name in names:
-            if name in paths:  # or built in
-                add(paths[name])
-        return [f"{self.modules}/{path}" for path in found]
 
 
 def kernel(cache: str) -> Kernel:
