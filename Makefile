@@ -2,9 +2,11 @@
 PYTHON ?= $(shell .ci/python)
 BIN := .venv/bin
 
+GUEST := $(wildcard src/mamushka/guest/*.[ch] src/mamushka/guest/build.py)
+
 .PHONY: setup run check test lab bench fuzz clean
 
-setup: .venv/.installed
+setup: .venv/.installed .venv/.guest
 
 .venv/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv
@@ -14,6 +16,10 @@ setup: .venv/.installed
 
 .venv/.tested: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+.venv/.guest: .venv/.installed $(GUEST)
+	$(BIN)/python src/mamushka/guest/build.py
 	touch $@
 
 run: setup
@@ -26,18 +32,18 @@ check: .venv/.tested
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit
 
-test: .venv/.tested
+test: .venv/.tested .venv/.guest
 	tests/peers.sh
 	$(BIN)/pytest tests
 
-lab: .venv/.tested
+lab: .venv/.tested .venv/.guest
 	tests/peers.sh
 	$(BIN)/python -m tests.lab
 
-bench: .venv/.tested
+bench: .venv/.tested .venv/.guest
 	$(BIN)/python -m bench
 
-fuzz: .venv/.tested
+fuzz: .venv/.tested .venv/.guest
 	$(BIN)/python -m tests.fuzz
 
 clean:

@@ -1,0 +1,288 @@
+"""A bundle's words in the guest protocol's: what a process is, and the steps that build a container's root.
+
+The runtime says where in the guest the sources of bind mounts are (shared directories, images); everything else follows
+from the config alone. What a machine's own kernel makes unnecessary or impossible is refused by the runtime, not here.
+"""
+
+from __future__ import annotations
+
+from mamushka import trace
+from mamushka.errors import Invalid, Unsupported
+from mamushka.linux import mount as kernel
+from mamushka.linux.capabilities import NUMBERS
+from mamushka.machine.agent import words
+from mamushka.machine.agent.protocol import group, number, raw, text
+from mamushka.spec.runtime import Capabilities, Device, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mamushka.linux.seccomp import Filter
+    from mamushka.spec.runtime import Config, Process, Rlimit
+
+# asm-generic/resource.h: equal on all our architectures.
+_RLIMITS = (
+    "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING",
+    "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+)  # fmt: skip
+
+# word: (flag of mount(2), MOUNT_ATTR_ to set, to clear)
+_WORDS = {
+    "ro": (kernel.MS_RDONLY, kernel.MOUNT_ATTR_RDONLY, 0),
+    "rw": (0, 0, kernel.MOUNT_ATTR_RDONLY),
+    "nosuid": (kernel.MS_NOSUID, kernel.MOUNT_ATTR_NOSUID, 0),
+    "suid": (0, 0, kernel.MOUNT_ATTR_NOSUID),
+    "nodev": (kernel.MS_NODEV, kernel.MOUNT_ATTR_NODEV, 0),
+    "dev": (0, 0, kernel.MOUNT_ATTR_NODEV),
+    "noexec": (kernel.MS_NOEXEC, kernel.MOUNT_ATTR_NOEXEC, 0),
+    "exec": (0, 0, kernel.MOUNT_ATTR_NOEXEC),
+    "noatime": (kernel.MS_NOATIME, kernel.MOUNT_ATTR_NOATIME, kernel.MOUNT_ATTR__ATIME),
+    "relatime": (kernel.MS_RELATIME, 0, kernel.MOUNT_ATTR__ATIME),
+    "strictatime": (kernel.MS_STRICTATIME, kernel.MOUNT_ATTR_STRICTATIME, kernel.MOUNT_ATTR__ATIME),
+    "nodiratime": (kernel.MS_NODIRATIME, kernel.MOUNT_ATTR_NODIRATIME, 0),
+    "sync": (kernel.MS_SYNCHRONOUS, 0, 0),
+    "dirsync": (kernel.MS_DIRSYNC, 0, 0),
+    "lazytime": (kernel.MS_LAZYTIME, 0, 0),
+}
+_PROPAGATION = {
+    "private": kernel.MS_PRIVATE,
+    "shared": kernel.MS_SHARED,
+    "slave": kernel.MS_SLAVE,
+    "unbindable": kernel.MS_UNBINDABLE,
+}
+_NOTHING = ("defaults", "async", "diratime", "atime", "norelatime", "nostrictatime", "nofail", "_netdev")
+_REFUSED = ("remount", "tmpcopyup", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink")
+
+# config-linux.md#default-devices and #dev-symbolic-links.
+_DEVICES = tuple(
+    Device(path, "c", major, minor, 0o666, 0, 0)
+    for path, major, minor in (
+        ("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9),
+        ("/dev/tty", 5, 0),
+    )
+)  # fmt: skip
+_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+)
+_KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+
+
+def process_settings(process: Process, filter: Filter | None = None) -> bytes:
+    """The field with all that is set before a program is executed."""
+    if not process.args or not process.args[0]:
+        raise Invalid("process.args names no program")
+    if not process.cwd.startswith("/"):
+        raise Invalid(f"process.cwd {process.cwd!r} is not an absolute path")
+    user = process.user
+    fields = [text(words.K_ARG, item) for item in process.args]
+    fields += [text(words.K_ENV, item) for item in process.env if "=" in item]
+    fields += [text(words.K_CWD, process.cwd), number(words.K_UID, user.uid), number(words.K_GID, user.gid)]
+    fields += [number(words.K_GROUP, item) for item in user.additional_gids]
+    if user.umask is not None:
+        fields.append(number(words.K_UMASK, user.umask))
+    if process.capabilities is not None:
+        fields += _capabilities(process.capabilities)
+    if process.no_new_privileges:
+        fields.append(number(words.K_NO_NEW_PRIVILEGES, 1))
+    fields += [_limit(limit) for limit in process.rlimits]
+    if process.console_size is not None:
+        # A size that does not fit the kernel's 16 bits is no terminal's.
+        fields.append(number(words.K_ROWS, min(process.console_size.height, 0xFFFF)))
+        fields.append(number(words.K_COLUMNS, min(process.console_size.width, 0xFFFF)))
+    if process.oom_score_adj is not None:
+        fields.append(number(words.K_OOM_SCORE, process.oom_score_adj))
+    if filter is not None:
+        fields += [raw(words.K_SECCOMP, filter.program), number(words.K_SECCOMP_FLAGS, filter.flags)]
+    _refuse(process)
+    return group(words.K_SETTINGS, *fields)
+
+
+def _refuse(process: Process) -> None:
+    for name, given in (
+        ("apparmorProfile", process.apparmor_profile not in ("", "unconfined")),
+        ("selinuxLabel", process.selinux_label),
+        ("scheduler", process.scheduler),
+        ("ioPriority", process.io_priority),
+    ):
+        if given:
+            raise Unsupported(f"cannot set process.{name} in a machine: its own kernel decides",
+                              hint="leave it out, or choose --runtime container")  # fmt: skip
+
+
+def _capabilities(given: Capabilities) -> list[bytes]:
+    return [
+        number(key, _mask(names))
+        for key, names in (
+            (words.K_BOUNDING, given.bounding),
+            (words.K_EFFECTIVE, given.effective),
+            (words.K_PERMITTED, given.permitted),
+            (words.K_INHERITABLE, given.inheritable),
+            (words.K_AMBIENT, given.ambient),
+        )
+    ]
+
+
+def _mask(names: Iterable[str]) -> int:
+    mask = 0
+    for name in names:
+        if name in NUMBERS:
+            mask |= 1 << NUMBERS[name]
+        else:  # config.md#linux-process: a warning, and on
+            trace.event("privileges.unknown_capability", name=name)
+    return mask
+
+
+def _limit(limit: Rlimit) -> bytes:
+    name = limit.type.removeprefix("RLIMIT_")
+    if name not in _RLIMITS or name == limit.type:
+        raise Invalid(f"{limit.type!r} is not a resource limit", hint="getrlimit(2) lists them: RLIMIT_NOFILE, …")
+    if limit.soft > limit.hard:
+        raise Invalid(f"the soft {limit.type} {limit.soft} is above the hard one {limit.hard}")
+    numbers = (_RLIMITS.index(name), limit.soft, limit.hard)
+    return raw(words.K_RLIMIT, b"".join(item.to_bytes(8, "little") for item in numbers))
+
+
+# Steps
+
+
+def step(op: int, target: str, *fields: bytes) -> bytes:
+    """One thing that is mounted, made or written at ``target``."""
+    return group(words.K_STEP, number(words.K_OP, op), text(words.K_TARGET, target), *fields)
+
+
+def mount(target: str, type: str, source: str, flags: int = 0, data: str = "") -> bytes:
+    """Mount a filesystem on a directory, which is made where missing; flags are mount(2)'s."""
+    fields = [text(words.K_TYPE, type), text(words.K_SOURCE, source), number(words.K_FLAGS, flags)]
+    if data:
+        fields.append(text(words.K_DATA, data))
+    return step(words.MOUNT, target, *fields)
+
+
+def wait_for(path: str, seconds: float) -> bytes:
+    """Until a device's node is there."""
+    return step(words.WAIT, path, number(words.K_TIMEOUT, int(seconds * 1000)))
+
+
+def file(target: str, content: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> bytes:
+    """A small file with this content: hosts, resolv.conf."""
+    return step(
+        words.WRITE_FILE, target, raw(words.K_DATA, content), number(words.K_MODE, mode), number(words.K_UID, uid),
+        number(words.K_GID, gid),
+    )  # fmt: skip
+
+
+def sysctl(name: str, content: str) -> bytes:
+    """A kernel parameter, by its dotted name or its path below /proc/sys."""
+    path = name if "/" in name else name.replace(".", "/")
+    return step(words.SYSCTL, path, text(words.K_DATA, content))
+
+
+def container_steps(config: Config, sources: Mapping[str, str]) -> list[bytes]:
+    """What makes a root filesystem the container's: in this order, before its root becomes "/".
+
+    ``sources`` gives the path in the guest of what is bound at a destination.
+    """
+    linux = config.linux
+    steps = [_mount(item, sources) for item in config.mounts]
+    dev = any(item.destination.rstrip("/") == "/dev" for item in config.mounts)
+    steps += [_device(item) for item in (_DEVICES if dev else ()) + linux.devices]
+    if dev:
+        steps += [step(words.SYMLINK, path, text(words.K_SOURCE, to)) for to, path in _LINKS]
+    if config.hostname:
+        steps.append(step(words.HOSTNAME, config.hostname))
+    if config.domainname:
+        steps.append(step(words.DOMAINNAME, config.domainname))
+    steps += [sysctl(name, content) for name, content in linux.sysctl.items()]
+    steps += [step(words.READONLY, path) for path in linux.readonly_paths]
+    steps += [step(words.MASK, path) for path in linux.masked_paths]
+    return steps
+
+
+def _mount(item: Mount, sources: Mapping[str, str]) -> bytes:
+    flags, setting, clearing, propagation, recursive, bind, data = _options(item)
+    if not bind:
+        type = "cgroup2" if item.type == "cgroup" else item.type
+        fields = [text(words.K_TYPE, type), text(words.K_SOURCE, item.source or type), number(words.K_FLAGS, flags)]
+        if data:
+            fields.append(text(words.K_DATA, ",".join(data)))
+    else:
+        source = sources.get(item.destination)
+        if source is None:
+            raise Unsupported(f"cannot bind {item.source} at {item.destination}: it is not shared with the machine")
+        fields = [text(words.K_SOURCE, source), number(words.K_FLAGS, kernel.MS_BIND)]
+        fields += [number(words.K_SET, setting), number(words.K_CLEAR, clearing)]
+        if recursive:
+            fields.append(number(words.K_RECURSIVE, 1))
+    if propagation:
+        fields.append(number(words.K_PROPAGATION, propagation))
+    return step(words.MOUNT, item.destination, *fields)
+
+
+def _options(item: Mount) -> tuple[int, int, int, int, bool, bool, list[str]]:
+    flags = setting = clearing = propagation = 0
+    recursive, bind = False, item.type == "bind"
+    data: list[str] = []
+    for word in item.options:
+        plain = word if word in _WORDS or word[:1] != "r" else word[1:]
+        if plain in _WORDS:
+            flag, adds, clears = _WORDS[plain]
+            flags, setting, clearing = flags | flag, setting & ~clears | adds, clearing & ~adds | clears
+            if plain in ("rw", "suid", "dev", "exec"):
+                flags &= ~_WORDS["ro" if plain == "rw" else "no" + plain][0]
+        elif word.removeprefix("r") in _PROPAGATION:
+            propagation = _PROPAGATION[word.removeprefix("r")]
+        elif word in ("bind", "rbind"):
+            bind, recursive = True, recursive or word == "rbind"
+        elif word.partition("=")[0] in _REFUSED:
+            raise Unsupported(f"cannot mount {item.destination} in a machine with the option {word!r}")
+        elif word and word not in _NOTHING:
+            data.append(word)
+    return flags, setting, clearing, propagation, recursive, bind, data
+
+
+def _device(item: Device) -> bytes:
+    if item.type not in _KINDS:
+        raise Invalid(f"the device {item.path} is of the unknown type {item.type!r}", hint="one of c, u, b, p")
+    return step(
+        words.NODE, item.path,
+        number(words.K_MODE, _KINDS[item.type] | (0o666 if item.file_mode is None else item.file_mode & 0o7777)),
+        number(words.K_DEVICE, item.major << 32 | item.minor & 0xFFFFFFFF),
+        number(words.K_UID, item.uid or 0), number(words.K_GID, item.gid or 0),
+    )  # fmt: skip
+
+
+def link(
+    mac: bytes = b"",
+    name: str = "",
+    *,
+    new_name: str = "",
+    new_mac: bytes = b"",
+    mtu: int = 0,
+    up: bool = True,
+    addresses: Sequence[tuple[bytes, int]] = (),
+    routes: Sequence[tuple[bytes, int, bytes]] = (),
+    neighbours: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """A link of the guest's, found by its hardware address or name, and how it is to be.
+
+    ``addresses`` are (address, prefix length), ``routes`` (destination, prefix length, gateway; an empty gateway is on
+    the link, prefix 0 the default route), ``neighbours`` (address, hardware address); addresses as 4 or 16 bytes.
+    """
+    fields = [raw(words.K_MAC, mac)] if mac else [text(words.K_NAME, name)]
+    fields += [text(words.K_NEW_NAME, new_name)] if new_name else []
+    fields += [raw(words.K_NEW_MAC, new_mac)] if new_mac else []
+    fields += [number(words.K_MTU, mtu)] if mtu else []
+    fields.append(number(words.K_UP, up))
+    for address, prefix in addresses:
+        fields.append(group(words.K_ADDRESS, raw(words.K_IP, address), number(words.K_PREFIX, prefix)))
+    for destination, prefix, gateway in routes:
+        via = [raw(words.K_GATEWAY, gateway)] if gateway else []
+        fields.append(group(words.K_ROUTE, raw(words.K_IP, destination), number(words.K_PREFIX, prefix), *via))
+    for address, hardware in neighbours:
+        fields.append(group(words.K_NEIGHBOUR, raw(words.K_IP, address), raw(words.K_MAC, hardware)))
+    return group(words.K_LINK, *fields)
