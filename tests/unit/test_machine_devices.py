@@ -104,13 +104,13 @@ def test_ports_are_introduced() -> None:
             (0, ADD, 1, b""),
             (1, ADD, 1, b""),
             (0, CONSOLE_PORT, 1, b""),
-            (0, RESIZE, 0, struct.pack("<HH", 30, 100)),
+            (0, RESIZE, 0, struct.pack("<HH", 100, 30)),
             (0, OPEN, 1, b""),
             (1, NAME, 1, b"agent"),
             (1, OPEN, 1, b""),
         ]
         machine.loop.call(lambda: machine.device.resize(132, 43))  # type: ignore[attr-defined]
-        assert driver.control() == [(0, RESIZE, 0, struct.pack("<HH", 43, 132))]
+        assert driver.control() == [(0, RESIZE, 0, struct.pack("<HH", 132, 43))]
         assert machine.transport.read(mmio.CONFIG, 4) == 132 | 43 << 16
         driver.send(7, PORT_READY)
         driver.send(0xFFFFFFFF, OPEN)
