@@ -227,7 +227,7 @@ def virtio_pmem(raw: bytes) -> bool:
 
 @target(b"\x03\x80\x00\x01\x03\x03\x02\x01\x01\x0f\x00x\x82\x85", b"\x04\x1a\x00y\x80\x85\x86", bytes(range(16)))
 def serial(raw: bytes) -> bool:
-    """any accesses to a serial port are answered with a byte, with bounded buffers, and its line fires at most once each"""
+    """any accesses to a serial port are answered, with bounded buffers, and each fires its line at most once"""
     line, loop = Line(), Loop("devices", lambda error: None)
     said: list[bytes] = []
     port = Serial(line, loop, said.append)
