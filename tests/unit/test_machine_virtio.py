@@ -241,6 +241,16 @@ def test_a_state_of_another_device_is_refused() -> None:
         second.transport.restore(first.transport.save())
 
 
+def test_features_that_are_not_offered_here_are_refused() -> None:
+    with guest(Echo()) as first:
+        first.start()
+        state = first.transport.save()
+    poorer = Echo()
+    poorer.features = 1 << 5
+    with guest(poorer) as second, pytest.raises(Invalid, match="0x10000000000 are not offered"):
+        second.transport.restore(state)
+
+
 def test_entropy() -> None:
     with guest(Rng()) as machine:
         machine.start()
