@@ -152,7 +152,7 @@ def program(body: str, *, features: int = 0, rounds: int = ROUNDS, patience: int
 
 
 class Hesitant(Rng):
-    """Stops to think between seeing that there is nothing and asking to be rung: the guest's next request comes then."""
+    """Stops to think between seeing that there is nothing and asking to be rung: then the next request comes."""
 
     def start(self, queues: Sequence[Queue], features: int, loop: Loop) -> None:
         super().start(queues, features, loop)
