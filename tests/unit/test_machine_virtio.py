@@ -215,6 +215,21 @@ def test_a_fault_in_a_request_ends_the_loop() -> None:
             machine.ask(0, b"x", 1)
 
 
+def test_nobody_waits_for_a_loop_that_has_ended() -> None:
+    """A guest with two processors breaks a rule with one and writes registers with the other."""
+    with guest(Echo()) as machine:
+        machine.start()
+        table = machine.rings[0].table
+        machine.memory.write(table, b"\xff" * 16)
+        machine.memory.write(machine.rings[0].available, struct.pack("<HHH", 0, 1, 0))
+        machine.kick(0)
+        while not machine.failures:
+            machine.write(mmio.STATUS, 0xF)
+        assert isinstance(machine.failures[0], GuestFault)
+        machine.write(mmio.STATUS, 0)
+        machine.transport.save()
+
+
 def test_a_saved_device_goes_on_elsewhere() -> None:
     with guest(Echo()) as first, guest(Echo()) as second:
         first.start()
