@@ -1,6 +1,6 @@
 """Runs fuzz targets: mutated seeds against each invariant, for so many seconds, from a random or given seed.
 
-A target is a function in tests/fuzz/targets.py whose docstring states the invariant; it takes bytes and raises
+A target is a function in a file beside this one whose docstring states the invariant; it takes bytes and raises
 anything but what the invariant allows. What breaks it is written beside the working directory, so that it can
 be run again and become a test.
 """
@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import pkgutil
 import random
 import sys
 import time
 import traceback
 from pathlib import Path
 
+import tests.fuzz
 from tests.fuzz.targets import TARGETS, Target
+
+for _found in pkgutil.iter_modules(tests.fuzz.__path__):
+    if not _found.name.startswith("_"):
+        importlib.import_module(f"tests.fuzz.{_found.name}")
 
 
 def main() -> int:

@@ -77,12 +77,12 @@ class Driver:
 
     def control(self) -> list[tuple[int, int, int, bytes]]:
         """Messages since the last call, and room for as many."""
-        count = 0
-        for count, (head, written) in enumerate(self.machine.rings[2].collect(), 1):
+        came = self.machine.rings[2].collect()
+        for head, written in came:
             at, _ = self._rooms.pop((2, head))
             raw = bytes(self.machine.memory.read(at, written))
             self.heard.append((*struct.unpack_from("<IHH", raw), raw[8:]))
-        self.room(2, 72, count)
+        self.room(2, 72, len(came))
         found, self.heard = self.heard, []
         return found
 
@@ -104,13 +104,13 @@ def test_ports_are_introduced() -> None:
             (0, ADD, 1, b""),
             (1, ADD, 1, b""),
             (0, CONSOLE_PORT, 1, b""),
-            (0, RESIZE, 0, struct.pack("<HH", 30, 100)),
+            (0, RESIZE, 0, struct.pack("<HH", 100, 30)),
             (0, OPEN, 1, b""),
             (1, NAME, 1, b"agent"),
             (1, OPEN, 1, b""),
         ]
         machine.loop.call(lambda: machine.device.resize(132, 43))  # type: ignore[attr-defined]
-        assert driver.control() == [(0, RESIZE, 0, struct.pack("<HH", 43, 132))]
+        assert driver.control() == [(0, RESIZE, 0, struct.pack("<HH", 132, 43))]
         assert machine.transport.read(mmio.CONFIG, 4) == 132 | 43 << 16
         driver.send(7, PORT_READY)
         driver.send(0xFFFFFFFF, OPEN)
@@ -141,7 +141,7 @@ def test_bytes_flow_both_ways() -> None:
             heard = b""
             end = time.monotonic() + 5
             while len(heard) < 5000 and time.monotonic() < end:
-                driver.room(4, 100, 16)
+                driver.room(4, 100, len(machine.rings[4].free) // 2)
                 machine.line.wait(0.01)
                 heard += driver.came(4)
             assert heard == sent

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mamushka.errors import Invalid
 from mamushka.machine.devices import power
 from mamushka.machine.devices.serial import DATA, FCR, IER, IIR, LCR, LSR, MCR, MSR, SCRATCH, Serial
 from mamushka.machine.devices.sink import LIMIT
@@ -166,6 +168,27 @@ def test_linux_finds_a_16550a() -> None:
         serial.write(LCR, 1, 3)
         serial.write(SCRATCH, 1, 0xAE)
         assert (serial.read(SCRATCH, 1), serial.read(LCR, 1), serial.read(IER, 1)) == (0xAE, 3, 0)
+
+
+def test_a_saved_port_goes_on_elsewhere() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"key")
+    with port(lambda data: None, reader) as (first, _line), port(lambda data: None) as (second, line):
+        until(lambda: len(first._incoming) == 3)
+        for register, value in ((LCR, 3), (FCR, 1), (MCR, 11), (SCRATCH, 7), (IER, 3)):
+            first.write(register, 1, value)
+        second.restore(first.save())
+        assert [second.read(register, 1) for register in (LCR, MCR, SCRATCH, IER)] == [3, 11, 7, 3]
+        assert second.read(IIR, 1) == 0xC4
+        assert bytes(second.read(DATA, 1) for _ in range(3)) == b"key"
+        assert second.read(IIR, 1) == 0xC2
+        assert line.fired == 0, "it was told before"
+        second.write(DATA, 1, 1)
+        assert line.fired == 1
+        with pytest.raises(Invalid):
+            second.restore({"registers": b"\2", "incoming": b""})
+    os.close(reader)
+    os.close(writer)
 
 
 @settings(max_examples=100, deadline=None)

@@ -215,6 +215,21 @@ def test_a_fault_in_a_request_ends_the_loop() -> None:
             machine.ask(0, b"x", 1)
 
 
+def test_nobody_waits_for_a_loop_that_has_ended() -> None:
+    """A guest with two processors breaks a rule with one and writes registers with the other."""
+    with guest(Echo()) as machine:
+        machine.start()
+        table = machine.rings[0].table
+        machine.memory.write(table, b"\xff" * 16)
+        machine.memory.write(machine.rings[0].available, struct.pack("<HHH", 0, 1, 0))
+        machine.kick(0)
+        while not machine.failures:
+            machine.write(mmio.STATUS, 0xF)
+        assert isinstance(machine.failures[0], GuestFault)
+        machine.write(mmio.STATUS, 0)
+        machine.transport.save()
+
+
 def test_a_saved_device_goes_on_elsewhere() -> None:
     with guest(Echo()) as first, guest(Echo()) as second:
         first.start()
@@ -239,6 +254,16 @@ def test_a_saved_device_goes_on_elsewhere() -> None:
 def test_a_state_of_another_device_is_refused() -> None:
     with guest(Echo()) as first, guest(Rng()) as second, pytest.raises(Invalid):
         second.transport.restore(first.transport.save())
+
+
+def test_features_that_are_not_offered_here_are_refused() -> None:
+    with guest(Echo()) as first:
+        first.start()
+        state = first.transport.save()
+    poorer = Echo()
+    poorer.features = 1 << 5
+    with guest(poorer) as second, pytest.raises(Invalid, match="0x10000000000 are not offered"):
+        second.transport.restore(state)
 
 
 def test_entropy() -> None:

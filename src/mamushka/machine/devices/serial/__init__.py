@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import os
 import threading
+from struct import Struct
 
 from mamushka import trace
+from mamushka.errors import Invalid
 from mamushka.machine.devices.sink import Sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mamushka.machine.loop import Loop
     from mamushka.machine.vcpu import Line
@@ -42,6 +44,9 @@ LSR_READY, LSR_EMPTY = 1, 0x60  # received data; transmitter and its FIFO are em
 MSR_CONNECTED = 0xB0  # carrier, data set ready, clear to send
 
 FIFO = 16
+
+_SAVED = Struct("<BBBBBBH?")
+SAVED_VERSION = 1
 
 
 class Serial:
@@ -199,6 +204,24 @@ class Serial:
         with self._lock:
             self._incoming += data
             self._raise()
+
+    # Going on elsewhere
+
+    def save(self) -> dict[str, bytes]:
+        """Registers and what was received; what was said has left. While no virtual CPU runs."""
+        with self._lock:
+            registers = self._ier, self._fcr, self._lcr, self._mcr, self._scratch, self._divisor, self._sent
+            return {"registers": _SAVED.pack(SAVED_VERSION, *registers), "incoming": bytes(self._incoming)}
+
+    def restore(self, state: Mapping[str, bytes]) -> None:
+        """Take what ``save`` gave. Invalid for another version."""
+        raw = state["registers"]
+        if len(raw) != _SAVED.size or raw[0] != SAVED_VERSION:
+            raise Invalid(f"the state of a serial port in version {raw[:1].hex()}, not {SAVED_VERSION}")
+        with self._lock:
+            _, self._ier, self._fcr, self._lcr, self._mcr, self._scratch, self._divisor, self._sent = _SAVED.unpack(raw)
+            self._incoming = bytearray(state["incoming"][:FIFO])
+            self._asserted = self._cause() != IIR_NONE  # the edge was there before
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -349,6 +349,11 @@ class Transport:
                 if status & bit:
                     self._take(bit)
             self._show_selected()
+        if self._status != status:
+            raise Invalid(
+                f"virtio device {self.device.device_id} cannot go on here: its driver uses the features"
+                f" {self._features:#x}, of which {self._features & ~self.offered:#x} are not offered"
+            )
         self._show_config()
         if self.state == "running":
             self._start(tuple(counters))
@@ -356,8 +361,7 @@ class Transport:
                 os.eventfd_write(bell, 1)
 
     def close(self) -> None:
-        """Stop the device and give everything back, the device's too. After the loop has stopped and the executor was
-        closed."""
+        """Stop the device and give everything back, the device's too. When no virtual CPU and no loop runs any more."""
         self._stop()
         self.device.close()
         if self._window is not None:

@@ -101,9 +101,9 @@ class Console(Device):
             self._send(0, RESIZE, 0, self._size())
 
     def _size(self) -> bytes:
-        # 5.3.6.2 has columns first. Linux reads rows first since 2.6.35; a change to the specification's order, 6.15,
-        # was taken back: what counts is what drivers do.
-        return _SIZE.pack(self.rows, self.columns)
+        # 5.3.6.2. Linux from 2.6.35 read them the other way round, until 5326ab737a47 (6.15), which older kernels that
+        # are still looked after have too; in a kernel without it the two are swapped.
+        return _SIZE.pack(self.columns, self.rows)
 
     def notify(self, index: int) -> None:
         """A port's queue, or a control queue."""
