@@ -15,6 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
+import tests.fuzz.disks  # noqa: F401  registers its targets
 from tests.fuzz.targets import TARGETS, Target
 
 

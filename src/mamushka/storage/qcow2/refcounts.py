@@ -32,7 +32,7 @@ class Refcounts:
         self._fd, self._bits, self._order = fd, header.cluster_bits, header.refcount_order
         self._cluster = header.cluster
         self.entries = header.cluster * 8 >> header.refcount_order  # counts in a block
-        self.most = (1 << min(1 << header.refcount_order, 63)) - 1
+        self.most = (1 << (1 << header.refcount_order)) - 1
         self.table = bytearray(header.refcount_clusters << header.cluster_bits)
         vectors.read_at(fd, (memoryview(self.table),), header.refcount_offset)
         self._cache = Cache(fd, header.cluster, _BUDGET)
