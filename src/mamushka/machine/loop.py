@@ -1,7 +1,9 @@
 """The thread in which a machine's devices do their work: whoever waits for a descriptor is called when it is ready.
 
 All state of devices belongs to this thread. Virtual CPUs reach it through doorbells (eventfds), other threads by
-``call``, which is also how a machine is made to hold still: while a call runs, no device does anything else.
+``call``: while a call runs, no device does anything else. A device that would keep the others waiting, as a slow disk
+does, has a loop of its own beside this one (``companion``). ``hold`` makes all of them hold still until ``release``:
+calls are performed, and nothing else.
 """
 
 from __future__ import annotations
@@ -53,13 +55,16 @@ class Loop:
 
     def __init__(self, name: str, failed: Callable[[BaseException], None]) -> None:
         self.name, self._failed = name, failed
-        self._epoll = select.epoll()
+        self._epoll, self._quiet = select.epoll(), select.epoll()
+        self._held = False
+        self._companions: list[Loop] = []
         self._ready: dict[int, Callable[[int], None]] = {}
         self._lock = threading.Lock()  # guards the next two: no call is left behind by the end
         self._calls: deque[_Call] = deque()
         self._ended = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, READ)
+        self._quiet.register(self._wake, READ)  # hears of calls alone
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -67,6 +72,8 @@ class Loop:
         """Begin; what was watched before is looked at at once."""
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
+        for loop in self._companions:
+            loop.start()
 
     def watch(self, fd: int, ready: Callable[[int], None], events: int = READ) -> None:
         """Call ``ready`` with the events in this thread while ``fd`` is ready; a second time, instead."""
@@ -98,6 +105,31 @@ class Loop:
         os.eventfd_write(self._wake, 1)
         return call.result()  # type: ignore[return-value]
 
+    def companion(self, name: str) -> Loop:
+        """A loop beside this one, which starts and holds still with it, and fails as it does. Made in this one's
+        thread; the caller's to stop and close."""
+        made = Loop(name, self._failed)
+        made._held = self._held
+        self._companions = [*(loop for loop in self._companions if not loop._ended), made]
+        if self._thread is not None:
+            made.start()
+        return made
+
+    def hold(self) -> None:
+        """When this returns, nothing is done any more but calls, also by companions. Not from within a loop."""
+        self.call(lambda: self._hold(True))
+        for loop in self._companions:
+            loop.hold()
+
+    def release(self) -> None:
+        """Go on with what waits."""
+        for loop in self._companions:
+            loop.release()
+        self.call(lambda: self._hold(False))
+
+    def _hold(self, held: bool) -> None:
+        self._held = held
+
     def stop(self) -> None:
         """End the thread; what was watched stays its owner's. Not from within the loop."""
         self._stopping = True
@@ -109,12 +141,13 @@ class Loop:
         """Give the descriptors back, after ``stop``. What devices still forget was forgotten already."""
         self._ready.clear()
         self._epoll.close()
+        self._quiet.close()
         os.close(self._wake)
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for fd, events in self._epoll.poll():
+                for fd, events in (self._quiet if self._held else self._epoll).poll():
                     if fd == self._wake:
                         os.eventfd_read(fd)
                         continue

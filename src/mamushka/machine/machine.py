@@ -5,7 +5,7 @@ answered from the buses, counted, and it runs on. Everything that can happen to 
 events of ``LIFE``, and whoever waits for its end waits for one value, ``End``.
 
 Holding still (``pause``): every virtual CPU is between two instructions with nothing half done, in its own thread, and
-what is done with the devices is done in theirs (``Loop.call``). So what ``save`` sees fits together.
+the devices do nothing but what they are asked to (``Loop.hold``, ``Loop.call``). So what ``save`` sees fits together.
 """
 
 from __future__ import annotations
@@ -98,11 +98,13 @@ class Machine:
             self._changed.wait_for(lambda: self._parked == len(self._threads) or self.state == ENDED)
             if self.state == ENDED:
                 raise Conflict("the machine has ended meanwhile")
+        self.loop.hold()  # without the lock: the loop may be waiting for it
 
     def resume(self) -> None:
         """Let it run on."""
         with self._changed:
             self._happen("resume")
+        self.loop.release()
 
     def finish(self, end: End) -> None:
         """End it. From any thread; the first end counts."""

@@ -24,10 +24,10 @@ import mamushka.linux
 from mamushka.linux.abi import DECLARED
 
 HEADERS = (
-    "linux/types.h", "linux/audit.h", "linux/bpf.h", "linux/capability.h", "linux/close_range.h", "linux/fcntl.h",
-    "linux/filter.h", "linux/fs.h", "linux/genetlink.h", "linux/if_addr.h", "linux/if_bridge.h",
+    "linux/types.h", "linux/audit.h", "linux/bpf.h", "linux/capability.h", "linux/close_range.h", "linux/falloc.h",
+    "linux/fcntl.h", "linux/filter.h", "linux/fs.h", "linux/genetlink.h", "linux/if_addr.h", "linux/if_bridge.h",
     "linux/if_link.h", "linux/if_packet.h", "linux/if_tun.h", "linux/inotify.h", "linux/ioprio.h", "linux/keyctl.h",
-    "linux/kvm.h",
+    "linux/kvm.h", "linux/timerfd.h",
     "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mempolicy.h", "linux/mount.h", "linux/netfilter.h",
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h",
     "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",

@@ -1,0 +1,95 @@
+"""The loop of a machine's devices: calls, companions, and holding still."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mamushka.machine.loop import Loop
+
+
+class Bell:
+    """An eventfd, and how often it was heard in which thread."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.heard: list[str] = []
+        self._heard = threading.Semaphore(0)
+        loop.watch(self.fd, self._rung)
+
+    def _rung(self, _events: int) -> None:
+        os.eventfd_read(self.fd)
+        self.heard.append(threading.current_thread().name)
+        self._heard.release()
+
+    def ring(self, seconds: float = 5) -> bool:
+        os.eventfd_write(self.fd, 1)
+        return self._heard.acquire(timeout=seconds)
+
+    def later(self) -> bool:
+        return self._heard.acquire(timeout=5)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop("devices", lambda error: None)
+    yield made
+    made.stop()
+    made.close()
+
+
+def test_a_companion_starts_with_the_loop_and_has_a_thread_of_its_own(loop: Loop) -> None:
+    early = loop.companion("early")
+    bell = Bell(early)
+    os.eventfd_write(bell.fd, 1)
+    time.sleep(0.01)
+    assert bell.heard == []
+    loop.start()
+    assert bell.later()
+    late = loop.call(lambda: loop.companion("late"))
+    other = Bell(late)
+    assert other.ring()
+    assert (bell.heard, other.heard) == (["early"], ["late"])
+    for each in (early, late):
+        each.stop()
+        each.close()
+
+
+def test_while_held_nothing_is_done_but_calls(loop: Loop) -> None:
+    companion = loop.companion("beside")
+    bells = Bell(loop), Bell(companion)
+    loop.start()
+    assert all(bell.ring() for bell in bells)
+    loop.hold()
+    assert not any(bell.ring(0.02) for bell in bells)
+    assert loop.call(lambda: threading.current_thread().name) == "devices"
+    assert companion.call(lambda: threading.current_thread().name) == "beside"
+    assert not any(bell.ring(0.02) for bell in bells)
+    loop.release()
+    assert all(bell.later() for bell in bells)
+    companion.stop()
+    companion.close()
+
+
+def test_a_companions_failure_is_the_machines() -> None:
+    failures: list[BaseException] = []
+    loop = Loop("devices", failures.append)
+    companion = loop.companion("beside")
+    fd = os.eventfd(1, os.EFD_CLOEXEC)
+    companion.watch(fd, lambda events: 1 // 0)  # type: ignore[func-returns-value]
+    loop.start()
+    companion._thread.join(5)  # type: ignore[union-attr]
+    assert isinstance(failures[0], ZeroDivisionError)
+    for each in (companion, loop):
+        each.stop()
+        each.close()
+    os.close(fd)
+
+
+def test_a_loop_that_is_held_can_be_stopped(loop: Loop) -> None:
+    loop.start()
+    loop.hold()
