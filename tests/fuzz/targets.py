@@ -286,3 +286,44 @@ def vsock(raw: bytes) -> bool:
     except GuestFault:
         return False
     return True
+
+
+@target(b"$qSupported:x+#00+$g#67", b"$m10,10#00$M1000,2:cafe#00", b"$vCont;s:1;c#00\x03$X0,1:}]#0f", b"$Z0,1,1#00")
+def gdb(raw: bytes) -> bool:
+    """any bytes of a debugger's are packets or Invalid, in pieces equal at once, and every packet has an answer"""
+    from mamushka.errors import NotFound
+    from mamushka.machine.gdb.protocol import INTERRUPT, PACKET_MAX, Packets, escape, unescape
+    from mamushka.machine.gdb.session import Session
+    from mamushka.machine.gdb.x86 import X86_64
+
+    class Nothing:
+        """A target of one virtual CPU without memory."""
+
+        architecture, count = X86_64, 1
+
+        def registers(self, _index: int) -> dict[str, int]:
+            return {register.source: 1 for register in X86_64.registers if register.source}
+
+        def read(self, _index: int, _address: int, length: int) -> bytes:
+            assert length <= PACKET_MAX
+            raise NotFound("nothing")
+
+        def __getattr__(self, _name: str) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    assert unescape(escape(raw)) == raw
+
+    def events(step: int) -> tuple[list[bytes], bytes]:
+        packets = Packets()
+        packets.acknowledged = False
+        found = [event for at in range(0, len(raw), step) for event in packets.feed(raw[at : at + step])]
+        return found, bytes(packets.out)
+
+    def run() -> None:
+        found = events(len(raw) or 1)
+        assert events(1 + len(raw) % 5) == found, "in pieces differs from at once"
+        for event in found[0]:
+            answer = None if event == INTERRUPT else Session(Nothing()).command(event[1:])  # type: ignore[arg-type]
+            assert answer is None or len(escape(answer)) <= PACKET_MAX + 64
+
+    return accepted(run)
