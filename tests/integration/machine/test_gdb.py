@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -166,3 +167,34 @@ def test_several_virtual_cpus(tmp_path: Path) -> None:
             said = gdb(tmp_path / "gdb", "info threads", "thread 2", 'printf "at %lx\\n", $rip', "thread 1", "stepi")
             assert "virtual CPU 1" in said and re.search(r"at fff0|at ffff\w*", said), said
         assert moves(made)
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static")
+def test_a_kernel(tmp_path: Path) -> None:
+    """Breakpoints in Debian's kernel, by the addresses of its System.map; its own int3 are its own."""
+    from tests.integration.machine.linux_guest import linux, stock, usable
+
+    if not usable():
+        pytest.skip("no KVM here that runs a stock kernel: make lab")
+    kernel = stock()
+    names = dict(
+        reversed(line.split()[::2])
+        for line in Path(kernel.image.replace("vmlinuz", "System.map")).read_text().splitlines()
+    )
+    start, reboot = (int(names[name], 16) for name in ("start_kernel", "__x64_sys_reboot"))
+    with linux("echo it runs", {}, words=["nokaslr"], vcpus=2) as guest:
+        made = guest.board.machine
+        made.start(guest.entry, held=True)
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(
+                tmp_path / "gdb", f"hbreak *{start:#x}", "continue", "printf \"start %lx\\n\", $rip", "delete",
+                f"break *{reboot:#x}", "continue", "printf \"reboot %lx\\n\", $rip", f"x/4xb {reboot:#x}",
+                "stepi", "stepi", "printf \"near %lx\\n\", $rip", "info threads", "delete", "detach", timeout=200,
+            )  # fmt: skip
+        assert f"start {start:x}" in said and f"reboot {reboot:x}" in said, said + guest.said[-1000:]
+        near = re.search(r"near (\w+)", said)
+        assert near and 0 < int(near[1], 16) - reboot < 32, said
+        assert "virtual CPU 1" in said and "0xcc" not in said, said
+        end = made.wait(60)
+        assert end is not None and end.kind == OFF and "it runs" in guest.said
