@@ -230,3 +230,100 @@ def dbus(raw: bytes) -> bool:
             assert again == message or "nan" in repr(message), "written anew it reads differently"
 
     return accepted(run)
+
+
+def _vsock_seeds() -> tuple[bytes, ...]:
+    from mamushka.machine.devices.virtio.vsock.packet import HEADER, REQUEST, RW, SHUTDOWN
+
+    def packet(op: int, data: bytes = b"", flags: int = 0) -> bytes:
+        return HEADER.pack(3, 2, 5000, 1, len(data), 1, op, flags, 1 << 16, 0) + data
+
+    return (
+        packet(REQUEST) + packet(RW, b"hello") + packet(SHUTDOWN, flags=2) + packet(SHUTDOWN, flags=1),
+        packet(REQUEST) + packet(7) + packet(6) + packet(3) + packet(REQUEST),
+        packet(REQUEST) + packet(REQUEST) + packet(2),
+    )
+
+
+@target(*_vsock_seeds())
+def vsock(raw: bytes) -> bool:
+    """any packets of a guest's are answered or a GuestFault, cost bounded memory, and leave nothing spinning"""
+    from mamushka.errors import GuestFault
+    from mamushka.machine.devices.virtio.vsock import BUFFER, CONNECTIONS, SEND_MAX, Connection, Endpoint, Vsock
+    from mamushka.machine.devices.virtio.vsock.packet import HEADER
+    from mamushka.machine.devices.virtio.vsock.vsock import RESETS
+    from tests.vsock import driver
+
+    class Echo(Endpoint):
+        def __init__(self, connection: Connection) -> None:
+            self.connection = connection
+            connection.endpoint = self
+
+        def received(self, view: memoryview) -> None:
+            self.connection.consumed(self.connection.send(view))
+
+    device = Vsock()
+    device.listen(1, Echo)  # type: ignore[arg-type]
+
+    def run() -> None:
+        with driver(device, room=4) as guest:
+            at = 0
+            while at < len(raw) and guest.rings[1].index < 30:
+                length = int.from_bytes(raw[at + 24 : at + 28], "little")
+                end = at + HEADER.size + min(length, 0x8000)
+                guest.raw(raw[at : at + HEADER.size], raw[at + HEADER.size : end])
+                guest.vsock.notify(1)
+                assert guest.turn() < 50, "it spins"
+                guest.packets()
+                guest.give(min(1, len(guest.rings[0].free)))
+                at = end
+            assert len(device.connections) <= CONNECTIONS and len(device._resets) <= RESETS + CONNECTIONS
+            for connection in device.connections:
+                assert connection.held <= BUFFER and len(connection._unsent) <= SEND_MAX
+
+    try:
+        run()
+    except GuestFault:
+        return False
+    return True
+
+
+@target(b"$qSupported:x+#00+$g#67", b"$m10,10#00$M1000,2:cafe#00", b"$vCont;s:1;c#00\x03$X0,1:}]#0f", b"$Z0,1,1#00")
+def gdb(raw: bytes) -> bool:
+    """any bytes of a debugger's are packets or Invalid, in pieces equal at once, and every packet has an answer"""
+    from mamushka.errors import NotFound
+    from mamushka.machine.gdb.protocol import INTERRUPT, PACKET_MAX, Packets, escape, unescape
+    from mamushka.machine.gdb.session import Session
+    from mamushka.machine.gdb.x86 import X86_64
+
+    class Nothing:
+        """A target of one virtual CPU without memory."""
+
+        architecture, count = X86_64, 1
+
+        def registers(self, _index: int) -> dict[str, int]:
+            return {register.source: 1 for register in X86_64.registers if register.source}
+
+        def read(self, _index: int, _address: int, length: int) -> bytes:
+            assert length <= PACKET_MAX
+            raise NotFound("nothing")
+
+        def __getattr__(self, _name: str) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    assert unescape(escape(raw)) == raw
+
+    def events(step: int) -> tuple[list[bytes], bytes]:
+        packets = Packets()
+        packets.acknowledged = False
+        found = [event for at in range(0, len(raw), step) for event in packets.feed(raw[at : at + step])]
+        return found, bytes(packets.out)
+
+    def run() -> None:
+        found = events(len(raw) or 1)
+        assert events(1 + len(raw) % 5) == found, "in pieces differs from at once"
+        for event in found[0]:
+            answer = None if event == INTERRUPT else Session(Nothing()).command(event[1:])  # type: ignore[arg-type]
+            assert answer is None or len(escape(answer)) <= PACKET_MAX + 64
+
+    return accepted(run)

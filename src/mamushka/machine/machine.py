@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MADE, RUNNING, PAUSED, ENDED = "made", "running", "paused", "ended"
 LIFE = {
-    MADE: {"start": RUNNING, "end": ENDED},
+    MADE: {"start": RUNNING, "hold": PAUSED, "end": ENDED},
     RUNNING: {"pause": PAUSED, "end": ENDED},
     PAUSED: {"resume": RUNNING, "end": ENDED},
     ENDED: {},
@@ -68,6 +68,7 @@ class Machine:
         self.end: End | None = None
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable once it has ended
         self._parked = 0
+        self._only: Vcpu | None = None  # the one that runs while all others stay paused
 
     # Life
 
@@ -78,12 +79,13 @@ class Machine:
         self.state = following
         self._changed.notify_all()
 
-    def start(self, entry: Entry | None = None) -> None:
-        """Let it run: from ``entry``, or from where its restored virtual CPUs are."""
+    def start(self, entry: Entry | None = None, *, held: bool = False) -> None:
+        """Let it run: from ``entry``, or from where its restored virtual CPUs are. ``held``: paused before the first
+        instruction."""
         if entry is not None:
             self.vcpus[0].enter(entry)
         with self._changed:
-            self._happen("start")
+            self._happen("hold" if held else "start")
         self.loop.start()
         for vcpu in self.vcpus:
             thread = threading.Thread(target=self._serve, args=(vcpu,), name=f"vcpu {vcpu.index}", daemon=True)
@@ -95,14 +97,28 @@ class Machine:
         with self._changed:
             self._happen("pause")
             self._kick()
+        self.settle()
+
+    def hold(self) -> None:
+        """Ask it to hold still and do not wait: for a virtual CPU's own thread, which stops before it runs on. Harmless
+        where it does already, or has ended."""
+        with self._changed:
+            if self.state == RUNNING:
+                self._happen("pause")
+                self._kick()
+
+    def settle(self) -> None:
+        """Wait until it holds still, after ``hold``. Conflict where it has ended."""
+        with self._changed:
             self._changed.wait_for(lambda: self._parked == len(self._threads) or self.state == ENDED)
             if self.state == ENDED:
                 raise Conflict("the machine has ended meanwhile")
         self.loop.hold()  # without the lock: the loop may be waiting for it
 
-    def resume(self) -> None:
-        """Let it run on."""
+    def resume(self, only: Vcpu | None = None) -> None:
+        """Let it run on; with ``only`` this virtual CPU alone, for a debugger's single step."""
         with self._changed:
+            self._only = only
             self._happen("resume")
         self.loop.release()
 
@@ -164,12 +180,14 @@ class Machine:
 
     def _go_on(self, vcpu: Vcpu) -> bool:
         """Whether to run: False at the end. Waits while the machine is paused."""
-        if self.state == RUNNING:
+        if self.state == RUNNING and self._only is None:
             return True
         with self._changed:
             self._parked += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.state in (RUNNING, ENDED))
+            self._changed.wait_for(
+                lambda: self.state == ENDED or (self.state == RUNNING and self._only in (None, vcpu))
+            )
             self._parked -= 1
             return self.state == RUNNING
 

@@ -62,12 +62,17 @@ class Interrupted:
     """Somebody asked for it: ``kick``, or a signal."""
 
 
+BREAKPOINT, STEP, POINT = "breakpoint", "step", "point"
+
+
 @value
 class Debug:
-    """A breakpoint, watchpoint or single step. ``address`` is the guest-virtual one of the instruction."""
+    """It stopped for ``Vcpu.debug``: ``reason`` is BREAKPOINT (an instruction of that name, also a guest's own), STEP
+    or POINT, with the ``point``'s place among those given. ``address`` is the guest-virtual one of the instruction."""
 
     address: int
     reason: str = ""
+    point: int = -1
 
 
 @value
@@ -80,6 +85,19 @@ class Stuck:
 
 
 Exit = Read | Write | Halted | Shutdown | Reset | Interrupted | Debug | Stuck
+
+
+EXECUTE, WRITE, ACCESS = "execute", "write", "access"
+
+
+@value
+class Point:
+    """What the processor itself looks out for: an instruction at a guest-virtual address, or an access to ``length``
+    bytes (1, 2, 4 or 8) there. The processor has few of them, x86 four."""
+
+    kind: str
+    address: int
+    length: int = 1
 
 
 @value
@@ -129,6 +147,23 @@ if TYPE_CHECKING:
 
         def set_registers(self, registers: Mapping[str, int]) -> None:
             """Change some of them."""
+
+        def system_registers(self) -> dict[str, int]:
+            """What else a debugger shows: segments, control registers, bases."""
+
+        def translate(self, address: int) -> int:
+            """The guest-physical address behind a guest-virtual one, by its page tables as they are now.
+
+            NotFound where nothing is mapped."""
+
+        def debug(
+            self, active: bool, *, step: bool = False, points: tuple[Point, ...] = (), inject: bool = False
+        ) -> None:
+            """From the next ``run`` on, stop with Debug at breakpoint instructions, ``points`` and, with ``step``,
+            after one instruction; replaces what was asked for before, and ``active=False`` ends it.
+
+            ``inject``: the breakpoint instruction it has stopped at is the guest's own, let the guest have it.
+            Unsupported where the executor or the processor cannot."""
 
         def save(self) -> dict[str, bytes]:
             """All of its state, by parts; the machine is paused."""

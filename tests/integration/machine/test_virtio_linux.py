@@ -14,7 +14,7 @@ from mamushka.machine.devices.virtio.pmem import Pmem
 from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.machine import OFF
 from mamushka.machine.memory import PMEM, Region
-from tests.integration.machine.linux_guest import can_run_linux, linux_guest
+from tests.integration.machine.shell_guest import can_run_linux, linux_guest
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -3,6 +3,7 @@
 executor.py  the machine as the kernel knows it: memory slots, interrupt lines, doorbells
 vcpu.py      a virtual CPU: run, and what it left for
 x86.py       what the processor is told it is (CPUID), and how it begins
+x86_debug.py breakpoints, steps
 """
 
 from mamushka.machine.executors.kvm.executor import DEVICE, KvmExecutor

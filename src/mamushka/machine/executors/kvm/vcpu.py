@@ -11,19 +11,20 @@ import os
 import threading
 from _signal import SIG_DFL, SIG_IGN, SIGUSR1, getsignal, signal  # type: ignore[import-not-found]
 
+from mamushka.errors import NotFound
 from mamushka.linux import kvm, kvm_x86
 from mamushka.linux.abi import at, sizeof
 from mamushka.linux.memory import MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap, view_of
 from mamushka.linux.process import tgkill
-from mamushka.machine.executors.kvm import x86
-from mamushka.machine.vcpu import Debug, Halted, Interrupted, Read, Reset, Shutdown, Stuck, Write
+from mamushka.machine.executors.kvm import x86, x86_debug
+from mamushka.machine.vcpu import Halted, Interrupted, Read, Reset, Shutdown, Stuck, Write
 from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mamushka.machine.vcpu import Entry, Exit
+    from mamushka.machine.vcpu import Entry, Exit, Point
 
 # It needs a handler, or it would end the process; the handler has nothing to do: the call it interrupts returns.
 KICK = SIGUSR1
@@ -62,6 +63,7 @@ class KvmVcpu:
         self._answer = self._data[:0]  # where the last Read's answer goes
         self._elements = 0  # of a string instruction, still to be told one by one
         self._element = 0
+        self._points = 0  # that a debugger asked for
         x86.identify(self.fd, cpuid, index, interrupts=interrupts)
 
     # Running
@@ -115,7 +117,7 @@ class KvmVcpu:
             return Interrupted()
         if reason == kvm.KVM_EXIT_DEBUG:
             debug = at(kvm_x86.kvm_debug_exit_arch, self._address + _ARMS)
-            return Debug(debug.pc, f"exception {debug.exception}")
+            return x86_debug.stopped(debug, self._points)
         if reason == kvm.KVM_EXIT_SYSTEM_EVENT:
             event = at(kvm.kvm_run_system_event, self._address + _ARMS)
             return Reset(reboot=event.type == kvm.KVM_SYSTEM_EVENT_RESET, cause=f"system event {event.type}")
@@ -161,6 +163,23 @@ class KvmVcpu:
     def set_registers(self, registers: Mapping[str, int]) -> None:
         """Change some of them."""
         x86.set_registers(self.fd, registers)
+
+    def system_registers(self) -> dict[str, int]:
+        """Segments, control registers, bases."""
+        return x86.system_registers(self.fd)
+
+    def translate(self, address: int) -> int:
+        """Where a guest-virtual address lies now. NotFound where nothing is mapped."""
+        walk = kvm.kvm_translation(linear_address=address)
+        kvm.KVM_TRANSLATE(self.fd, walk)
+        if not walk.valid:
+            raise NotFound(f"nothing is mapped at {address:#x}")
+        return walk.physical_address
+
+    def debug(self, active: bool, *, step: bool = False, points: tuple[Point, ...] = (), inject: bool = False) -> None:
+        """What to stop for from the next run on."""
+        self._points = len(points)
+        x86_debug.debug(self.fd, active, step=step, points=points, inject=inject)
 
     def save(self) -> dict[str, bytes]:
         """Everything, in the kernel's own layouts."""

@@ -169,6 +169,16 @@ def set_registers(fd: int, changes: Mapping[str, int]) -> None:
     kvm_x86.KVM_SET_REGS(fd, regs)
 
 
+def system_registers(fd: int) -> dict[str, int]:
+    """Selectors, bases, control registers."""
+    sregs = over(kvm_x86.kvm_sregs, bytearray(sizeof(kvm_x86.kvm_sregs)))
+    kvm_x86.KVM_GET_SREGS(fd, sregs)
+    found = {name: getattr(sregs, name).selector for name in ("cs", "ss", "ds", "es", "fs", "gs")}
+    found |= {"fs_base": sregs.fs.base, "gs_base": sregs.gs.base}
+    found |= {"k_gs_base": read_msrs(fd, (_KERNEL_GS_BASE,)).get(_KERNEL_GS_BASE, 0)}
+    return found | {name: getattr(sregs, name) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
+
+
 def write_msrs(fd: int, values: Mapping[int, int]) -> int:
     """Write what KVM takes of them, in order; it stops at one that it does not, which is passed over and traced.
 

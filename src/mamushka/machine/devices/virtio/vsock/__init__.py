@@ -8,6 +8,7 @@ connection = vsock.connect(52); connection.endpoint = ...             endpoint.o
 
 from mamushka.machine.devices.virtio.vsock.bridge import Bridge
 from mamushka.machine.devices.virtio.vsock.connection import BUFFER, SEND_MAX, Connection, Endpoint
+from mamushka.machine.devices.virtio.vsock.unix import UnixSide
 from mamushka.machine.devices.virtio.vsock.vsock import ANY, CONNECTIONS, Vsock
 
-__all__ = ["ANY", "BUFFER", "CONNECTIONS", "SEND_MAX", "Bridge", "Connection", "Endpoint", "Vsock"]
+__all__ = ["ANY", "BUFFER", "CONNECTIONS", "SEND_MAX", "Bridge", "Connection", "Endpoint", "UnixSide", "Vsock"]

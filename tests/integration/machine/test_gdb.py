@@ -1,0 +1,200 @@
+"""The real gdb against our machines: mini-guests here, a kernel in the lab."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mamushka.machine.executors.kvm.probe import probe
+from mamushka.machine.gdb import Server
+from mamushka.machine.machine import OFF, RUNNING, Machine
+from tests.integration.machine.guests import START, assemble, machine, needs_kvm, protected
+
+pytestmark = [needs_kvm, pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")]
+
+# Counts in ebx and in memory, for ever.
+COUNTING = """
+    xor ebx, ebx
+again:
+    inc ebx
+    mov [0x4000], ebx
+    jmp again
+"""
+AGAIN, STORE, JUMP = START + 2, START + 3, START + 9
+
+
+def gdb(where: object, *commands: str, timeout: float = 60) -> str:
+    """What gdb says to these commands once it is connected."""
+    words = [item for command in (f"target remote {where}", *commands) for item in ("-ex", command)]
+    head = [
+        "gdb",
+        "-nx",
+        "-batch",
+        "-ex",
+        "set confirm off",
+        "-ex",
+        "set pagination off",
+        "-ex",
+        "set remotetimeout 20",
+    ]
+    ran = subprocess.run([*head, *words], capture_output=True, text=True, timeout=timeout, check=False)
+    return ran.stdout + ran.stderr
+
+
+def moves(made: Machine) -> bool:
+    """Whether the guest counts."""
+    before = bytes(made.memory.read(0x4000, 4))
+    end = time.monotonic() + 10
+    while bytes(made.memory.read(0x4000, 4)) == before and time.monotonic() < end:
+        time.sleep(0.01)
+    return bytes(made.memory.read(0x4000, 4)) != before
+
+
+def test_registers_memory_steps_and_detach(tmp_path: Path) -> None:
+    with machine(assemble(COUNTING), interrupts=False) as made:
+        made.start(protected(), held=True)
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(
+                tmp_path / "gdb", "printf \"at %lx\\n\", $rip", "stepi", "printf \"at %lx\\n\", $rip",
+                "stepi", "stepi", "printf \"ebx %d\\n\", (int)$rbx", "x/wx 0x4000",
+                "set var $rbx = 41", "set {int}0x5000 = 0x1234", "x/wx 0x5000",
+                "printf \"cs %x cr0 %x\\n\", $cs, $cr0 & 1",
+                "info threads", "x/i $pc", "detach",
+            )  # fmt: skip
+            assert f"at {START:x}" in said and f"at {AGAIN:x}" in said, said
+            assert "ebx 1" in said and re.search(r"0x4000:\s+0x00000001", said), said
+            assert re.search(r"0x5000:\s+0x00001234", said) and "cs 10 cr0 1" in said, said
+            assert "virtual CPU 0" in said and "jmp" in said and "detached" in said, said
+            assert made.state == RUNNING and moves(made)
+            assert int.from_bytes(made.memory.read(0x4000, 4), "little") >= 42
+
+
+def test_the_processors_breakpoints_and_an_interrupt(tmp_path: Path) -> None:
+    with machine(assemble(COUNTING), interrupts=False) as made:
+        made.start(protected())
+        assert moves(made)
+        with Server(made) as server:
+            said = gdb(
+                f"127.0.0.1:{server.port}", f"hbreak *{JUMP:#x}", "continue",
+                "printf \"one %lx %d\\n\", $rip, (int)$rbx",
+                "continue", "printf \"two %lx %d\\n\", $rip, (int)$rbx", "delete", "printf \"done\\n\"",
+            )  # fmt: skip
+            one, two = (re.search(rf"{word} {JUMP:x} (\d+)", said) for word in ("one", "two"))
+            assert one and two and int(two[1]) == int(one[1]) + 1, said
+            assert moves(made), "a debugger that hangs up leaves it running"
+            assert made.stopped is None
+
+
+def test_an_interrupt_and_a_kill() -> None:
+    with machine(assemble(COUNTING), interrupts=False) as made:
+        made.start(protected())
+        with Server(made) as server, socket.create_connection(("127.0.0.1", server.port), 10) as peer:
+            file = peer.makefile("rb")
+
+            def ask(text: bytes) -> bytes:
+                peer.sendall(b"$" + text + b"#%02x" % (sum(text) & 0xFF))
+                return answer()
+
+            def answer() -> bytes:
+                while (byte := file.read(1)) == b"+":
+                    peer.sendall(b"+")
+                assert byte == b"$"
+                text = b""
+                while (byte := file.read(1)) != b"#":
+                    text += byte
+                file.read(2)
+                return text
+
+            assert ask(b"?").startswith(b"T05thread:1")
+            assert not moves_now(made)
+            peer.sendall(b"+$c#63")
+            assert moves(made)
+            peer.sendall(b"\x03")
+            assert answer().startswith(b"T02thread:1")
+            assert not moves_now(made)
+            assert ask(b"m0,4") and ask(b"mzz,4") == b"E01" and ask(b"nonsense") == b""
+            peer.sendall(b"+$k#6b")
+            end = made.wait(10)
+            assert end is not None and end.cause == "ended by its debugger"
+
+
+def moves_now(made: Machine) -> bool:
+    before = bytes(made.memory.read(0x4000, 4))
+    time.sleep(0.05)
+    return bytes(made.memory.read(0x4000, 4)) != before
+
+
+def test_a_machine_that_ends_under_its_debugger(tmp_path: Path) -> None:
+    with machine(assemble("nop\n hlt"), interrupts=False) as made:
+        made.start(protected(), held=True)
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(tmp_path / "gdb", "continue")
+            assert "exited normally" in said, said
+            end = made.wait(10)
+            assert end is not None and end.kind == OFF
+            assert "Remote" in gdb(tmp_path / "gdb", "info registers rip"), "there is nothing to debug"
+
+
+def test_software_breakpoints_and_watchpoints(tmp_path: Path) -> None:
+    if not probe().usable:
+        pytest.skip("this host's KVM interprets a guest's kernel mode, and knows no int3 there")
+    with machine(assemble(COUNTING), interrupts=False) as made:
+        made.start(protected(), held=True)
+        code = bytes(made.memory.read(START, 16))
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(
+                tmp_path / "gdb", f"break *{STORE:#x}", "continue", "printf \"one %d\\n\", (int)$rbx",
+                f"x/6xb {STORE:#x}", "continue", "printf \"two %d\\n\", (int)$rbx", "delete",
+                "watch *(int*)0x4000", "continue", "printf \"three %d %lx\\n\", (int)$rbx, $rip", "delete", "detach",
+            )  # fmt: skip
+            assert "one 1" in said and "two 2" in said and f"three 2 {JUMP:x}" in said, said
+            assert re.search(r":\s+0x89\s+0x1d", said), said
+            assert bytes(made.memory.read(START, 16)) == code and moves(made)
+
+
+def test_several_virtual_cpus(tmp_path: Path) -> None:
+    with machine(assemble(COUNTING), vcpus=2) as made:
+        made.start(protected())
+        assert moves(made)
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(tmp_path / "gdb", "info threads", "thread 2", 'printf "at %lx\\n", $rip', "thread 1", "stepi")
+            assert "virtual CPU 1" in said and re.search(r"at fff0|at ffff\w*", said), said
+        assert moves(made)
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static")
+def test_a_kernel(tmp_path: Path) -> None:
+    """Breakpoints in Debian's kernel, by the addresses of its System.map; its own int3 are its own."""
+    from tests.integration.machine.linux_guest import linux, stock, usable
+
+    if not usable():
+        pytest.skip("no KVM here that runs a stock kernel: make lab")
+    kernel = stock()
+    names = dict(
+        reversed(line.split()[::2])
+        for line in Path(kernel.image.replace("vmlinuz", "System.map")).read_text().splitlines()
+    )
+    start, reboot = (int(names[name], 16) for name in ("start_kernel", "__x64_sys_reboot"))
+    with linux("echo it runs", {}, words=["nokaslr"], vcpus=2) as guest:
+        made = guest.board.machine
+        made.start(guest.entry, held=True)
+        with Server(made, unix=str(tmp_path / "gdb")):
+            said = gdb(
+                tmp_path / "gdb", f"hbreak *{start:#x}", "continue", "printf \"start %lx\\n\", $rip", "delete",
+                f"break *{reboot:#x}", "continue", "printf \"reboot %lx\\n\", $rip", f"x/4xb {reboot:#x}",
+                "stepi", "stepi", "printf \"near %lx\\n\", $rip", "info threads", "delete", "detach", timeout=200,
+            )  # fmt: skip
+        assert f"start {start:x}" in said and f"reboot {reboot:x}" in said, said + guest.said[-1000:]
+        near = re.search(r"near (\w+)", said)
+        assert near and 0 < int(near[1], 16) - reboot < 32, said
+        assert "virtual CPU 1" in said and "0xcc" not in said, said
+        end = made.wait(60)
+        assert end is not None and end.kind == OFF and "it runs" in guest.said
