@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from mamushka.storage.erofs.format import crc32c, encoded_device
 from mamushka.storage.erofs.scan import Node, scan
 from mamushka.storage.erofs.writing import Stream
 from mamushka.storage.placement import BLOCK, BLOCK_MAX, PMEM, PMEM_MAX, cost, placement
+from tests.erofs import names_of
 
 GIB = 1 << 30
 
@@ -29,20 +29,6 @@ def make(where: Path, image: Path) -> erofs.Image:
     finally:
         os.close(root)
         os.close(out)
-
-
-def names_of(raw: bytes, nid: int) -> Iterator[tuple[bytes, int, int]]:
-    """A directory's entries, straight from fs/erofs/dir.c."""
-    form, count, _, _, size, start = struct.unpack_from("<HHHHQI", raw, nid * 32)
-    body = nid * 32 + 64 + (12 + 4 * (count - 1) if count else 0)
-    for first in range(0, size, 4096):
-        last = min(size - first, 4096)
-        inline = form >> 1 == 2 and size - first < 4096
-        block = raw[body : body + last] if inline else raw[start * 4096 + first :][:last]
-        entries = [struct.unpack_from("<QHB", block, at) for at in range(0, struct.unpack_from("<QH", block)[1], 12)]
-        for number, (child, offset, kind) in enumerate(entries):
-            end = entries[number + 1][1] if number + 1 < len(entries) else last
-            yield block[offset:end].rstrip(b"\0"), child, kind
 
 
 def test_what_is_written_can_be_walked(tmp_path: Path) -> None:

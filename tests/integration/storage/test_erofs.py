@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def root() -> None:
 @contextlib.contextmanager
 def mounted(image: str | Path) -> Iterator[str]:
     """The image, mounted by the kernel."""
-    subprocess.run(["modprobe", "-q", "erofs"], check=False)
+    subprocess.run(["modprobe", "-qa", "erofs", "loop"], check=False)
     with tempfile.TemporaryDirectory() as where:
         done = subprocess.run(
             ["mount", "-t", "erofs", "-o", "ro,loop", str(image), where], capture_output=True, check=False
@@ -263,3 +265,29 @@ def apply_one(store: LayerStore, name: bytes = b"file", mode: int = 0o100644) ->
     diff_id = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     store.apply(diff_id, [raw])
     return diff_id
+
+
+def test_who_is_killed_while_he_makes_an_image_leaves_nothing_that_stays(tmp_path: Path) -> None:
+    store = LayerStore(str(tmp_path))
+    diff_id = apply_one(store)
+    layer = Path(store.path(diff_id))
+    for number in range(300):
+        (layer / f"{number}").write_bytes(os.urandom(100_000))
+    whole = None
+    for delay in (0.001, 0.003, 0.01, 0.02, 0.04):
+        pid = os.fork()
+        if pid == 0:
+            store.image(diff_id)
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        path = layer.parent / "root.erofs"
+        if path.exists():
+            peers.run("fsck.erofs", str(path))
+            whole = path
+            path.unlink()
+    store.image(diff_id)
+    store.clean()
+    assert os.listdir(tmp_path / "staging") == [], whole
+    compare(layer, layer.parent / "root.erofs")

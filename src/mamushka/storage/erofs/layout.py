@@ -152,15 +152,15 @@ def _find_holes(directories: Sequence[Directory], holes: Callable[[Directory, by
                 os.close(fd)
 
 
-def _chunks(fd: int, size: int) -> tuple[int, list[int]]:
-    """(bits of the chunk size, chunks with data); (0, []) where leaving out the others would save too little."""
+def _chunks(fd: int, size: int) -> tuple[int, Sequence[int]]:
+    """(bits of the chunk size, chunks with data); (0, ()) where leaving out the others would save too little."""
     bits = max(BLOCK.bit_length() - 1, (-(-size // _CHUNKS_MAX) - 1).bit_length())
     here: list[int] = []
     for start, end in data(fd, size):
         first = start >> bits
         here.extend(range(max(first, here[-1] + 1 if here else 0), ((end - 1) >> bits) + 1))
     saved = (_count(size, bits) - len(here)) << bits
-    return (bits, here) if saved >= _HOLES_MIN else (0, [])
+    return (bits, here) if saved >= _HOLES_MIN else (0, ())
 
 
 def data(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
