@@ -291,3 +291,20 @@ def test_who_is_killed_while_he_makes_an_image_leaves_nothing_that_stays(tmp_pat
     store.clean()
     assert os.listdir(tmp_path / "staging") == [], whole
     compare(layer, layer.parent / "root.erofs")
+
+
+def test_attributes_larger_than_a_block_and_more_shared_ones_than_are_counted() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as base:  # ext4 takes no more than a block of them
+        tree = Path(base, "tree")
+        (tree / "d").mkdir(parents=True)
+        for number in range(3):
+            (tree / f"{number}").write_bytes(b"q" * (100 + number * 3000))
+            for attribute in range(9):
+                os.setxattr(tree / f"{number}", f"trusted.{attribute}", bytes([number]) * 3000)
+        for attribute in range(300):
+            for name in ("d", "0"):
+                os.setxattr(tree / name, f"trusted.shared-{attribute}", b"%d" % attribute)
+        (tree / "link").symlink_to("x")
+        os.setxattr(tree / "link", "trusted.big", b"z" * 60_000, follow_symlinks=False)
+        make(tree, Path(base, "image"))
+        compare(tree, Path(base, "image"))
