@@ -120,6 +120,41 @@ def layer(raw: bytes) -> bool:
         shutil.rmtree(base, ignore_errors=True)
 
 
+@target(*_archives())
+def erofs(raw: bytes) -> bool:
+    """a layer that could be applied becomes an image with the same paths, or is refused"""
+    from mamushka.storage import erofs
+    from mamushka.storage.apply import Limits, apply
+    from mamushka.storage.remove import remove
+    from tests.erofs import paths_of
+
+    base = tempfile.mkdtemp(prefix="mamushka-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    try:
+        os.mkdir(f"{base}/root")
+        root = os.open(f"{base}/root", os.O_RDONLY | os.O_DIRECTORY)
+        out = os.open(f"{base}/image", os.O_RDWR | os.O_CREAT)
+        try:
+            apply(root, [_repaired(raw)], limits=Limits(size=1 << 20, entries=1000, names=1 << 16))
+        except (MamushkaError, OSError):
+            os.close(root)
+            os.close(out)
+            return False
+        try:
+            made = erofs.write(root, out, bytes(16))
+            image = os.pread(out, min(made.size, 64 << 20), 0)  # directories come before what files hold
+        except Invalid:
+            return False
+        finally:
+            os.close(root)
+            os.close(out)
+        top = os.fsencode(f"{base}/root")
+        below = [os.path.join(at, name) for at, names, files in os.walk(top) for name in (*names, *files)]
+        assert set(paths_of(image)) == {os.path.relpath(path, top) for path in below}
+        return True
+    finally:
+        remove(base)
+
+
 @target(b"alpine:3.20", b"localhost:5000/a/b_c@sha256:" + b"0" * 64, b"[::1]:5/x-y", b"docker.io/library/x")
 def reference(raw: bytes) -> bool:
     """any text is parsed as a reference or Invalid, and what was parsed is written and read as the same"""

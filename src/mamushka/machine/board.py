@@ -17,6 +17,7 @@ from mamushka.errors import Invalid
 from mamushka.linux.memory import memfd
 from mamushka.machine.boot import acpi, layout, load
 from mamushka.machine.boot.memory_map import Stretch
+from mamushka.machine.devices import pci
 from mamushka.machine.devices.power import LENGTH as POWER_LENGTH
 from mamushka.machine.devices.power import Power
 from mamushka.machine.devices.serial import LENGTH as SERIAL_LENGTH
@@ -58,6 +59,7 @@ class Board:
         self.serial: Serial | None = None
         self._pmem = layout.PMEM
         self.machine.ports.attach(layout.SLEEP_CONTROL, POWER_LENGTH, Power(self.machine.power), "power")
+        self.machine.ports.attach(pci.PORT, pci.LENGTH, pci.Configuration(), "pci")
 
     def console(self, sink: int | Callable[[bytes], object], source: int = -1) -> Serial:
         """The serial port, COM1. See ``Serial`` for what it takes."""

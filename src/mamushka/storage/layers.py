@@ -200,6 +200,7 @@ class LayerStore:
     def _make_image(self, identifier: Digest, path: str) -> None:
         from mamushka.storage import erofs
 
+        trace.event("layer.imaging", diff_id=identifier)
         staged = f"{self._staging}/{identifier.encoded}.{os.urandom(4).hex()}"
         out = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def root() -> None:
 @contextlib.contextmanager
 def mounted(image: str | Path) -> Iterator[str]:
     """The image, mounted by the kernel."""
-    subprocess.run(["modprobe", "-q", "erofs"], check=False)
+    subprocess.run(["modprobe", "-qa", "erofs", "loop"], check=False)
     with tempfile.TemporaryDirectory() as where:
         done = subprocess.run(
             ["mount", "-t", "erofs", "-o", "ro,loop", str(image), where], capture_output=True, check=False
@@ -49,11 +51,11 @@ def mounted(image: str | Path) -> Iterator[str]:
             subprocess.run(["umount", where], check=True)
 
 
-def make(source: Path, image: Path, *, huge: bool = False) -> erofs.Image:
+def make(source: Path, image: Path) -> erofs.Image:
     top = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
     out = os.open(image, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        made = erofs.write(top, out, bytes(16), huge=huge)
+        made = erofs.write(top, out, bytes(16))
     finally:
         os.close(top)
         os.close(out)
@@ -134,11 +136,14 @@ def test_the_kernel_shows_all_that_the_tree_has(tmp_path: Path) -> None:
 
 def test_huge_files_begin_where_a_guest_maps_them_whole(tmp_path: Path) -> None:
     everything(tmp_path / "tree")
-    made = make(tmp_path / "tree", tmp_path / "image", huge=True)
+    content = os.urandom(17 << 20)
+    (tmp_path / "tree/huge").write_bytes(content)
+    made = make(tmp_path / "tree", tmp_path / "image")
     raw = (tmp_path / "image").read_bytes()[: made.size]
-    assert raw.find((tmp_path / "tree/size-3000000").read_bytes()) % (2 << 20) == 0
+    assert raw.find(content) % (2 << 20) == 0
     with mounted(tmp_path / "image") as where:
         assert os.stat(f"{where}/hole").st_size == 1 << 40
+        assert Path(where, "huge").read_bytes() == content
 
 
 def test_erofs_utils_extracts_the_same(tmp_path: Path) -> None:
@@ -263,3 +268,46 @@ def apply_one(store: LayerStore, name: bytes = b"file", mode: int = 0o100644) ->
     diff_id = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     store.apply(diff_id, [raw])
     return diff_id
+
+
+def test_who_is_killed_while_he_makes_an_image_leaves_nothing_that_stays(tmp_path: Path) -> None:
+    store = LayerStore(str(tmp_path))
+    diff_id = apply_one(store)
+    layer = Path(store.path(diff_id))
+    for number in range(300):
+        (layer / f"{number}").write_bytes(os.urandom(100_000))
+    whole = None
+    for delay in (0.001, 0.003, 0.01, 0.02, 0.04):
+        pid = os.fork()
+        if pid == 0:
+            store.image(diff_id)
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        path = layer.parent / "root.erofs"
+        if path.exists():
+            peers.run("fsck.erofs", str(path))
+            whole = path
+            path.unlink()
+    store.image(diff_id)
+    store.clean()
+    assert os.listdir(tmp_path / "staging") == [], whole
+    compare(layer, layer.parent / "root.erofs")
+
+
+def test_attributes_larger_than_a_block_and_more_shared_ones_than_are_counted() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as base:  # ext4 takes no more than a block of them
+        tree = Path(base, "tree")
+        (tree / "d").mkdir(parents=True)
+        for number in range(3):
+            (tree / f"{number}").write_bytes(b"q" * (100 + number * 3000))
+            for attribute in range(9):
+                os.setxattr(tree / f"{number}", f"trusted.{attribute}", bytes([number]) * 3000)
+        for attribute in range(300):
+            for name in ("d", "0"):
+                os.setxattr(tree / name, f"trusted.shared-{attribute}", b"%d" % attribute)
+        (tree / "link").symlink_to("x")
+        os.setxattr(tree / "link", "trusted.big", b"z" * 60_000, follow_symlinks=False)
+        make(tree, Path(base, "image"))
+        compare(tree, Path(base, "image"))

@@ -1,7 +1,7 @@
 """A tree on disk becomes nodes: one for each inode, in the order in which the image will have them.
 
 Directories are read by descriptors, and no link is followed. The tree is a stranger's, but it was applied: its
-number of entries, and with it the some hundred bytes that each takes here, is bounded by apply.Limits.
+number of entries, and with it the some 800 bytes that each takes here, is bounded by apply.Limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mamushka.storage.erofs.xattrs import entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+_NO_TABLE: tuple[int, Sequence[int]] = 0, ()
 
 
 class Node:
@@ -42,7 +44,7 @@ class Node:
         self.parent: Node | None = None  # of a directory; the root's is itself
         self.children: list[tuple[bytes, Node]] | None = None
         self.nid = self.number = self.layout = self.start = 0
-        self.table: tuple[int, list[int]] = 0, []  # chunk bits, and which chunks are here
+        self.table = _NO_TABLE  # chunk bits, and which chunks are here
 
 
 class Directory:
@@ -87,7 +89,7 @@ def _fill(root: int, here: Directory, known: dict[tuple[int, int], Node], device
                 continue
             node = Node(name, seen, xattr.read_at(fd, name))
             children.append((name, node))
-            here.entries.append((name, node))
+            here.entries.append(children[-1])
             if stat.S_ISDIR(seen.st_mode):
                 here.node.links += 1
                 node.parent, node.links = here.node, 2
