@@ -62,6 +62,7 @@ class Machine:
         self.loop = Loop("devices", self._failed)
         self.stopped: Callable[[Vcpu, Debug], None] | None = None  # a debugger; called in the virtual CPU's thread
         self.exits: list[dict[str, int]] = [{} for _ in self.vcpus]  # of each virtual CPU, those that came here
+        self.resumed: list[Callable[[], None]] = []  # devices that held still as well, since they were saved
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # guards all below
         self.state = MADE
@@ -100,7 +101,9 @@ class Machine:
                 raise Conflict("the machine has ended meanwhile")
 
     def resume(self) -> None:
-        """Let it run on."""
+        """Let it run on, and its devices."""
+        for go_on in self.resumed:
+            go_on()
         with self._changed:
             self._happen("resume")
 
