@@ -30,7 +30,7 @@ HEADERS = (
     "linux/kvm.h",
     "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mempolicy.h", "linux/mount.h", "linux/netfilter.h",
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h",
-    "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",
+    "linux/netfilter/nfnetlink_conntrack.h", "linux/neighbour.h", "linux/netlink.h", "linux/nsfs.h",
     "linux/openat2.h", "linux/personality.h", "linux/pidfd.h", "linux/pkt_cls.h", "linux/pkt_sched.h",
     "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h",
     "linux/sched.h", "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h",
