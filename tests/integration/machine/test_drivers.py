@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.machine.board import Board, ram
-from mamushka.machine.boot import initramfs, kernels
+from mamushka.machine.boot import initramfs
 from mamushka.machine.boot.command_line import command_line
 from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
@@ -29,7 +29,7 @@ from mamushka.machine.machine import OFF
 from mamushka.network.namespace import Entered
 from mamushka.network.tap import join
 from tests.integration.network.test_tap import INSIDE, OUTSIDE, World
-from tests.lab.kernel import Unavailable, default_cache, kernel
+from tests.lab.kernel import Kernel, Unavailable, default_cache, kernel
 
 
 def _usable() -> bool:
@@ -59,9 +59,9 @@ ip addr add {INSIDE}/24 dev eth0
 
 
 @pytest.fixture(scope="module")
-def stock() -> kernels.Kernel:
+def stock() -> Kernel:
     try:
-        return kernels.at(os.path.dirname(os.path.dirname(kernel(default_cache()).image)))
+        return kernel(default_cache())
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -76,7 +76,7 @@ def world() -> Iterator[World]:
 class Guest:
     """A machine with two shared directories and a card, that runs a script and switches itself off."""
 
-    def __init__(self, stock: kernels.Kernel, world: World, directory: Path, script: str, *, vhost: bool) -> None:
+    def __init__(self, stock: Kernel, world: World, directory: Path, script: str, *, vhost: bool) -> None:
         self.servers = [
             self._share(directory, directory.parent / "place-1"),
             self._share(Path("/"), directory.parent / "place-2", read_only=True, cache="always"),
@@ -85,7 +85,8 @@ class Guest:
         files = Modules(stock.modules)
         order = files.order(MODULES)
         insert = "".join(f"insmod /modules/{module_name(path)}.ko\n" for path in order)
-        text = f"#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{insert}{SET_UP}{script}\npoweroff -f\n"
+        text = f"#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{insert}{SET_UP}{script}\n"
+        text += "poweroff -f\n"
         archives = [
             initramfs.archive(
                 [program("bin/busybox", Path("/bin/busybox").read_bytes()), program("init", text.encode())]
@@ -129,7 +130,7 @@ class Guest:
 
 
 @pytest.mark.parametrize("vhost", [False, True], ids=["process", "vhost-net"])
-def test_directories_and_the_network(stock: kernels.Kernel, world: World, tmp_path: Path, vhost: bool) -> None:
+def test_directories_and_the_network(stock: Kernel, world: World, tmp_path: Path, vhost: bool) -> None:
     directory = tmp_path / "shared"
     directory.mkdir()
     (directory / "from-host").write_text("hello guest\n")
@@ -164,7 +165,7 @@ umount /host; umount /shared && mount -t virtiofs shared /shared && echo again $
 
 
 @pytest.mark.parametrize("vhost", [False, True], ids=["process", "vhost-net"])
-def test_a_stream_of_bytes(stock: kernels.Kernel, world: World, tmp_path: Path, vhost: bool) -> None:
+def test_a_stream_of_bytes(stock: Kernel, world: World, tmp_path: Path, vhost: bool) -> None:
     """iperf3 of the host's, in both directions."""
     if shutil.which("iperf3") is None:
         pytest.skip("needs iperf3")
@@ -193,7 +194,7 @@ chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J -R > /shared/received.json
         server.wait()
 
 
-def test_a_guest_whose_directory_dies_ends(stock: kernels.Kernel, world: World, tmp_path: Path) -> None:
+def test_a_guest_whose_directory_dies_ends(stock: Kernel, world: World, tmp_path: Path) -> None:
     directory = tmp_path / "shared"
     directory.mkdir()
     guest = Guest(stock, world, directory, "echo ready > /shared/ready; sleep 1000", vhost=False)
