@@ -35,9 +35,12 @@ RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_SETLINK = 19
 RTM_NEWADDR = 20
+RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
+RTM_NEWNEIGH = 28
+RTM_GETNEIGH = 30
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
@@ -78,9 +81,18 @@ IFA_F_PERMANENT = 0x80
 RTA_DST = 1
 RTA_OIF = 4
 RTA_GATEWAY = 5
+RTA_PRIORITY = 6
+RTA_PREFSRC = 7
+RTA_TABLE = 15
 RT_TABLE_MAIN = 254
+RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
+RTNH_F_ONLINK = 4
+NDA_DST = 1
+NDA_LLADDR = 2
+NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 RTN_PROHIBIT = 8
 
@@ -120,6 +132,19 @@ class rtmsg:
     rtm_scope: u8 = 0
     rtm_type: u8 = 0
     rtm_flags: u32 = 0
+
+
+@struct
+class ndmsg:
+    """One neighbour. include/uapi/linux/neighbour.h."""
+
+    ndm_family: u8 = 0
+    ndm_pad1: u8 = 0
+    ndm_pad2: u16 = 0
+    ndm_ifindex: s32 = 0
+    ndm_state: u16 = 0
+    ndm_flags: u8 = 0
+    ndm_type: u8 = 0
 
 
 @value
@@ -163,6 +188,23 @@ class Route:
     prefix: int
     destination: bytes
     index: int  # of the outgoing link, 0 for several
+    gateway: bytes = b""
+    source: bytes = b""  # the address that is preferred for what takes it
+    metric: int = 0
+    table: int = RT_TABLE_MAIN
+    scope: int = RT_SCOPE_UNIVERSE
+    protocol: int = RTPROT_BOOT  # who made it
+    flags: int = 0
+
+
+@value
+class Neighbour:
+    """One neighbour's hardware address."""
+
+    index: int
+    address: bytes
+    mac: bytes
+    permanent: bool
 
 
 def open_route() -> Netlink:
@@ -217,6 +259,13 @@ def bridge_port_up(name: str) -> Message:
     return Message(RTM_NEWLINK, _named(name, IFF_UP) + port, 0, f"bring bridge port {name} up")
 
 
+def set_link(link: int | str, *, mac: bytes = b"", mtu: int = 0, master: int = -1) -> Message:
+    """Change a link's hardware address, its MTU, the bridge that it is a port of (0: none more)."""
+    body = _named(link) + (attribute(IFLA_ADDRESS, mac) if mac else b"")
+    body += (number(IFLA_MTU, mtu) if mtu else b"") + (number(IFLA_MASTER, master) if master >= 0 else b"")
+    return Message(RTM_SETLINK, body, 0, f"change link {link}")
+
+
 def configure_link(link: int | str, *, ipv4: tuple[tuple[int, int], ...] = (), link_local: bool = True) -> Message:
     """Set IPV4_DEVCONF_* values of a link, and whether it makes itself an IPv6 link-local address."""
     families = []
@@ -261,6 +310,42 @@ def new_address(index: int, address: bytes, prefix: int, *, peer: bytes = b"", b
     if family == AF_INET6:
         body += number(IFA_FLAGS, IFA_F_NODAD)
     return Message(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE, "add address")
+
+
+def delete_address(index: int, address: bytes, prefix: int) -> Message:
+    """Take an address from a link, with the routes that need it."""
+    family = AF_INET if len(address) == 4 else AF_INET6
+    body = pack(ifaddrmsg(ifa_family=family, ifa_prefixlen=prefix, ifa_index=index))
+    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    return Message(RTM_DELADDR, body, 0, "delete address")
+
+
+def new_route(route: Route) -> Message:
+    """A route as it was found. EEXIST where there is one to that destination."""
+    body = pack(
+        rtmsg(
+            rtm_family=route.family,
+            rtm_dst_len=route.prefix,
+            rtm_table=RT_TABLE_MAIN,
+            rtm_protocol=route.protocol,
+            rtm_scope=route.scope,
+            rtm_type=RTN_UNICAST,
+            rtm_flags=route.flags & RTNH_F_ONLINK,
+        )
+    )
+    body += number(RTA_OIF, route.index)
+    for kind, item in ((RTA_DST, route.destination), (RTA_GATEWAY, route.gateway), (RTA_PREFSRC, route.source)):
+        body += attribute(kind, item) if item else b""
+    body += number(RTA_PRIORITY, route.metric) if route.metric else b""
+    return Message(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_EXCL, "add route")
+
+
+def new_neighbour(neighbour: Neighbour) -> Message:
+    """Tell a neighbour's hardware address for good."""
+    family = AF_INET if len(neighbour.address) == 4 else AF_INET6
+    body = pack(ndmsg(ndm_family=family, ndm_ifindex=neighbour.index, ndm_state=NUD_PERMANENT))
+    body += attribute(NDA_DST, neighbour.address) + attribute(NDA_LLADDR, neighbour.mac)
+    return Message(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE, "add neighbour")
 
 
 def new_default_route(index: int, gateway: bytes) -> Message:
@@ -358,6 +443,32 @@ def routes(route: Netlink, family: int = AF_INET) -> list[Route]:
         header = unpack(rtmsg, body)
         parts = attributes(body[sizeof(rtmsg) :])
         if kind == RTM_NEWROUTE and header.rtm_type == RTN_UNICAST:
-            outgoing = as_number(parts.get(RTA_OIF, b""))
-            found.append(Route(header.rtm_family, header.rtm_dst_len, parts.get(RTA_DST, b""), outgoing))
+            found.append(
+                Route(
+                    header.rtm_family,
+                    header.rtm_dst_len,
+                    parts.get(RTA_DST, b""),
+                    as_number(parts.get(RTA_OIF, b"")),
+                    gateway=parts.get(RTA_GATEWAY, b""),
+                    source=parts.get(RTA_PREFSRC, b""),
+                    metric=as_number(parts.get(RTA_PRIORITY, b"")),
+                    table=as_number(parts.get(RTA_TABLE, b"")) or header.rtm_table,
+                    scope=header.rtm_scope,
+                    protocol=header.rtm_protocol,
+                    flags=header.rtm_flags,
+                )
+            )
+    return found
+
+
+def neighbours(route: Netlink) -> list[Neighbour]:
+    """Every neighbour whose hardware address the namespace knows."""
+    found = []
+    for kind, body in route.dump(Message(RTM_GETNEIGH, pack(ndmsg()), 0, "list neighbours")):
+        header = unpack(ndmsg, body)
+        parts = attributes(body[sizeof(ndmsg) :])
+        mac, address = parts.get(NDA_LLADDR, b""), parts.get(NDA_DST, b"")
+        if kind == RTM_NEWNEIGH and mac and address:
+            permanent = bool(header.ndm_state & NUD_PERMANENT)
+            found.append(Neighbour(header.ndm_ifindex, address, mac, permanent))
     return found

@@ -90,6 +90,7 @@ class Board:
         line = machine.executor.line(layout.VIRTIO_GSI + number)
         transport = Transport(device, machine.memory, line, machine.loop)
         self.transports[name] = transport
+        machine.resumed.append(transport.resume)
         transport.attach(layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE, machine.bus, machine.executor)
         return transport
 

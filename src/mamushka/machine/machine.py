@@ -62,6 +62,7 @@ class Machine:
         self.loop = Loop("devices", self._failed)
         self.stopped: Callable[[Vcpu, Debug], None] | None = None  # a debugger; called in the virtual CPU's thread
         self.exits: list[dict[str, int]] = [{} for _ in self.vcpus]  # of each virtual CPU, those that came here
+        self.resumed: list[Callable[[], None]] = []  # devices that held still as well, since they were saved
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # guards all below
         self.state = MADE
@@ -116,7 +117,9 @@ class Machine:
         self.loop.hold()  # without the lock: the loop may be waiting for it
 
     def resume(self, only: Vcpu | None = None) -> None:
-        """Let it run on; with ``only`` this virtual CPU alone, for a debugger's single step."""
+        """Let it run on, and its devices; with ``only`` this virtual CPU alone, for a debugger's single step."""
+        for go_on in self.resumed:
+            go_on()
         with self._changed:
             self._only = only
             self._happen("resume")

@@ -30,15 +30,16 @@ HEADERS = (
     "linux/kvm.h", "linux/timerfd.h",
     "linux/landlock.h", "linux/loop.h", "linux/magic.h", "linux/mempolicy.h", "linux/mount.h", "linux/netfilter.h",
     "linux/netfilter/nf_tables.h", "linux/netfilter/nfnetlink.h",
-    "linux/netfilter/nfnetlink_conntrack.h", "linux/netlink.h", "linux/nsfs.h",
-    "linux/openat2.h", "linux/personality.h", "linux/pidfd.h", "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h",
+    "linux/netfilter/nfnetlink_conntrack.h", "linux/neighbour.h", "linux/netlink.h", "linux/nsfs.h",
+    "linux/openat2.h", "linux/personality.h", "linux/pidfd.h", "linux/pkt_cls.h", "linux/pkt_sched.h",
+    "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h",
     "linux/sched.h", "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h",
-    "linux/veth.h", "linux/wait.h", "linux/xattr.h", "asm/unistd.h",
+    "linux/tc_act/tc_mirred.h", "linux/veth.h", "linux/vhost.h", "linux/wait.h", "linux/xattr.h", "asm/unistd.h",
     "sys/statfs.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
 )  # fmt: skip
 
 # What lies in a header of the C library that does not go together with the kernel's.
-APART = {"net/if.h": r"\b(ifreq|IFF_\w+|SIOCSIFFLAGS)\b"}
+APART = {"net/if.h": r"\b(ifreq|IFF_(?!TAP|NO_PI|VNET_HDR)\w+|SIOCSIFFLAGS)\b"}
 
 # Structs whose name in C is another, or which are one arm of a union: (type, path of the arm, whole?)
 SPELLED = {
@@ -58,6 +59,8 @@ SPELLED = {
 # Structs that no header has: the reason is that the kernel takes a bare type there.
 OURS = {
     "fs_flags": "FS_IOC_GETFLAGS is declared with long and transfers an int",
+    "tun_number": "TUNSETVNETHDRSZ takes a pointer to an int",
+    "vhost_number": "VHOST_SET_FEATURES takes a pointer to a __u64",
     "kvm_irq_routing_entry_msi": "kvm_irq_routing_entry with the arm msi of its union spread out",
     "kvm_vcpu_events": "taken and given back as it is",
     "kvm_guest_debug": "kvm_guest_debug_arch is one array",

@@ -54,9 +54,13 @@ class Device:
     def save(self) -> dict[str, bytes]:
         """State of its own beyond configuration and rings, for a machine that goes on elsewhere or later.
 
-        The counters of a carried queue are fetched from its back end here (``Queue.restore``).
+        Nothing is written to the guest's memory after it, until ``resume``. The counters of a carried queue are fetched
+        from its back end here (``Queue.restore``).
         """
         return {}
+
+    def resume(self) -> None:
+        """The machine goes on after it was held still, and perhaps saved."""
 
     def restore(self, state: Mapping[str, bytes]) -> None:
         """Take what ``save`` gave; ``start`` follows."""

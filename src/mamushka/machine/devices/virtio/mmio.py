@@ -323,6 +323,10 @@ class Transport:
             parts.append(_SAVED_QUEUE.pack(setup.depth, setup.ready, *setup.addresses.values(), *queue.save()))
         return {"transport": b"".join(parts), **{f"device.{name}": data for name, data in own.items()}}
 
+    def resume(self) -> None:
+        """Go on, in a machine that was held still and perhaps saved."""
+        self._loop.call(self.device.resume)
+
     def restore(self, state: Mapping[str, bytes]) -> None:
         """Take what ``save`` gave, in a fresh machine with the same memory. Invalid for another version or device."""
         self._loop.call(lambda: self._restore(state))
