@@ -93,11 +93,11 @@ def archive(
     files += [(f"units/{name}", 0o100644, text.encode()) for name, text in units.items()]
     directories = ("bin", "modules", *(("units",) if units else ()))
     entries = [*((name, 0o040755, b"") for name in directories), *files]
-    numbered = (_entry(number, *entry) for number, entry in enumerate(entries, 1))
-    return b"".join([*numbered, _entry(0, "TRAILER!!!", 0, b"")])
+    numbered = (entry(number, *item) for number, item in enumerate(entries, 1))
+    return b"".join([*numbered, entry(0, "TRAILER!!!", 0, b"")])
 
 
-def _entry(number: int, name: str, mode: int, content: bytes) -> bytes:
+def entry(number: int, name: str, mode: int, content: bytes) -> bytes:
     """A header of thirteen numbers in eight hexadecimal digits each, the name, the content; each padded to four."""
     raw = name.encode() + b"\0"
     fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
