@@ -119,7 +119,7 @@ void note(const char *format, ...)
 	}
 	int fd = open(socket_path ? "/dev/stderr" : "/dev/kmsg", O_WRONLY | O_CLOEXEC);
 	if (fd >= 0) {
-		dprintf(fd, "mamushka: %s\n", text);
+		dprintf(fd, "%smamushka: %s\n", socket_path ? "" : "<3>", text); /* an error: also shown where it is quiet */
 		close(fd);
 	}
 }

@@ -3,7 +3,6 @@
  * connection is the end of the file. What is read is kept until it is written, and meanwhile nothing more is read.
  */
 #include "guest.h"
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 void nonblocking(int fd)
@@ -47,7 +46,7 @@ int poll_stream(struct stream *stream, struct pollfd *polled, int count)
 		local |= POLLOUT;
 	if (stream->out.size)
 		remote |= POLLOUT;
-	if (local || (!stream->in.ended && stream->out.ended)) {
+	if (local || (!stream->in.ended && !stream->terminal)) {
 		/* Also without a wish: a pipe whose reader went says so. */
 		stream->slot_local = count;
 		polled[count++] = (struct pollfd){stream->local, local, 0};
@@ -59,21 +58,25 @@ int poll_stream(struct stream *stream, struct pollfd *polled, int count)
 	return count;
 }
 
-/* 1: something moved; 0: nothing to be had now; -1: no more from there; -2: nothing more can go there. */
+enum { NOTHING, MOVED, ENDED, BROKEN, UNWANTED };
+
+/* ENDED: no more comes from there; BROKEN: it failed; UNWANTED: nothing more can go there. */
 static int move(struct pump *pump, int from, int to)
 {
-	int moved = 0;
+	int moved = NOTHING;
 	if (wants_more(pump)) {
 		if (!pump->buffer && !(pump->buffer = malloc(PUMP_SIZE)))
-			return 0;
+			return NOTHING;
 		ssize_t got = read(from, pump->buffer, PUMP_SIZE);
 		if (got > 0) {
 			pump->start = 0;
 			pump->size = got;
-			moved = 1;
-		} else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
+			moved = MOVED;
+		} else if (got == 0 || errno == EIO) { /* EIO: a terminal that nobody has open any more */
 			pump->ended = 1;
-			return -1;
+			return ENDED;
+		} else if (errno != EAGAIN && errno != EINTR) {
+			return BROKEN;
 		}
 	}
 	if (pump->size) {
@@ -81,64 +84,53 @@ static int move(struct pump *pump, int from, int to)
 		if (put > 0) {
 			pump->start += put;
 			pump->size -= put;
-			moved = 1;
+			moved = MOVED;
 		} else if (put < 0 && errno != EAGAIN && errno != EINTR) {
-			return -2;
+			return UNWANTED;
 		}
 	}
 	return moved;
 }
 
-/* The connection is gone, not closed: keep what the process has, for a host that attaches again. */
-static void detach(struct stream *stream)
-{
-	shut(&stream->remote);
-	stream->in.size = 0;
-}
-
+/* A connection that broke was not closed: what the process has stays, for a host that attaches again. */
 static void serve_output(struct stream *stream)
 {
 	int turns = 16; /* others have streams too */
 	int moved;
 	do
 		moved = move(&stream->out, stream->local, stream->remote);
-	while (moved > 0 && --turns);
-	if (moved == -2) {
-		detach(stream);
-		return;
-	}
-	if (stream->out.ended && !stream->out.size) {
+	while (moved == MOVED && --turns);
+	if (moved == UNWANTED) {
+		shut(&stream->remote);
+	} else if (stream->out.ended && !stream->out.size) {
 		shutdown(stream->remote, SHUT_WR);
-		if (stream->in.ended)
-			forget_stream(stream);
+		forget_stream(stream);
 	}
 }
 
-static void serve_input(struct stream *stream, int terminal)
+static void serve_input(struct stream *stream)
 {
 	int moved = move(&stream->in, stream->remote, stream->local);
-	if (moved == -2) { /* the process reads no more */
-		if (!terminal)
-			forget_stream(stream);
-		return;
-	}
-	if (stream->in.ended && !stream->in.size && !terminal)
-		forget_stream(stream); /* end of file for the process */
+	if (moved == BROKEN)
+		shut(&stream->remote);
+	else if (!stream->terminal && (moved == UNWANTED || (stream->in.ended && !stream->in.size)))
+		forget_stream(stream); /* the process reads no more, or is to meet the end of the file */
+	else if (moved == UNWANTED)
+		stream->in.size = 0;
 }
 
 void serve_stream(struct stream *stream, const struct pollfd *polled)
 {
 	short local = stream->slot_local >= 0 ? polled[stream->slot_local].revents : 0;
 	short remote = stream->slot_remote >= 0 ? polled[stream->slot_remote].revents : 0;
-	int terminal = stream->terminal;
 	if (!(local | remote) || stream->local < 0 || stream->remote < 0)
 		return;
 	if (!stream->in.ended || stream->in.size) {
-		if (!terminal && local & POLLERR) {
+		if (!stream->terminal && local & POLLERR) {
 			forget_stream(stream);
 			return;
 		}
-		serve_input(stream, terminal);
+		serve_input(stream);
 	}
 	if (stream->local >= 0 && stream->remote >= 0 && (!stream->out.ended || stream->out.size))
 		serve_output(stream);
@@ -147,10 +139,11 @@ void serve_stream(struct stream *stream, const struct pollfd *polled)
 /* Whether others than the process that ended may still write: what it wrote itself has been read. */
 int held(const struct stream *stream)
 {
-	int waiting = 0;
+	/* poll and not FIONREAD: it also brings what is on its way through a terminal. */
+	struct pollfd polled = {stream->local, POLLIN, 0};
 	if (stream->local < 0 || stream->out.ended || stream->out.size)
 		return 0;
-	return ioctl(stream->local, FIONREAD, &waiting) == 0 && !waiting;
+	return poll(&polled, 1, 0) == 0;
 }
 
 /* Whether all that a process which ended wrote is with the host. */

@@ -46,7 +46,7 @@ def explain(failure: Failure, what: str) -> MamushkaError | OSError:
         return NotRunning(f"cannot {what or 'do that'}: it is not running")
     if failure.kind == words.BAD_REQUEST:
         return MamushkaError(f"the guest's agent does not take the request to {what}: {message}")
-    if failure.number == errno.ENODEV:
+    if failure.number == errno.ENODEV and failure.operation == "mount":
         return Unsupported(f"the guest's kernel cannot {what}: {message}",
                            hint="a module is missing in the initramfs, or in that kernel")  # fmt: skip
     return OSError(failure.number, f"{failure.operation}: {reason}", failure.path or None)

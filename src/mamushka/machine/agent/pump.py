@@ -101,14 +101,15 @@ class Pump:
         self._write()
 
     def _finish(self) -> None:
+        """The guest's side is closed: of no use in either direction any more."""
         if self._ended and not self._kept:
             self._end_sink()
-            done, self._done = self._done, lambda: None
-            done()
-            if self._connection is not None and (self._source < 0 or self._terminal):
-                self._end_source()
+            self._end_source()
+            if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            done, self._done = self._done, lambda: None
+            done()
 
     # To the guest
 
