@@ -385,12 +385,12 @@ def test_a_named_connection_survives_and_the_others_are_reset() -> None:
         assert [packet.data for packet in guest.packets() if packet.op == "rw"] == [b"abcd"]
         state = vsock.save()
     fresh, _ = listening()
+    taken: list[Recorder] = []
+    fresh.expect("agent", lambda connection: taken.append(Recorder(connection, hold=True)))
     fresh.restore(state)
-    endpoint = Recorder()
-    connection = fresh.survivor("agent", endpoint)
-    assert connection is not None and fresh.survivor("agent", endpoint) is None
-    assert connection.held == 4
     with driver(fresh) as guest:
+        (endpoint,) = taken
+        assert endpoint.connection is not None and endpoint.connection.held == 4
         guest.turn()
         assert {(packet.op, packet.guest_port) for packet in guest.packets() if packet.op == "rst"} == {
             ("rst", 5001), ("rst", 5002),

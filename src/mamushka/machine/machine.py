@@ -185,6 +185,7 @@ class Machine:
         """Whether to run: False at the end. Waits while the machine is paused."""
         if self.state == RUNNING and self._only is None:
             return True
+        self._complete(vcpu)
         with self._changed:
             self._parked += 1
             self._changed.notify_all()
@@ -193,6 +194,16 @@ class Machine:
             )
             self._parked -= 1
             return self.state == RUNNING
+
+    def _complete(self, vcpu: Vcpu) -> None:
+        """Let the executor take the answer of the last exit in: only then is the instruction over, and the registers
+        are what they say. KVM: Documentation/virt/kvm/api.rst 5, "KVM_EXIT_IO"."""
+        while self.state != ENDED:
+            vcpu.kick()
+            exit = vcpu.run()
+            if isinstance(exit, Interrupted):
+                return
+            self._answer(vcpu, exit)  # a part of the same instruction: string instructions have several
 
     def _answer(self, vcpu: Vcpu, exit: Exit) -> None:
         counts = self.exits[vcpu.index]

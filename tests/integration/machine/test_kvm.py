@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mamushka.errors import Conflict
-from mamushka.machine.machine import OFF, REBOOT, STUCK
+from mamushka.machine.machine import OFF, PAUSED, REBOOT, STUCK
 from tests.integration.machine.guests import START, TABLE, assemble, machine, needs_kvm, protected
 
 pytestmark = needs_kvm
@@ -221,3 +221,30 @@ def test_state_goes_on_in_another_machine() -> None:
         while count[0] == before:
             assert time.monotonic() < deadline
         count.release()
+
+
+@pytest.mark.parametrize("access", ["in al, dx", "mov eax, [ebx]", "mov edi, 0x4000\n mov ecx, 3\n rep insb"])
+def test_a_machine_that_holds_still_has_nothing_half_done(access: str) -> None:
+    """Stopped in the very moment in which an access is answered, the answer is in the registers or in memory."""
+
+    class Holding(Recorder):
+        def read(self, offset: int, size: int) -> int:
+            made.hold()
+            return super().read(offset, size)
+
+    code = assemble(f"xor eax, eax\n mov dx, 0x600\n mov ebx, 0xd0000000\n {access}\n hlt")
+    with machine(code, interrupts=False) as made:
+        made.ports.attach(0x600, 4, Holding())
+        made.bus.attach(0xD0000000, 0x1000, Holding())
+        made.start(protected())
+        end = time.monotonic() + 10
+        while made.state != PAUSED and time.monotonic() < end:
+            time.sleep(0.001)
+        made.settle()
+        registers = made.vcpus[0].registers()
+        if "rep" in access:
+            assert bytes(made.memory.read(0x4000, 3)) == bytes((0x89, 0x8A, 0x8B)) and registers["rcx"] == 0
+        else:
+            assert registers["rax"] & 0xFF == 0x89
+        made.resume()
+        assert made.wait(10) is not None

@@ -101,10 +101,10 @@ _NOBODY = Endpoint()
 
 
 class Connection:
-    """One end of a stream, by ``Vsock.listen``, ``Vsock.connect`` or ``Vsock.survivor``. Loop's thread only.
+    """One end of a stream, by ``Vsock.listen``, ``Vsock.connect`` or ``Vsock.expect``. Loop's thread only.
 
     ``endpoint`` is told what happens; set it before returning from what gave the connection. ``name`` says, when it is
-    not empty, that the connection is to survive a save and restore: its owner then asks for it by that name, and keeps
+    not empty, that the connection is to survive a save and restore: its owner then expects it by that name, and keeps
     by itself what it had received and not consumed.
     """
 

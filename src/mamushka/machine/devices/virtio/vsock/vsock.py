@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mamushka.machine.devices.virtio.queue import Chain, Queue
-    from mamushka.machine.devices.virtio.vsock.connection import Endpoint
     from mamushka.machine.loop import Loop
 
 ANY = -1  # VMADDR_PORT_ANY: a listener for the ports that have none of their own
@@ -66,6 +65,7 @@ class Vsock(Device):
         self.cid = cid
         self.started: tuple[Queue, ...] = ()
         self._listeners: dict[int, Callable[[Connection], None]] = {}
+        self._expected: dict[str, Callable[[Connection], None]] = {}
         self._connections: dict[tuple[int, int], Connection] = {}
         self._ready: deque[Connection] = deque()  # those with something to send
         self._touched: list[Connection] = []  # those that received something in this batch
@@ -108,17 +108,12 @@ class Vsock(Device):
         self.wake(connection)
         return connection
 
-    def survivor(self, name: str, endpoint: Endpoint) -> Connection | None:
-        """After ``restore`` and before ``start``: take over the connection that was saved under this name.
+    def expect(self, name: str, take: Callable[[Connection], None]) -> None:
+        """Before a restore: call ``take`` for each connection that was saved under this name, when the device starts.
 
-        The first with the name that nobody has taken yet; None where there is no other. Those that nobody takes are
-        reset when the device starts.
+        It sets ``connection.endpoint``, as ``accept`` does. Those that nobody takes are reset.
         """
-        for connection in self._connections.values():
-            if connection.name == name and not connection.attended:
-                connection.endpoint = endpoint
-                return connection
-        return None
+        self._expected[name] = take
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -135,12 +130,20 @@ class Vsock(Device):
         """Serve what is in the rings already: after a restore no doorbell rings again."""
         for connection in self.connections:
             self.wake(connection)
-            if not connection.attended and connection.state != CLOSING:
-                connection.reset()  # nobody took it over
+            if connection.state != CLOSING:
+                self._hand_over(connection)
         self._again = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.started, self._loop = tuple(queues), loop
         self._poked = True
         loop.watch(self._again, self._poked_on)
+
+    def _hand_over(self, connection: Connection) -> None:
+        """It was restored."""
+        take = self._expected.get(connection.name)
+        if take is not None:
+            take(connection)
+        if not connection.attended:
+            connection.reset()
 
     def notify(self, index: int) -> None:
         """Packets of the guest's, room for ours, or a place for an event."""
