@@ -38,7 +38,7 @@ _KINDS = {
 
 
 class Stream:
-    """Writes pieces whose places ascend; what lies between two of them is zero."""
+    """Writes pieces whose places ascend; what lies between two of them, less than a block, is zero."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -46,9 +46,9 @@ class Stream:
         self._start = 0
 
     def put(self, position: int, piece: bytes) -> None:
-        """One piece; never before the end of the one before."""
+        """One piece; never before the end of the one before. A whole block between them may be another's."""
         gap = position - self._start - len(self._buffer)
-        if gap > BLOCK or len(self._buffer) >= 1 << 20:
+        if gap >= BLOCK or len(self._buffer) >= 1 << 20:
             self.flush()
             self._start, gap = position, 0
         self._buffer += bytes(gap)
