@@ -40,11 +40,11 @@ class Image:
     inodes: int
 
 
-def write(root: int, out: int, uuid: bytes, *, huge: bool = False) -> Image:
+def write(root: int, out: int, uuid: bytes) -> Image:
     """Write the directory ``root`` as an image into the empty file ``out``; ``uuid`` has 16 bytes.
 
-    ``huge`` aligns large files to 2 MiB, which costs address space. Invalid where the format has no room for an
-    attribute or for the whole; Conflict where the tree changes meanwhile, or FileNotFoundError.
+    Invalid where the format has no room for an attribute or for the whole; Conflict or FileNotFoundError where the
+    tree changes meanwhile.
     """
 
     def reopen(here: Directory, name: bytes) -> int:
@@ -54,7 +54,7 @@ def write(root: int, out: int, uuid: bytes, *, huge: bool = False) -> Image:
     directories = scan(root)
     nodes = [directories[0].node, *(node for here in directories for _, node in here.entries)]
     shared = Shared(node.attributes for node in nodes)
-    places = plan(directories, shared, reopen, huge=huge)
+    places = plan(directories, shared, reopen)
     length = -(-places.end * BLOCK // HUGE) * HUGE
     os.ftruncate(out, length)
     Writer(root, out, shared).write(directories)

@@ -13,6 +13,10 @@ right from the host's page cache; *inline* data is copied into the guest's own. 
   would leave more than half a block empty, on the disk and in each guest's address space;
 - a file of which an eighth and at least 64 KiB are holes is chunk-based, and its holes take no place.
 
+A file of 16 MiB and more begins at a multiple of 2 MiB, and so does the image in a machine: where a program maps it at
+such an address, one entry of the guest's page tables maps 2 MiB. Reading 24 MiB takes 13 faults then, not 6145. Below
+that size the bytes left out in front of a file would be many for what they save.
+
 Links are inline and directories keep a short end inline: both are read through the guest's cache in any case.
 """
 
@@ -46,8 +50,8 @@ _INLINE_MAX = BLOCK // 2
 _HOLES_MIN = 64 << 10
 # A file's table of chunks takes four bytes each; more would only make the inodes sparse.
 _CHUNKS_MAX = 4096
-# What one page table entry of the guest maps at once.
-HUGE = 2 << 20
+# What one entry of a guest's page directory maps at once, and from which size on files are aligned to it.
+HUGE, _HUGE_MIN = 2 << 20, 16 << 20
 
 
 @value
@@ -68,14 +72,8 @@ def emitted(root: Node, directories: Sequence[Directory]) -> Iterator[Node]:
             yield node
 
 
-def plan(
-    directories: Sequence[Directory], shared: Shared, holes: Callable[[Directory, bytes], int], *, huge: bool
-) -> Plan:
-    """Give every node its nid and the place of its data.
-
-    ``holes`` opens a file that may have some; ``huge`` begins files of 2 MiB and more at a multiple of that, for the
-    guest to map them by whole page directories' entries where the image's address is such a multiple too.
-    """
+def plan(directories: Sequence[Directory], shared: Shared, holes: Callable[[Directory, bytes], int]) -> Plan:
+    """Give every node its nid and the place of its data; ``holes`` opens a file that may have some."""
     root = directories[0].node
     _find_holes(directories, holes)
     position, number = BLOCK, 0
@@ -98,7 +96,7 @@ def plan(
             block += node.size // BLOCK if node.layout == INLINE else _blocks(node.size)
     for node in emitted(root, directories):
         if stat.S_ISREG(node.mode):
-            block = _place(node, block, huge)
+            block = _place(node, block)
     if block > BLOCKS_MAX:
         raise Invalid(f"the layer needs {block} blocks: an EROFS image has at most {BLOCKS_MAX} (16 TiB)")
     chunks = any(node.layout == CHUNKS for node in emitted(root, directories))
@@ -126,11 +124,11 @@ def _choose(node: Node, body: int) -> tuple[int, int]:
     return PLAIN, 0
 
 
-def _place(node: Node, block: int, huge: bool) -> int:
+def _place(node: Node, block: int) -> int:
     """Give a file its blocks; the next free one."""
     if node.layout == INLINE or not node.size:
         return block
-    if huge and node.size >= HUGE:
+    if node.layout == PLAIN and node.size >= _HUGE_MIN:
         block += -block % (HUGE // BLOCK)
     node.start = block
     if node.layout == CHUNKS:
