@@ -16,6 +16,7 @@ from mamushka.machine.boot import acpi, initramfs, kernels, layout, linux, load
 from mamushka.machine.boot.command_line import command_line
 from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
+from mamushka.machine.devices import pciaddress
 from mamushka.machine.devices.power import LENGTH as POWER_LENGTH
 from mamushka.machine.devices.power import Power
 from mamushka.machine.devices.serial import Serial
@@ -92,6 +93,7 @@ def boot(
 
     serial = Serial(machine.executor.line(layout.SERIAL_GSI), machine.loop, listen)
     machine.ports.attach(layout.SERIAL, layout.SERIAL_SIZE, serial)
+    machine.ports.attach(pciaddress.PORT, pciaddress.LENGTH, pciaddress.PciAddress())
     machine.ports.attach(layout.SLEEP_CONTROL, POWER_LENGTH, Power(machine.power))
     transports, devices = [], []
     for number in range(RNGS):
@@ -101,7 +103,7 @@ def boot(
         devices.append(place)
         transports.append(transport)
     rsdp = acpi.install(memory, acpi.Board(vcpus, tuple(devices), button=layout.VIRTIO_GSI + RNGS))
-    line = command_line(["mitigations=off", "tsc_early_khz=0"][:1], quiet=False)
+    line = command_line(quiet=False)
     try:
         machine.start(load(memory, image, command_line=line, initramfs=archives, rsdp=rsdp))
         end = machine.wait(120)
