@@ -103,7 +103,7 @@ def boot(
         devices.append(place)
         transports.append(transport)
     rsdp = acpi.install(memory, acpi.Board(vcpus, tuple(devices), button=layout.VIRTIO_GSI + RNGS))
-    line = command_line(quiet=False)
+    line = command_line()
     try:
         machine.start(load(memory, image, command_line=line, initramfs=archives, rsdp=rsdp))
         end = machine.wait(120)
@@ -131,6 +131,7 @@ for device in /sys/bus/acpi/devices/LNRO0005*; do echo $(basename $device) $(cat
 for table in DSDT FACP APIC; do test -s /sys/firmware/acpi/tables/$table && echo has $table; done
 mkdir -p /dev; mount -t devtmpfs d /dev; ls -l /dev/pmem0; wc -c < /dev/pmem0
 grep -i virtio /proc/interrupts
+echo complaints $(dmesg | grep -i "ACPI.*error\\|ACPI.*warning\\|firmware bug") none
 poweroff -f
 """
 MODULES = ("virtio_mmio", "virtio_rng", "nd_e820", "nd_pmem")
@@ -150,8 +151,7 @@ def test_it_finds_what_it_was_told_of_and_switches_off(
     assert "4000000000-4001ffffff : Persistent Memory (legacy)" in said
     for number in range(RNGS):
         assert f"LNRO0005:0{number} {number}" in said
-    for complaint in ("ACPI Error", "ACPI BIOS Error", "ACPI Warning", "[Firmware Bug]", "Call Trace"):
-        assert complaint not in said, complaint
+    assert "complaints none" in said
 
 
 def test_it_begins_anew_by_a_triple_fault(stock: kernels.Kernel) -> None:

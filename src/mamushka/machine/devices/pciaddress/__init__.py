@@ -2,9 +2,9 @@
 
 Linux tells its drivers of pmem ranges in the memory map when it surveys PCI's resources, and does so only where it
 finds a way to PCI's configuration (arch/x86/kernel/e820.c, e820__reserve_resources_late; arch/x86/pci/common.c,
-pcibios_init). The way is there as soon as the register of configuration mechanism 1 keeps what is written to it, and the
-kernel was told not to look for a bridge: ``pci=conf1,noearly``. There is no bus in the ACPI tables, so none is scanned;
-what is behind the register, at 0xcfc, nobody answers for.
+pcibios_init). The way is there as soon as the register of configuration mechanism 1 keeps what is written to it, and
+the kernel was told not to look for a bridge: ``pci=conf1,noearly``. There is no bus in the ACPI tables, so none is
+scanned; what is behind the register, at 0xcfc, nobody answers for.
 """
 
 from __future__ import annotations
