@@ -1,4 +1,4 @@
-"""Devices for bare-metal programs: fw_cfg, the exit ports, the test device."""
+"""The smallest devices: fw_cfg, the exit ports, the test device, PCI's address register."""
 
 import struct
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mamushka.errors import Invalid
 from mamushka.machine.devices.debug_exit import BochsShutdown, DebugExit
 from mamushka.machine.devices.fwcfg import FwCfg
-from mamushka.machine.devices.testdev import Flush, Lines, Scratch
+from mamushka.machine.devices.testdev import Flush, Lines
 
 
 def item(device: FwCfg, key: int, length: int) -> bytes:
@@ -53,7 +53,7 @@ def test_a_restored_one_reads_on(fwcfg: FwCfg) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 1), st.sampled_from((1, 2, 4, 8)), st.integers(0, 1 << 64))))
 def test_any_accesses_are_answered(accesses: list[tuple[bool, int, int, int]]) -> None:
-    devices = FwCfg(ram=1, processors=1), Lines(lambda line, level: None), Scratch(), Flush(), BochsShutdown(print)
+    devices = FwCfg(ram=1, processors=1), Lines(lambda line, level: None), Flush(), BochsShutdown(print)
     for writes, offset, size, value in accesses:
         for device in devices:
             if writes:
@@ -85,15 +85,6 @@ def test_lines_are_driven_at_changes() -> None:
     for line, value in ((5, 1), (5, 2), (5, 0), (23, 1), (4, 0)):
         device.write(line, 4, value)
     assert told == [(5, True), (5, False), (23, True)]
-
-
-def test_scratch_keeps_bytes_of_all_sizes() -> None:
-    device = Scratch()
-    device.write(0, 4, 0x12345678)
-    device.write(1, 2, 0xABCD)
-    assert device.read(0, 4) == 0x12ABCD78
-    device.write(3, 4, 0xFFEEDDCC)
-    assert (device.read(3, 1), device.read(3, 4)) == (0xCC, 0xCC)
 
 
 def test_flush_tells_the_page() -> None:

@@ -16,6 +16,7 @@ from mamushka.machine.boot import acpi, initramfs, kernels, layout, linux, load
 from mamushka.machine.boot.command_line import command_line
 from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
+from mamushka.machine.devices import pci
 from mamushka.machine.devices.power import LENGTH as POWER_LENGTH
 from mamushka.machine.devices.power import Power
 from mamushka.machine.devices.serial import Serial
@@ -92,6 +93,7 @@ def boot(
 
     serial = Serial(machine.executor.line(layout.SERIAL_GSI), machine.loop, listen)
     machine.ports.attach(layout.SERIAL, layout.SERIAL_SIZE, serial)
+    machine.ports.attach(pci.PORT, pci.LENGTH, pci.Configuration())
     machine.ports.attach(layout.SLEEP_CONTROL, POWER_LENGTH, Power(machine.power))
     transports, devices = [], []
     for number in range(RNGS):
@@ -101,7 +103,7 @@ def boot(
         devices.append(place)
         transports.append(transport)
     rsdp = acpi.install(memory, acpi.Board(vcpus, tuple(devices), button=layout.VIRTIO_GSI + RNGS))
-    line = command_line(["mitigations=off", "tsc_early_khz=0"][:1], quiet=False)
+    line = command_line()
     try:
         machine.start(load(memory, image, command_line=line, initramfs=archives, rsdp=rsdp))
         end = machine.wait(120)
@@ -129,6 +131,7 @@ for device in /sys/bus/acpi/devices/LNRO0005*; do echo $(basename $device) $(cat
 for table in DSDT FACP APIC; do test -s /sys/firmware/acpi/tables/$table && echo has $table; done
 mkdir -p /dev; mount -t devtmpfs d /dev; ls -l /dev/pmem0; wc -c < /dev/pmem0
 grep -i virtio /proc/interrupts
+echo complaints $(dmesg | grep -i "ACPI.*error\\|ACPI.*warning\\|firmware bug") none
 poweroff -f
 """
 MODULES = ("virtio_mmio", "virtio_rng", "nd_e820", "nd_pmem")
@@ -148,8 +151,7 @@ def test_it_finds_what_it_was_told_of_and_switches_off(
     assert "4000000000-4001ffffff : Persistent Memory (legacy)" in said
     for number in range(RNGS):
         assert f"LNRO0005:0{number} {number}" in said
-    for complaint in ("ACPI Error", "ACPI BIOS Error", "ACPI Warning", "[Firmware Bug]", "Call Trace"):
-        assert complaint not in said, complaint
+    assert "complaints none" in said
 
 
 def test_it_begins_anew_by_a_triple_fault(stock: kernels.Kernel) -> None:

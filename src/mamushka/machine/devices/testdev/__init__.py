@@ -11,9 +11,8 @@ from mamushka.machine.devices.testdev.device import (
     SCRATCH_PORT,
     Flush,
     Lines,
-    Scratch,
 )
 
 __all__ = [
-    "FLUSH_LENGTH", "FLUSH_PORT", "LINES", "LINES_PORT", "SCRATCH_LENGTH", "SCRATCH_PORT", "Flush", "Lines", "Scratch",
+    "FLUSH_LENGTH", "FLUSH_PORT", "LINES", "LINES_PORT", "SCRATCH_LENGTH", "SCRATCH_PORT", "Flush", "Lines",
 ]  # fmt: skip

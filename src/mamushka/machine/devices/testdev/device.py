@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LINES_PORT, LINES = 0x2000, 24
-SCRATCH_PORT, SCRATCH_LENGTH = 0xE0, 4
+SCRATCH_PORT, SCRATCH_LENGTH = 0xE0, 4  # for a PciAddress, which is as simple
 FLUSH_PORT, FLUSH_LENGTH = 0xE4, 4
 
 
@@ -42,30 +42,6 @@ class Lines:
     def restore(self, state: Mapping[str, bytes]) -> None:
         """Take what ``save`` gave; nothing is driven by that."""
         self._high = [bool(level) for level in state["high"][:LINES].ljust(LINES, b"\0")]
-
-
-class Scratch:
-    """Keeps four bytes."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray(SCRATCH_LENGTH)
-
-    def read(self, offset: int, size: int) -> int:
-        """What was written there; bytes beyond the fourth are zero."""
-        return int.from_bytes(self._bytes[offset : offset + size], "little")
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Keep it, as far as it fits."""
-        end = min(offset + size, SCRATCH_LENGTH)
-        self._bytes[offset:end] = value.to_bytes(size, "little")[: end - offset]
-
-    def save(self) -> dict[str, bytes]:
-        """The bytes."""
-        return {"bytes": bytes(self._bytes)}
-
-    def restore(self, state: Mapping[str, bytes]) -> None:
-        """Take what ``save`` gave."""
-        self._bytes[:] = state["bytes"][:SCRATCH_LENGTH].ljust(SCRATCH_LENGTH, b"\0")
 
 
 class Flush:
