@@ -7,8 +7,8 @@ import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
 from mamushka import plan, trace
-from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.record import Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.cgroups.oom import OomWatch
     from mamushka.container.cgroups.usage import Usage
-    from mamushka.container.record import Kept
+    from mamushka.record import Kept
     from mamushka.runtime import Bundle, Started, Stats, Stdio
     from mamushka.spec.runtime import Config, Mount, Process, Resources
 
@@ -109,7 +109,7 @@ class ContainerRuntime:
         from mamushka.container.parts import filter_of, to_keep, within
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of, prepare
-        from mamushka.container.record import Kept
+        from mamushka.record import Kept
 
         config = bundle.config
         record = Record(self.root, id)
@@ -448,8 +448,8 @@ class ContainerRuntime:
         from mamushka.container.parts import filter_of, to_keep
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of
-        from mamushka.container.record import Kept
         from mamushka.container.restore import RestoreProcesses
+        from mamushka.record import Kept
         from mamushka.spec.runtime import Resources
 
         config = bundle.config

@@ -57,6 +57,6 @@ def open_runtime(name: str, root: str) -> Runtime:
 def preload() -> None:
     """Import what a shim will need before it is forked; afterwards each would pay for it again, in time and memory."""
     import mamushka.container.creation
-    import mamushka.container.record
     import mamushka.container.runtime
+    import mamushka.record
     import mamushka.storage.remove  # noqa: F401

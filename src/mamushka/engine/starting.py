@@ -124,10 +124,7 @@ def _launch(
     preload()
     if not initial():
         # A child of a process with threads must import nothing: another might just be importing the same.
-        import mamushka.container.record
-        import mamushka.engine.rootless
-        import mamushka.linux.mount
-        import mamushka.network.carrier  # noqa: F401
+        pass
     shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
     os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
     connection = Connection(workload.id, ours, at_end=engine.at_end(workload.id))
