@@ -1,9 +1,9 @@
 """What runtime and monitor say to each other, through a socket in the machine's record.
 
 Each packet (SOCK_SEQPACKET) is one JSON document; descriptors travel beside it. The runtime asks with
-``{"ask": verb, …}`` and is answered ``{"answer": …}`` or ``{"error": kind, "message": …, "hint": …}``. A connection asks
-one thing, but for ``exec``: it stays open for as long as the process lives, takes further packets about it (``signal``,
-``resize``), is told its end (``{"exit": code, "signal": number}``), and its own end is the process's.
+``{"ask": verb, …}`` and is answered ``{"answer": …}`` or ``{"error": kind, "message": …, "hint": …}``. A connection
+asks one thing, but for ``exec``: it stays open for as long as the process lives, takes further packets about it
+(``signal``, ``resize``), is told its end (``{"exit": code, "signal": number}``), and its own end is the process's.
 
 Both sides are ours, and whoever may connect may do worse by other ways: the kernel names the peer, and only the owner
 of the monitor and root are heard. Bounds keep a damaged peer from costing more than its own request.
