@@ -203,6 +203,9 @@ if TYPE_CHECKING:
         def open_cgroup(self, place: str) -> Cgroup:
             """An existing one, by what the record says."""
 
+        def above(self, place: str) -> list[str]:
+            """The directories above one that hold workloads' cgroups alone; the deepest first."""
+
     class Runtime(Protocol):
         """A wall. Every call names the container by its id; state lives on disk, so any process may call."""
 

@@ -104,7 +104,7 @@ class ContainerRuntime:
         keyring: bool,
         notify: bool = False,
     ) -> Started:
-        from mamushka.container.cgroups.cgroup import choose
+        from mamushka.container.cgroups.cgroup import above, choose
         from mamushka.container.creation import BearInit, Claim, JoinGroup, MakeCgroup
         from mamushka.container.parts import filter_of, to_keep, within
         from mamushka.container.plan import Interior
@@ -138,7 +138,7 @@ class ContainerRuntime:
             interior.close()
         plain = not (kept.hooked or kept.listens or kept.grouped or notify)
         if gated and plain and kept.cgroup[:1] == "/":
-            record.keep_removal([*cgroup.removal(), "", *_above(kept.cgroup)])
+            record.keep_removal([*cgroup.removal(), "", *above(kept.cgroup)])
         record.release()
         return init.started
 
@@ -480,7 +480,9 @@ class ContainerRuntime:
                 return
         except FileNotFoundError:
             pass
-        for directory in _above(cgroup):
+        from mamushka.container.cgroups.cgroup import above
+
+        for directory in above(cgroup):
             try:
                 os.rmdir(directory)
             except OSError:
@@ -527,20 +529,6 @@ class ContainerRuntime:
                 hooks.run(hook, hooks.state(kept, STOPPED, 0))
             except OSError as error:  # the specification: a warning, and on with the next
                 trace.event("hook.failed", moment="poststop", path=hook.path, error=error.strerror)
-
-
-def _above(cgroup: str) -> list[str]:
-    """The directories above a cgroup, in every hierarchy, that hold containers' cgroups alone; the deepest first."""
-    from mamushka.container.cgroups.cgroup import everywhere
-    from mamushka.container.cgroups.layout import PARENT, layout
-
-    found: list[str] = []
-    base = layout().base
-    parent = os.path.dirname(cgroup).removeprefix(base)
-    while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
-        found += everywhere(base + parent)
-        parent = os.path.dirname(parent)
-    return found
 
 
 def _living(record: Record, otherwise: str = "container not running") -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
+from mamushka.linux.abi import address_of
 from mamushka.linux.process import CLONE_CLEAR_SIGHAND, PR_SET_NAME, clone3, prctl
 from mamushka.machine import control, terminal
 from mamushka.machine.control import Line, Listener
@@ -273,10 +274,7 @@ def settle(keep: tuple[int, ...], console: int) -> None:
     if console >= 0:
         terminal.take(console)
     trace.forget()
-    prctl(PR_SET_NAME, _NAME)
+    name = bytearray(b"mamushka-vm\0")
+    prctl(PR_SET_NAME, address_of(name))
     os.chdir("/")
     os.umask(0o077)
-
-
-_name = bytearray(b"mamushka-vm\0")
-_NAME = 0

@@ -15,14 +15,15 @@ is told where the creator, or ``start``, still listens, and otherwise on the wor
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # without the enumerations, 5 ms
 import os
 import select
-import sys
 from collections import deque
 
 from mamushka import trace
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from mamushka.linux import lock
+from mamushka.linux.terminal import size
 from mamushka.machine import control
 from mamushka.machine.inside import Streams
 from mamushka.runtime import Exit
@@ -53,14 +54,17 @@ _GRACE = 5.0
 _BOOT = 300.0
 
 
+SIGWINCH = 28
+# 1 to 64 without SIGKILL, SIGSTOP, the C library's two, those that a child's end or a fault brings, and what stops.
+CAUGHT = (1, 2, 3, 10, 12, 14, 15, 16, SIGWINCH, 29, 30, *range(34, 65))
+
+
 @value
 class Post:
     """What a monitor is born with; the descriptors are its own."""
 
     process: Process
     streams: Streams
-    channel: int  # to the creator: told that all is ready, or what went wrong
-    listener: int = -1
     gate: int = -1  # open for reading as long as the program waits; -1 where it does not
     outcome: int = -1  # where a failure behind the gate is written
     paused: int = -1  # the record's file ``process``, open for writing
@@ -80,7 +84,7 @@ class Monitor:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._callers: dict[int, _Caller] = {}
         self._keys = MAIN
-        self._begun = self._started = self._paused = False
+        self._is_up = self._begun = self._started = self._paused = False
         self._exit: Exit | None = None
         self._over = False
         self._watch(self._wake, self._hear)
@@ -148,7 +152,7 @@ class Monitor:
 
     def _up(self) -> None:
         """The guest waits for work."""
-        self._deadline = 0.0
+        self._deadline, self._is_up = 0.0, True
         if self._post.gate < 0:
             self._begin()
             return
@@ -212,7 +216,7 @@ class Monitor:
         self._post = _without_gate(self._post)
 
     def _say(self, packet: Packet) -> None:
-        """To the creator, who hangs up with the first word."""
+        """To the creator, who hangs up with the first word. Whoever is gone by then wanted no machine."""
         creator, self._creator = self._creator, None
         if creator is None:
             return
@@ -221,6 +225,7 @@ class Monitor:
             creator.send(packet)
         except OSError as error:
             trace.event("machine.creator_gone", error=str(error))
+            self._end(Exit(signal=9))
         creator.close()
 
     def _watch_creator(self) -> None:
@@ -231,24 +236,26 @@ class Monitor:
     # Signals of this process
 
     def _watch_signals(self) -> None:
-        """A terminal's size changes with SIGWINCH; nothing else that can be caught means anything here."""
-        if self._post.streams.console < 0:
-            return
+        """What is sent to this process is meant for the program, as if this were it."""
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        resized = self._resized
+        catch(writer)
+        self._watch(reader, lambda: self._caught(os.read(reader, 4096)))
 
-        def drain() -> None:
-            os.read(reader, 4096)
-            resized()
-
-        catch_resize(writer)
-        self._watch(reader, drain)
+    def _caught(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == SIGWINCH:
+                self._resized()
+            elif self._exit is not None:
+                pass
+            elif self._begun:
+                self._guest.signal(MAIN, number)
+            else:  # it would end a program that waits to be started
+                self._end(Exit(signal=number))
 
     def _resized(self) -> None:
-        from mamushka.linux.terminal import size
-
-        if self._started and self._exit is None:
-            self._guest.resize(MAIN, *size(self._post.streams.console))
+        console = self._post.streams.console
+        if console >= 0 and self._started and self._exit is None:
+            self._guest.resize(MAIN, *size(console))
 
     # Whoever calls
 
@@ -279,7 +286,7 @@ class Monitor:
 
     def check_running(self) -> None:
         """Conflict unless the guest is there to be asked."""
-        if self._exit is not None or not self._begun:
+        if self._exit is not None or not self._is_up:
             raise Conflict("container not running")
         if self._paused:
             raise Conflict("container is paused", hint="resume it first")
@@ -446,12 +453,15 @@ def _number(packet: Packet, name: str, most: int) -> int:
     return found
 
 
-def catch_resize(writer: int) -> None:
-    """Have a byte written whenever SIGWINCH comes."""
-    import _signal  # type: ignore[import-not-found]
-
+def catch(writer: int) -> None:
+    """Have the number of every signal that comes written as a byte, but for those that tell of a fault of our own."""
     _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    _signal.signal(_signal.SIGWINCH, lambda *_: None)
+    for number in CAUGHT:
+        _signal.signal(number, _nothing)
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """The byte is what counts."""
 
 
 def _complain(streams: Streams, text: str) -> None:
@@ -484,9 +494,6 @@ def _now() -> float:
 
 def leave(exit: Exit) -> NoReturn:
     """End this process as the program did. Without a core: the guest's memory is in this one's."""
-    import _signal
-
-    sys.stdout = sys.stderr = None
     if exit.signal:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         if exit.signal not in (_signal.SIGKILL, _signal.SIGSTOP):

@@ -1,9 +1,9 @@
 """From a bundle to the shape of a machine, and what of a bundle a machine cannot honour.
 
 A machine has a kernel of its own. What a bundle shares with the host's kernel cannot be had behind this wall, and is
-refused with the reason; what only protects the host from the workload (labels of AppArmor and SELinux) is the wall's own
-business here. Limits that mean hardware become hardware: processors and memory. They also hold, with what the monitor
-itself takes, in the monitor's cgroup, so that a guest that got out gets no more.
+refused with the reason; what only protects the host from the workload (labels of AppArmor and SELinux) is the wall's
+own business here. Limits that mean hardware become hardware: processors and memory. They also hold, with what the
+monitor itself takes, in the monitor's cgroup, so that a guest that got out gets no more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,20 @@ KERNEL, COLD, APPEND = "com.mamushka.machine.kernel", "com.mamushka.machine.cold
 
 # /dev/kvm, /dev/net/tun, /dev/vhost-net, /dev/vhost-vsock, /dev/userfaultfd, and what any program opens:
 # null, zero, full, random, urandom, tty, ptmx and terminals. Documentation/admin-guide/devices.txt.
-_DEVICES = ((10, 232), (10, 200), (10, 238), (10, 241), (10, 126), (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
+_DEVICES = (
+    (10, 232),
+    (10, 200),
+    (10, 238),
+    (10, 241),
+    (10, 126),
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (5, 0),
+    (5, 2),
+)
 _PTY_MAJOR = 136
 
 _SHARED = {
@@ -94,7 +107,7 @@ def _memory(memory: Memory) -> int:
         return MEMORY_DEFAULT
     if limit < MEMORY_MIN:
         raise Invalid(
-            f"a memory limit of {limit // MIB} MiB: a machine has a kernel of its own and needs {MEMORY_MIN // MIB} MiB",
+            f"a memory limit of {limit // MIB} MiB: a machine has its own kernel and needs {MEMORY_MIN // MIB} MiB",
             hint="give it more, or choose --runtime container",
         )
     if limit > MEMORY_MAX:
@@ -115,7 +128,8 @@ def limits(asked: Resources) -> Resources:
         limit = memory.limit + OVERHEAD if memory.limit and memory.limit > 0 else memory.limit
         swap = memory.swap + OVERHEAD if memory.swap and memory.swap > 0 else memory.swap
         memory = Memory(limit=limit, swap=swap, swappiness=memory.swappiness)
-    pids = Pids(limit=asked.pids.limit + TASKS_MORE) if asked.pids and (asked.pids.limit or 0) > 0 else None
+    most = asked.pids.limit if asked.pids else None
+    pids = Pids(limit=most + TASKS_MORE) if most and most > 0 else None
     return Resources(memory=memory, cpu=asked.cpu, pids=pids, block_io=asked.block_io)
 
 
