@@ -15,14 +15,13 @@ import os
 from mamushka.linux.filter import EQ, MASKED_EQ, Comparison, Rule, compile
 from mamushka.linux.libseccomp import ARCHITECTURES
 from mamushka.linux.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, Filter
+from mamushka.machine.machine import CONTROL, DEVICES, VCPU
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     Calls = Mapping[str, str]
-
-VCPU, DEVICES, CONTROL = "vcpu", "devices", "control"
 
 INTERPRETER: Calls = {
     "futex": "the interpreter's lock is handed over with it",
