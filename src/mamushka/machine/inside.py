@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mamushka.spec.runtime import Process
 
 
+# The key of the program that the machine is for; further processes get the following ones.
+MAIN = 1
+
+
 @value
 class Streams:
     """A process's streams on this side, owned by whoever is given them; -1 for one that there is not.
@@ -49,15 +53,30 @@ if TYPE_CHECKING:
     class Guest(Protocol):
         """A machine. All calls come from the thread that made it."""
 
-        def boot(self, cage: Cage, ready: Callable[[], None], broken: Callable[[BaseException], None]) -> None:
+        ended_fd: int  # readable once the machine has ended, asked or not
+
+        def cause(self) -> BaseException:
+            """Why it has ended without being asked."""
+
+        def boot(
+            self,
+            cage: Cage,
+            process: Process,
+            streams: Streams,
+            ready: Callable[[], None],
+            broken: Callable[[BaseException], None],
+        ) -> None:
             """Make the threads, close the cage around each, and let the first instruction run.
 
-            ``ready`` is called when the guest has mounted, named and wired what the bundle asks for; ``broken`` once,
-            at any time from now on, when the machine cannot go on.
+            ``ready`` is called when the guest has mounted, named and wired what the bundle asks for, and stands before
+            its program, the process MAIN; ``broken`` when that cannot be.
             """
 
+        def start(self, watcher: Watcher) -> None:
+            """Let the program run."""
+
         def begin(self, key: int, process: Process, streams: Streams, watcher: Watcher) -> None:
-            """Execute a program; ``key`` names it from now on. The streams are the guest's from now on."""
+            """Execute a further program; ``key`` names it from now on. The streams are the guest's from now on."""
 
         def signal(self, key: int, number: int) -> None:
             """Signal a process that has begun; key 0 is every process but the guest's first."""

@@ -25,7 +25,7 @@ from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from mamushka.linux import lock
 from mamushka.linux.terminal import size
 from mamushka.machine import control
-from mamushka.machine.inside import Streams
+from mamushka.machine.inside import MAIN, Streams
 from mamushka.runtime import Exit
 from mamushka.spec.runtime import parse_process
 from mamushka.values import value
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 # What a machine that broke ends with; no shell gives it a meaning, and other runtimes of machines use it too.
 BROKEN = 255
-# The key of the program that the machine is for; further processes get the following ones.
-MAIN = 1
 # A byte of the record's file ``process``: locked while no virtual CPU runs.
 PAUSED = 1
 # Whoever calls keeps a descriptor open here; more at once than anybody needs.
@@ -56,7 +54,8 @@ _BOOT = 300.0
 
 SIGWINCH = 28
 # 1 to 64 without SIGKILL, SIGSTOP, the C library's two, those that a child's end or a fault brings, and what stops.
-CAUGHT = (1, 2, 3, 10, 12, 14, 15, 16, SIGWINCH, 29, 30, *range(34, 65))
+# The last one is the executor's own, for making a virtual CPU leave the guest.
+CAUGHT = (1, 2, 3, 10, 12, 14, 15, 16, SIGWINCH, 29, 30, *range(34, 64))
 
 
 @value
@@ -64,7 +63,7 @@ class Post:
     """What a monitor is born with; the descriptors are its own."""
 
     process: Process
-    streams: Streams
+    streams: Streams  # given to the guest, which closes them
     gate: int = -1  # open for reading as long as the program waits; -1 where it does not
     outcome: int = -1  # where a failure behind the gate is written
     paused: int = -1  # the record's file ``process``, open for writing
@@ -94,7 +93,8 @@ class Monitor:
         self._watch(self._listener.fileno(), self._accept)
         self._watch_creator()
         self._watch_signals()
-        self._guest.boot(self._cage, self._tell(self._up), lambda error: self.post(lambda: self._broken(error)))
+        self._watch(self._guest.ended_fd, lambda: self._broken(self._guest.cause()))
+        self._guest.boot(self._cage, self._post.process, self._post.streams, self._tell(self._up), self._fail)
         self._limit(_BOOT, "the guest did not come up")
         while not self._over:
             self._turn()
@@ -166,7 +166,7 @@ class Monitor:
 
     def _begin(self) -> None:
         self._begun = True
-        self._guest.begin(MAIN, self._post.process, self._post.streams, _Main(self))
+        self._guest.start(_Main(self))
 
     def main_started(self) -> None:
         """The program runs: whoever waits behind the gate or at the channel is let go."""
@@ -184,6 +184,10 @@ class Monitor:
         self._exit = exit
         self._limit(_GRACE, "the guest did not bring its disks in order")
         self._guest.close(self._tell(lambda: self._end(exit)))
+
+    def _fail(self, error: BaseException) -> None:
+        """``_broken``, from another thread."""
+        self.post(lambda: self._broken(error))
 
     def _broken(self, error: BaseException) -> None:
         """The machine cannot go on."""
@@ -245,7 +249,7 @@ class Monitor:
         for number in numbers:
             if number == SIGWINCH:
                 self._resized()
-            elif self._exit is not None:
+            elif self._exit is not None or number not in CAUGHT:
                 pass
             elif self._begun:
                 self._guest.signal(MAIN, number)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mamushka.machine.cage import Cage
-from mamushka.machine.inside import Streams
+from mamushka.machine.inside import MAIN, Streams
 from mamushka.record import Record
 from mamushka.runtime import Bundle, CannotExecute, CommandNotFound, Exit
 from mamushka.spec.runtime import Process
@@ -26,12 +26,25 @@ class Local:
         self._boots = boots
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._sizes: list[tuple[int, int]] = []
-        self._broken: Callable[[BaseException], None] = lambda error: None
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
-    def boot(self, cage: Cage, ready: Callable[[], None], broken: Callable[[BaseException], None]) -> None:
-        self._broken = broken
+    def cause(self) -> BaseException:
+        return RuntimeError("it was asked to")
+
+    def boot(
+        self,
+        cage: Cage,
+        process: Process,
+        streams: Streams,
+        ready: Callable[[], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self._main = process, streams
         self._boots()
         ready()
+
+    def start(self, watcher: Watcher) -> None:
+        self.begin(MAIN, *self._main, watcher)
 
     def begin(self, key: int, process: Process, streams: Streams, watcher: Watcher) -> None:
         ends = (streams.stdin, streams.stdout, streams.stderr)
@@ -79,7 +92,7 @@ class Local:
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         answer({"sizes": self._sizes} if verb == "sizes" else {"verb": verb, **question})
         if verb == "break":
-            self._broken(RuntimeError("it was asked to"))
+            os.eventfd_write(self.ended_fd, 1)
 
     def close(self, done: Callable[[], None]) -> None:
         done()
