@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
+from mamushka.errors import Invalid
 from mamushka.linux.abi import address_of
 from mamushka.linux.process import CLONE_CLEAR_SIGHAND, PR_SET_NAME, clone3, prctl
 from mamushka.machine import control, terminal
@@ -94,6 +95,7 @@ class BearMonitor:
     ) -> None:
         self.kept, self.record, self.cgroup, self.stdio = kept, record, cgroup, stdio
         self.make, self.gated, self.keep = make, gated, keep
+        self.traced = trace.listening()
         self.pid = self.pidfd = self.console = -1
         self._line: Line | None = None
 
@@ -166,9 +168,11 @@ class BearMonitor:
 
         paused = os.open(f"{self.record.path}/process", os.O_RDWR | os.O_CLOEXEC)
         forward = Forward(theirs)
-        trace.subscribe(forward)
-        guest = self.make()
-        return Monitor(replace(post, paused=paused), guest, Cage(), theirs, listener).serve()
+        if self.traced:
+            trace.subscribe(forward)
+        monitor = Monitor(replace(post, paused=paused), self.make(), Cage(), theirs, listener)
+        forward.post = monitor.post
+        return monitor.serve()
 
     def _follow(self) -> None:
         """Until it says that all is ready, telling what it does meanwhile."""
@@ -180,7 +184,7 @@ class BearMonitor:
             packet, given = self._line.receive()
             control.close(given)
             if not packet:
-                raise NotRunning("the machine's monitor ended before its program began")
+                raise NotRunning(f"the machine's monitor ended {_how(self.pidfd)} before its program began")
             if "event" in packet:
                 fields = packet.get("fields")
                 trace.event(str(packet["event"]), **(fields if isinstance(fields, dict) else {}))
@@ -204,17 +208,24 @@ class BearMonitor:
 
 
 class Forward:
-    """Events of a monitor that is being made, to whoever makes it; afterwards nobody wants them."""
+    """Events of a monitor that is being made, to whoever makes it; afterwards nobody wants them.
+
+    Once there are several threads they are sent by the one that ``post`` leads to.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self.post: Callable[[Callable[[], None]], None] = lambda act: act()
 
     def __call__(self, name: str, fields: dict[str, object]) -> None:
         plain = {key: item if isinstance(item, int | str) else str(item) for key, item in fields.items()}
+        self.post(lambda: self._send(name, plain))
+
+    def _send(self, name: str, fields: dict[str, int | str]) -> None:
         try:
-            self._line.send({"event": name, "fields": plain})
-        except OSError:
-            pass
+            self._line.send({"event": name, "fields": fields})
+        except (OSError, Invalid):  # the creator has gone, or has heard enough
+            trace.unsubscribe(self)
 
 
 def streams_of(process: Process, stdio: Stdio) -> tuple[int, Streams]:
@@ -243,6 +254,14 @@ def close_all(descriptors: tuple[int, ...]) -> None:
     for fd in descriptors:
         if fd >= 0:
             os.close(fd)
+
+
+def _how(pidfd: int) -> str:
+    """How a child of ours ended, which stays to be reaped."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    if found is None or found.si_code == os.CLD_EXITED:
+        return f"with status {found.si_status if found else 0}"
+    return f"by signal {found.si_status}"
 
 
 def tell(line: Line, packet: Packet) -> None:
