@@ -253,6 +253,9 @@ if TYPE_CHECKING:
         def processes(self, id: str) -> tuple[int, ...]:
             """The pids inside, as the host counts them."""
 
+        def open_root(self, id: str) -> int:
+            """The root filesystem as it is now, a directory and the caller's to close; NotFound when it has ended."""
+
         def update(self, id: str, resources: Resources) -> None:
             """Change limits while it runs."""
 

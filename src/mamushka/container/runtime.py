@@ -277,6 +277,20 @@ class ContainerRuntime:
         """A pidfd of the first process, the caller's to close; -1 when it has ended."""
         return self._record(id).open_process()
 
+    def open_root(self, id: str) -> int:
+        """The root filesystem as its first process sees it, the caller's to close; NotFound when that has ended."""
+        record = self._record(id)
+        pid = record.living()
+        try:
+            root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if pid else -1
+        except FileNotFoundError:
+            root = -1
+        if root >= 0 and record.living() == pid:
+            return root
+        if root >= 0:
+            os.close(root)  # it has just ended, and the number may be another process's by now, with the host's root
+        raise NotFound(f"container does not run any more: {id}")
+
     def features(self) -> Mapping[str, object]:
         """What this wall can do here. runtime-spec, features.md."""
         from mamushka.container.features import features

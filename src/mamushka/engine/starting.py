@@ -121,7 +121,7 @@ def _launch(
     def serve() -> None:
         _serve(engine, post, config, root, listener, theirs, flags, place.carrier)
 
-    preload()
+    preload(workload.runtime)
     if not initial():
         # A child of a process with threads must import nothing: another might just be importing the same.
         pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from mamushka.errors import NotFound, Unsupported
-from mamushka.values import replace
+from mamushka.values import replace, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mamushka.machine.board import Board
     from mamushka.machine.boot.kernels import Kernel
     from mamushka.machine.inside import Guest
+    from mamushka.machine.memory import Memory
     from mamushka.machine.shape import Shape
     from mamushka.record import Record
     from mamushka.runtime import Bundle
@@ -29,12 +30,22 @@ if TYPE_CHECKING:
     class Wires(Protocol):
         """Whoever ties a machine's card to the interfaces of a network namespace."""
 
-        def __call__(self, namespace: int) -> tuple[tuple[int, bytes, int, bytes], ...]:
-            """(tap, the card's address, its MTU, the guest's settings of the link) for each interface."""
+        def __call__(self, namespace: int) -> tuple[Wire, ...]:
+            """One for each interface."""
 
 
 # What a distribution's kernel is told beyond command_line's own.
 _WORDS = ("init_on_alloc=0",)
+
+
+@value
+class Wire:
+    """A card's other end: the descriptor of a tap, given away; the card's address and MTU; what the guest is told."""
+
+    tap: int
+    mac: bytes
+    mtu: int
+    link: bytes  # agent.settings.link
 
 
 class Maker:
@@ -73,7 +84,7 @@ class Maker:
         def make() -> Guest:
             return self._make(record, bundle, root, kernel, hardware, first, filter, append)
 
-        return make, (first,) if root < 0 else (first, root)
+        return make, (first,)
 
     def features(self) -> Mapping[str, object]:
         """What machines can do here. runtime-spec, features.md."""
@@ -132,7 +143,7 @@ class Maker:
         computer.enter_at(entry)
         return computer
 
-    def _wire(self, config: Config) -> tuple[tuple[int, bytes, int, bytes], ...]:
+    def _wire(self, config: Config) -> tuple[Wire, ...]:
         path = next((item.path for item in config.linux.namespaces if item.type == "network"), "")
         if not path or self._wires is None:
             return ()
@@ -146,15 +157,15 @@ class Maker:
             os.close(namespace)
 
 
-def _plug(board: Board, wired: tuple[tuple[int, bytes, int, bytes], ...], memory: object) -> tuple[bytes, ...]:
+def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes, ...]:
     """A card for each wire; the guest's settings of them."""
     if not wired:
         return ()
     from mamushka.machine.devices.virtio.net import Net
 
-    for number, (tap, mac, mtu, _) in enumerate(wired):
-        board.add(f"net{number}", Net(tap, mac, mtu, memory=memory))  # type: ignore[arg-type]
-    return tuple(link for _, _, _, link in wired)
+    for number, wire in enumerate(wired):
+        board.add(f"net{number}", Net(wire.tap, wire.mac, wire.mtu, memory=memory))
+    return tuple(wire.link for wire in wired)
 
 
 def _own(config: Config) -> Config:

@@ -82,7 +82,8 @@ class MachineRuntime:
         cgroup = self._cgroups.choose(self.manager, config.linux.cgroups_path, id, config.annotations)
         kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
         make, keep = self._maker.prepare(record, bundle, root)
-        bear = BearMonitor(kept, record, cgroup, stdio, make, gated=gated, keep=keep)
+        used = keep if root < 0 else (*keep, root)
+        bear = BearMonitor(kept, record, cgroup, stdio, make, gated=gated, keep=used)
         try:
             plan.run([Claim(record, cgroup), MakeCgroup(cgroup, outside(config)), bear])
         except BaseException:
@@ -171,6 +172,24 @@ class MachineRuntime:
     def open_process(self, id: str) -> int:
         """A pidfd of the monitor, the caller's to close; -1 when it has ended."""
         return self._record(id).open_process()
+
+    def open_root(self, id: str) -> int:
+        """The root filesystem that is shared with the guest, as the program that serves it sees it.
+
+        What the guest mounts over it is not in it. NotFound when the machine has ended.
+        """
+        record = self._record(id)
+        for pid in self._cgroup(record).processes() if record.living() else ():
+            try:
+                root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            try:
+                if {"root", "mounts"} <= set(os.listdir(root)) <= {"root", "mounts", "served"} and record.living():
+                    return os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+            finally:
+                os.close(root)
+        raise NotFound(f"container does not run any more: {id}")
 
     def features(self) -> Mapping[str, object]:
         """What this wall can do here. runtime-spec, features.md."""
