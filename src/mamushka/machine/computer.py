@@ -83,7 +83,7 @@ class Computer:
         """See ``Guest``."""
         cage.close()
         self._worker.start(lambda: cage.enter(CONTROL))
-        self._machine.start(self._entry, cage.enter)
+        self._machine.start(self._entry, confine=cage.enter)
         self._worker.do(lambda: self._come_up(process, streams), lambda _: ready(), lambda error: broken(error))
 
     def _come_up(self, process: Process, streams: Streams) -> None:
