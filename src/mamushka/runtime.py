@@ -11,7 +11,7 @@ from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Protocol
 
     from mamushka.spec.runtime import Config, Process, Resources
@@ -140,6 +140,72 @@ class CheckpointOptions:
 
 if TYPE_CHECKING:
 
+    class Entrance(Protocol):
+        """Doors of cgroup v1 that a child walks through by writing 0 to each; none on v2."""
+
+        doors: tuple[int, ...]
+
+        def close(self) -> None:
+            """Close the descriptors."""
+
+    class Cgroup(Protocol):
+        """Where the kernel counts and limits what processes use, as a wall that is given one needs it."""
+
+        @property
+        def place(self) -> str:
+            """What a record says to find it again."""
+
+        def create(self, resources: Resources) -> None:
+            """Make it with its limits; on failure nothing is left."""
+
+        def set(self, resources: Resources) -> None:
+            """Change limits; what is absent stays."""
+
+        def descriptor(self) -> int:
+            """Its directory for CLONE_INTO_CGROUP, the caller's to close; -1 where that cannot be."""
+
+        def entrance(self) -> Entrance:
+            """Where there is no such directory, or not alone."""
+
+        def adoption(self) -> Callable[[int], None] | None:
+            """How a process is moved in that neither can be born there nor walk in; None where it can."""
+
+        def settle(self) -> None:
+            """The first process is inside."""
+
+        def processes(self) -> tuple[int, ...]:
+            """The pids in it and below."""
+
+        def stats(self) -> Stats:
+            """What was used."""
+
+        def freeze(self) -> None:
+            """Let nothing in it run."""
+
+        def thaw(self) -> None:
+            """Let it run again."""
+
+        def frozen(self) -> bool:
+            """Whether nothing in it runs."""
+
+        def kill(self) -> None:
+            """End every process in it."""
+
+        def remove(self) -> None:
+            """Remove it; harmless when it is gone."""
+
+    class Cgroups(Protocol):
+        """Whoever makes and finds cgroups. Decision 0050."""
+
+        def choose(self, manager: str, cgroups_path: str, id: str, annotations: Mapping[str, str]) -> Cgroup:
+            """The cgroup of a new workload; ``manager`` is cgroupfs, systemd or disabled."""
+
+        def open_cgroup(self, place: str) -> Cgroup:
+            """An existing one, by what the record says."""
+
+        def above(self, place: str) -> list[str]:
+            """The directories above one that hold workloads' cgroups alone; the deepest first."""
+
     class Runtime(Protocol):
         """A wall. Every call names the container by its id; state lives on disk, so any process may call."""
 
@@ -186,6 +252,9 @@ if TYPE_CHECKING:
 
         def processes(self, id: str) -> tuple[int, ...]:
             """The pids inside, as the host counts them."""
+
+        def open_root(self, id: str) -> int:
+            """The root filesystem as it is now, a directory and the caller's to close; NotFound when it has ended."""
 
         def update(self, id: str, resources: Resources) -> None:
             """Change limits while it runs."""

@@ -38,6 +38,12 @@ def subscribe(sink: Sink, *, plans: bool = True) -> None:
         _with_plans.append(sink)
 
 
+def forget() -> None:
+    """Remove every sink: those of the process that this one was forked from are not its own."""
+    _sinks.clear()
+    _with_plans.clear()
+
+
 def unsubscribe(sink: Sink) -> None:
     """Remove a sink that was added before."""
     _sinks.remove(sink)

@@ -13,7 +13,6 @@ from mamushka.container import channel, checkpoint, features, mounts, namespaces
 from mamushka.container.affinity import cpu_list
 from mamushka.container.failure import explain
 from mamushka.container.operation import DIRECTORY, HOOK, HOOK_ENDED, PROGRAM
-from mamushka.container.record import Kept, Record, alive, check_id, records, start_time
 from mamushka.container.rootfs import components
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError, NotFound, Unsupported
 from mamushka.interfaces.oci import arguments
@@ -21,6 +20,7 @@ from mamushka.interfaces.oci.lifecycle import signal_number
 from mamushka.interfaces.oci.limits import _bytes
 from mamushka.linux import mount as abi
 from mamushka.linux.script import failure, parse
+from mamushka.record import Kept, Record, alive, check_id, records, start_time
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning
 from mamushka.spec.runtime import (
     Config,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mamushka.container.cgroups.cgroup import Cgroup
-    from mamushka.container.record import Kept
+    from mamushka.record import Kept
     from mamushka.runtime import CheckpointOptions
     from mamushka.spec.runtime import Config
 

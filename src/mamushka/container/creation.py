@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.netdevices import Passage
     from mamushka.container.privileges import Privileges
-    from mamushka.container.record import Record
     from mamushka.container.resctrl import Group
     from mamushka.linux.script import Script
+    from mamushka.record import Record
     from mamushka.spec.runtime import Config
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mamushka.container.affinity import Moved
     from mamushka.container.cgroups.cgroup import Cgroup
-    from mamushka.container.record import Kept, Record
+    from mamushka.record import Kept, Record
     from mamushka.runtime import Stdio
     from mamushka.spec.runtime import Process
 

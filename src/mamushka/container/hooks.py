@@ -17,8 +17,8 @@ from mamushka.linux.script import ANY, NEXT, PACKET, Label, Variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mamushka.container.record import Kept
     from mamushka.linux.script import Script
+    from mamushka.record import Kept
     from mamushka.spec.runtime import Hook
 
 

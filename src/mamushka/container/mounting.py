@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mamushka.container.record import Kept
+    from mamushka.record import Kept
     from mamushka.spec.runtime import Mount
 
 

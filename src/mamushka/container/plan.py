@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from mamushka.container.netdevices import Passage
     from mamushka.container.options import Options
     from mamushka.container.privileges import Privileges
-    from mamushka.container.record import Kept
     from mamushka.container.resctrl import Group
     from mamushka.linux.script import Variable
+    from mamushka.record import Kept
     from mamushka.runtime import Bundle, Stdio
     from mamushka.spec.runtime import Config, Device, Mount, Process
 

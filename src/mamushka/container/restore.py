@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from mamushka.container.cgroups.cgroup import Cgroup, Entrance
     from mamushka.container.plan import Interior
-    from mamushka.container.record import Record
     from mamushka.linux.script import Script
+    from mamushka.record import Record
     from mamushka.runtime import CheckpointOptions
 
 _SET_UP, _RESTORED, _TERMINAL = "setup-namespaces", "post-restore", "orphan-pts-master"

@@ -7,8 +7,8 @@ import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
 from mamushka import plan, trace
-from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.record import Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mamushka.container.cgroups.cgroup import Cgroup
     from mamushka.container.cgroups.oom import OomWatch
     from mamushka.container.cgroups.usage import Usage
-    from mamushka.container.record import Kept
+    from mamushka.record import Kept
     from mamushka.runtime import Bundle, Started, Stats, Stdio
     from mamushka.spec.runtime import Config, Mount, Process, Resources
 
@@ -104,12 +104,12 @@ class ContainerRuntime:
         keyring: bool,
         notify: bool = False,
     ) -> Started:
-        from mamushka.container.cgroups.cgroup import choose
+        from mamushka.container.cgroups.cgroup import above, choose
         from mamushka.container.creation import BearInit, Claim, JoinGroup, MakeCgroup
         from mamushka.container.parts import filter_of, to_keep, within
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of, prepare
-        from mamushka.container.record import Kept
+        from mamushka.record import Kept
 
         config = bundle.config
         record = Record(self.root, id)
@@ -138,7 +138,7 @@ class ContainerRuntime:
             interior.close()
         plain = not (kept.hooked or kept.listens or kept.grouped or notify)
         if gated and plain and kept.cgroup[:1] == "/":
-            record.keep_removal([*cgroup.removal(), "", *_above(kept.cgroup)])
+            record.keep_removal([*cgroup.removal(), "", *above(kept.cgroup)])
         record.release()
         return init.started
 
@@ -276,6 +276,20 @@ class ContainerRuntime:
     def open_process(self, id: str) -> int:
         """A pidfd of the first process, the caller's to close; -1 when it has ended."""
         return self._record(id).open_process()
+
+    def open_root(self, id: str) -> int:
+        """The root filesystem as its first process sees it, the caller's to close; NotFound when that has ended."""
+        record = self._record(id)
+        pid = record.living()
+        try:
+            root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if pid else -1
+        except FileNotFoundError:
+            root = -1
+        if root >= 0 and record.living() == pid:
+            return root
+        if root >= 0:
+            os.close(root)  # it has just ended, and the number may be another process's by now, with the host's root
+        raise NotFound(f"container does not run any more: {id}")
 
     def features(self) -> Mapping[str, object]:
         """What this wall can do here. runtime-spec, features.md."""
@@ -448,8 +462,8 @@ class ContainerRuntime:
         from mamushka.container.parts import filter_of, to_keep
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of
-        from mamushka.container.record import Kept
         from mamushka.container.restore import RestoreProcesses
+        from mamushka.record import Kept
         from mamushka.spec.runtime import Resources
 
         config = bundle.config
@@ -480,7 +494,9 @@ class ContainerRuntime:
                 return
         except FileNotFoundError:
             pass
-        for directory in _above(cgroup):
+        from mamushka.container.cgroups.cgroup import above
+
+        for directory in above(cgroup):
             try:
                 os.rmdir(directory)
             except OSError:
@@ -527,20 +543,6 @@ class ContainerRuntime:
                 hooks.run(hook, hooks.state(kept, STOPPED, 0))
             except OSError as error:  # the specification: a warning, and on with the next
                 trace.event("hook.failed", moment="poststop", path=hook.path, error=error.strerror)
-
-
-def _above(cgroup: str) -> list[str]:
-    """The directories above a cgroup, in every hierarchy, that hold containers' cgroups alone; the deepest first."""
-    from mamushka.container.cgroups.cgroup import everywhere
-    from mamushka.container.cgroups.layout import PARENT, layout
-
-    found: list[str] = []
-    base = layout().base
-    parent = os.path.dirname(cgroup).removeprefix(base)
-    while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
-        found += everywhere(base + parent)
-        parent = os.path.dirname(parent)
-    return found
 
 
 def _living(record: Record, otherwise: str = "container not running") -> int:

@@ -9,7 +9,7 @@ from mamushka.engine.attach import Connection, pair
 from mamushka.engine.ending import not_running, running
 from mamushka.engine.launch import launch_exec
 from mamushka.engine.pump import Client, Pump
-from mamushka.errors import Conflict, Invalid, MamushkaError
+from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from mamushka.runtime import NotRunning
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ def execute(
             f"container {workload.name} is paused, unpause the container before exec",
             hint=f"mamushka unpause {workload.name}",
         )
-    account = _account(workload, user)
+    account = _account(engine, workload, user)
     process = bundle.process(
         workload,
         command,
@@ -80,11 +80,11 @@ def execute(
     return connection
 
 
-def _account(workload: Workload, user: str) -> users.Account:
+def _account(engine: Engine, workload: Workload, user: str) -> users.Account:
     """Looked up in the root as the workload sees it now."""
     try:
-        root = os.open(f"/proc/{workload.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
+        root = engine.runtime(workload.runtime).open_root(workload.id)
+    except NotFound:
         raise not_running(workload) from None
     try:
         return users.find(root, user or workload.user, workload.settings.groups)

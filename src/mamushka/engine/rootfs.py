@@ -5,8 +5,6 @@ A workload's directory is its snapshot: ``upper`` and ``work`` are the writable 
 
 from __future__ import annotations
 
-import os
-
 from mamushka.engine import host
 from mamushka.engine.directory import path_of
 from mamushka.errors import NotFound
@@ -53,12 +51,7 @@ def open_root(engine: Engine, workload: Workload) -> int:
 
     if workload.status in ACTIVE:
         try:
-            runtime = engine.runtime(workload.runtime)
-            pid = runtime.state(workload.id).pid
-            root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if runtime.state(workload.id).pid == pid:
-                return root
-            os.close(root)  # it has just ended, and the number may be another process's by now, with the host's root
-        except (NotFound, FileNotFoundError):
+            return engine.runtime(workload.runtime).open_root(workload.id)
+        except NotFound:
             pass  # it has just ended
     return snapshot(engine, workload).mount()

@@ -83,7 +83,7 @@ def stay(run_root: str) -> None:
 
 def _write_down(run_root: str) -> None:
     """The list without those who have ended, and with this process."""
-    from mamushka.container.record import start_time
+    from mamushka.record import start_time
 
     pid = os.getpid()
     entries = [(other, start) for other, start in _listed(run_root) if other != pid and _lives(other, start)]
@@ -103,7 +103,7 @@ def _listed(run_root: str) -> list[tuple[int, int]]:
 
 
 def _lives(pid: int, start: int) -> bool:
-    from mamushka.container.record import alive
+    from mamushka.record import alive
 
     return alive(pid, start)
 
@@ -122,7 +122,7 @@ def _find(run_root: str) -> int:
 
 
 def _members(run_root: str) -> Iterator[int]:
-    from mamushka.container.record import records
+    from mamushka.record import records
 
     yield from (pid for pid, start in reversed(_listed(run_root)) if _lives(pid, start))
     yield from (pid for record in records(f"{run_root}/containers") if (pid := record.living()))

@@ -6,6 +6,8 @@ here the answer is no, with the reason of each.
 
 from __future__ import annotations
 
+import os
+
 from mamushka.errors import Invalid, Unsupported
 
 TYPE_CHECKING = False
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 NAMES = ("container", "vm", "emulated", "confidential")
 
 _MISSING = {
-    "vm": "virtual machines are not part of this version",
     "emulated": "emulated machines are not part of this version",
     "confidential": "confidential machines are not part of this version",
 }
@@ -27,6 +28,10 @@ def obstacle(name: str) -> str:
     """Why a wall cannot be had here; empty when it can."""
     if name not in NAMES:
         raise Invalid(f"unknown runtime {name!r}", hint=f"one of {', '.join(NAMES)}")
+    if name == "vm":
+        from mamushka.engine.machines import obstacle as of_machines
+
+        return of_machines()
     return _MISSING.get(name, "")
 
 
@@ -45,7 +50,11 @@ def choose(names: Sequence[str]) -> tuple[str, str]:
 
 
 def open_runtime(name: str, root: str) -> Runtime:
-    """The wall itself, with its state under ``root``."""
+    """The wall itself, with its state under ``root``: what there is can be asked for and ended on any host."""
+    if name == "vm":
+        from mamushka.engine.machines import open_machines
+
+        return open_machines(f"{os.path.dirname(root)}/machines")
     reason = obstacle(name)
     if reason:
         raise Unsupported(f"runtime {name}: {reason}")
@@ -54,9 +63,18 @@ def open_runtime(name: str, root: str) -> Runtime:
     return ContainerRuntime(root)
 
 
-def preload() -> None:
+def preload(name: str = "container") -> None:
     """Import what a shim will need before it is forked; afterwards each would pay for it again, in time and memory."""
+    if name == "vm":
+        import mamushka.container.cgroups.cgroup
+        import mamushka.machine.relay
+        import mamushka.machine.runtime
+        import mamushka.storage.remove
+        from mamushka.machine import maker
+
+        maker.preload()
+        return
     import mamushka.container.creation
-    import mamushka.container.record
     import mamushka.container.runtime
+    import mamushka.record
     import mamushka.storage.remove  # noqa: F401

@@ -121,13 +121,10 @@ def _launch(
     def serve() -> None:
         _serve(engine, post, config, root, listener, theirs, flags, place.carrier)
 
-    preload()
+    preload(workload.runtime)
     if not initial():
         # A child of a process with threads must import nothing: another might just be importing the same.
-        import mamushka.container.record
-        import mamushka.engine.rootless
-        import mamushka.linux.mount
-        import mamushka.network.carrier  # noqa: F401
+        pass
     shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
     os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
     connection = Connection(workload.id, ours, at_end=engine.at_end(workload.id))

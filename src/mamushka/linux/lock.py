@@ -40,6 +40,11 @@ def take(fd: int, *, byte: int = 0, shared: bool = False, wait: bool = False) ->
     return True
 
 
+def release(fd: int, *, byte: int = 0) -> None:
+    """Let go of a byte that this description has locked; harmless when it has not."""
+    fcntl.fcntl(fd, F_OFD_SETLK, bytes(flock64(l_type=fcntl.F_UNLCK, l_start=byte, l_len=1)))  # type: ignore[call-overload]
+
+
 def held(fd: int, *, byte: int = 0) -> bool:
     """Whether another description holds a lock on this byte of the file."""
     answer = fcntl.fcntl(fd, F_OFD_GETLK, bytes(flock64(l_type=fcntl.F_WRLCK, l_start=byte, l_len=1)))  # type: ignore[call-overload]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mamushka.linux.abi import DECLARED, ioctl, s32, struct, u16
 
 
@@ -47,6 +49,29 @@ def TIOCSPTLCK(fd: int, lock: _int) -> None:
 def TIOCGPTPEER(fd: int, flags: int) -> int:
     """Open the slave side of a master, without any path. Linux 4.13."""
     raise NotImplementedError
+
+
+def open_pair() -> tuple[int, int]:
+    """(master, other side) of a new pseudo-terminal; neither becomes anybody's controlling terminal by this."""
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    master = os.open("/dev/ptmx", flags)
+    try:
+        TIOCSPTLCK(master, _int())
+        return master, TIOCGPTPEER(master, flags)
+    except BaseException:
+        os.close(master)
+        raise
+
+
+def make_raw(fd: int) -> None:
+    """Bytes pass as they are, each as it comes, in both directions. termios(3)."""
+    import termios as t
+
+    settings = t.tcgetattr(fd)
+    settings[0] = settings[1] = settings[3] = 0  # input, output and local modes
+    settings[2] |= t.CS8 | t.CREAD
+    settings[6][t.VMIN], settings[6][t.VTIME] = 1, 0
+    t.tcsetattr(fd, t.TCSANOW, settings)
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:

@@ -35,6 +35,9 @@ LIFE = {
     ENDED: {},
 }
 
+# The kinds of threads in a process that holds a machine.
+VCPU, DEVICES, CONTROL = "vcpu", "devices", "control"
+
 # How a machine ended.
 OFF, REBOOT, FAULT, STUCK = "off", "reboot", "fault", "stuck"
 
@@ -80,18 +83,30 @@ class Machine:
         self.state = following
         self._changed.notify_all()
 
-    def start(self, entry: Entry | None = None, *, held: bool = False) -> None:
+    def start(
+        self, entry: Entry | None = None, *, held: bool = False, confine: Callable[[str], None] | None = None
+    ) -> None:
         """Let it run: from ``entry``, or from where its restored virtual CPUs are. ``held``: paused before the first
-        instruction."""
+        instruction.
+
+        ``confine`` is called in each thread, and in this one, with its kind: VCPU, DEVICES or CONTROL. Not before all
+        of them have been does the guest's first instruction run; and this one can make no thread any more then.
+        """
         if entry is not None:
             self.vcpus[0].enter(entry)
         with self._changed:
             self._happen("hold" if held else "start")
         self.loop.start()
+        confine = confine or _freely
+        gate = threading.Barrier(len(self.vcpus) + 1)
         for vcpu in self.vcpus:
-            thread = threading.Thread(target=self._serve, args=(vcpu,), name=f"vcpu {vcpu.index}", daemon=True)
+            arguments = (vcpu, confine, gate)
+            thread = threading.Thread(target=self._serve, args=arguments, name=f"vcpu {vcpu.index}", daemon=True)
             self._threads.append(thread)
             thread.start()
+        self.loop.call(lambda: confine(DEVICES))
+        confine(CONTROL)
+        gate.wait()
 
     def pause(self) -> None:
         """Make it hold still; Conflict where it has ended. What was in the middle of an exit has been answered."""
@@ -173,9 +188,11 @@ class Machine:
 
     # Virtual CPUs
 
-    def _serve(self, vcpu: Vcpu) -> None:
+    def _serve(self, vcpu: Vcpu, confine: Callable[[str], None], gate: threading.Barrier) -> None:
         """The life of one virtual CPU's thread."""
         try:
+            confine(VCPU)
+            gate.wait()
             while self._go_on(vcpu):
                 self._answer(vcpu, vcpu.run())
         except BaseException as error:
@@ -231,3 +248,7 @@ class Machine:
             detail = " ".join(f"{name}={number:#x}" for name, number in exit.detail.items())
             code = f", at {exit.code.hex(' ')}" if exit.code else ""
             self.finish(End(STUCK, f"{exit.reason}: {detail}{code}"))
+
+
+def _freely(kind: str) -> None:
+    """A thread that is not confined."""

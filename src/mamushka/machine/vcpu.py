@@ -178,7 +178,10 @@ if TYPE_CHECKING:
         """What runs a machine's virtual CPUs. One for each machine; it owns what the host's kernel keeps for it."""
 
         name: str
-        places: tuple[Place, ...]  # what it adds to the memory bus: interrupt controllers of its own
+
+        @property
+        def places(self) -> tuple[Place, ...]:
+            """What it adds to the memory bus: interrupt controllers of its own."""
 
         def map(self, region: Region) -> None:
             """Let the guest see a region."""

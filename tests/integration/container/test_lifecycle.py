@@ -14,8 +14,8 @@ import pytest
 
 from mamushka import trace
 from mamushka.container import defaults
-from mamushka.container.record import Record, records
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
+from mamushka.record import Record, records
 from mamushka.runtime import CannotExecute, Stdio
 from mamushka.spec.runtime import Hook, Hooks, Memory, Namespace, Pids, Resources
 from mamushka.values import replace

@@ -20,10 +20,10 @@ import pytest
 
 from mamushka.container.cgroups.layout import resolve
 from mamushka.container.privileges import apparmor
-from mamushka.container.record import Record
 from mamushka.errors import Invalid, MamushkaError
 from mamushka.linux import mount, procfs
 from mamushka.linux.process import CLONE_NEWNS, unshare
+from mamushka.record import Record
 from mamushka.runtime import Stdio
 from mamushka.spec.runtime import Config, Hook, Hooks, IDMapping, Mount, Namespace
 from mamushka.values import replace

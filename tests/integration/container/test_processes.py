@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mamushka.container.record import Record
 from mamushka.container.spawn import Birth
 from mamushka.errors import Conflict, Denied, Invalid, MamushkaError
 from mamushka.linux import vfork
 from mamushka.linux.terminal import set_size
+from mamushka.record import Record
 from mamushka.runtime import CannotExecute, CommandNotFound, NotRunning, Stdio
 from mamushka.spec.runtime import Box, ExecCPUAffinity, Process, Root, User
 from mamushka.values import replace

@@ -545,6 +545,19 @@ def open_cgroup(place: str, layout: Layout | None = None) -> Cgroup:
     return scope.of_place(place, layout or whole())
 
 
+def above(place: str) -> list[str]:
+    """The directories above a cgroup, in every hierarchy, that hold workloads' cgroups alone; the deepest first."""
+    from mamushka.container.cgroups.layout import PARENT
+
+    found: list[str] = []
+    base = host_layout().base
+    parent = os.path.dirname(place).removeprefix(base)
+    while parent == PARENT or parent.startswith(f"{PARENT}/"):  # above are other people's
+        found += everywhere(base + parent)
+        parent = os.path.dirname(parent)
+    return found
+
+
 def stale(prefix: str, live: Container[str], layout: Layout | None = None) -> tuple[str, ...]:
     """Paths of the cgroups directly below ``prefix`` whose name is not among the live ids, in any hierarchy."""
     found = layout or host_layout()

@@ -56,7 +56,7 @@ def settings(arguments: Arguments, volumes_from: tuple[Mount, ...] = ()) -> Sett
         health=_health(arguments),
         init=arguments.init,
         labels=labels(arguments.label, arguments.label_file),
-        annotations=dict(arguments.annotation),
+        annotations=_annotations(arguments),
         stop_timeout=arguments.stop_timeout,
         stop_signal=arguments.stop_signal,
         ulimits=arguments.ulimit,
@@ -68,6 +68,23 @@ def settings(arguments: Arguments, volumes_from: tuple[Mount, ...] = ()) -> Sett
         log_driver=arguments.log_driver,
         log_options=dict(arguments.log_opt),
     )
+
+
+def _annotations(arguments: Arguments) -> dict[str, str]:
+    """The user's own, and how a machine is to be made."""
+    found = dict(arguments.annotation)
+    if arguments.kernel or arguments.cold:
+        import os
+
+        from mamushka.machine.shape import COLD, KERNEL
+
+        if "vm" not in _runtime(arguments.runtime):
+            raise Invalid("--kernel and --cold are for machines", hint="choose --runtime vm")
+        if arguments.kernel:
+            found[KERNEL] = os.path.abspath(arguments.kernel)
+        if arguments.cold:
+            found[COLD] = "true"
+    return found
 
 
 def _refuse(arguments: Arguments) -> None:

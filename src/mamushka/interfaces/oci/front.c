@@ -2,7 +2,7 @@
 
    Engines start a runtime several times for each container, and an interpreter's start is most of what they wait for.
    Two commands need none in the ordinary case: `start` opens a gate, `delete` removes what a list names; ``create`` has
-   written that list into the container's record (``removal``, see container/record.py) where nothing else is to be done:
+   written that list into the container's record (``removal``, see mamushka/record.py) where nothing else is to be done:
    no hooks, no systemd unit. Whatever is out of the ordinary, here or on the command line, is left to the interpreter
    before anything is changed, or at a point from which it goes on: both commands may be repeated. So this program decides
    nothing, and says nothing.

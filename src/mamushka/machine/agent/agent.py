@@ -59,12 +59,29 @@ class Ended:
         self._done = threading.Event()
         self._exit: Exit | None = None
         self._error: MamushkaError | None = None
+        self._lock = threading.Lock()  # guards what follows
+        self._then: Callable[[Exit | MamushkaError], None] | None = None
 
     def set(self, exit: Exit | None, error: MamushkaError | None = None) -> None:
         """Called in the loop's thread; the first counts."""
         if not self._done.is_set():
             self._exit, self._error = exit, error
             self._done.set()
+            self._tell()
+
+    def then(self, told: Callable[[Exit | MamushkaError], None]) -> None:
+        """Have the end, or why nobody will know it, told once: in the loop's thread, or at once where it is known."""
+        with self._lock:
+            self._then = told
+        if self._done.is_set():
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            told, self._then = self._then, None
+        said = self._exit or self._error
+        if told is not None and said is not None:
+            told(said)
 
     def result(self, timeout: float | None = None) -> Exit:
         """Unavailable when it has not ended in so many seconds, or the guest has gone."""

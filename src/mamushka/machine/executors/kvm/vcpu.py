@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from _signal import SIG_DFL, SIG_IGN, SIGUSR1, getsignal, signal  # type: ignore[import-not-found]
+from _signal import SIG_DFL, SIG_IGN, SIGRTMAX, getsignal, signal  # type: ignore[import-not-found]
 
 from mamushka.errors import NotFound
 from mamushka.linux import kvm, kvm_x86
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from mamushka.machine.vcpu import Entry, Exit, Point
 
 # It needs a handler, or it would end the process; the handler has nothing to do: the call it interrupts returns.
-KICK = SIGUSR1
+# The last of them all, because every other one that comes to this process may be meant for the guest's program.
+KICK = SIGRTMAX
 _ARMS = sizeof(kvm.kvm_run)
 _INTERNAL_ERRORS = {
     1: "an instruction that KVM cannot emulate",

@@ -1,0 +1,121 @@
+"""The wall of a computer as the engine opens it: what of a machine's needs only the rooms beside it can give.
+
+Control groups and compiled filters come from the containers' room (decision 0050), wires from the networks'.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mamushka.linux.seccomp import Filter
+    from mamushka.machine.maker import Wire
+    from mamushka.machine.runtime import MachineRuntime
+    from mamushka.network.tap import Interface
+    from mamushka.spec.runtime import Config
+
+_obstacle: str | None = None
+
+
+def obstacle() -> str:
+    """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once."""
+    global _obstacle
+    if _obstacle is None:
+        _obstacle = next((reason for reason in (_processor(), _program(), _kernel(), _files()) if reason), "")
+    return _obstacle
+
+
+def _processor() -> str:
+    from mamushka.machine.executors.kvm import probe
+
+    found = probe.probe()
+    return "" if found.usable else found.reason
+
+
+def _program() -> str:
+    from mamushka.errors import Unsupported
+    from mamushka.machine.agent.program import guest_program
+
+    try:
+        guest_program(os.uname().machine)
+    except Unsupported as error:
+        return f"{error} ({error.hint})"
+    return ""
+
+
+def _kernel() -> str:
+    from mamushka.machine.boot import kernels
+
+    return kernels.obstacle(configured=kernel())
+
+
+def _files() -> str:
+    from mamushka.errors import Unsupported
+    from mamushka.machine.devices.virtio.fs import find
+
+    try:
+        find()
+    except Unsupported as error:
+        return f"{error} ({error.hint})"
+    return ""
+
+
+def kernel() -> str:
+    """The kernel that the configuration names: an image's file or a directory; empty where it names none."""
+    return os.environ.get("MAMUSHKA_KERNEL", "")
+
+
+def open_machines(root: str, *, manager: str = "cgroupfs") -> MachineRuntime:
+    """The wall, with its records below ``root``; what it makes for all machines lies beside that."""
+    from mamushka.container.cgroups import cgroup
+    from mamushka.machine.maker import Maker
+    from mamushka.machine.runtime import MachineRuntime
+
+    maker = Maker(cache=f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
+    return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
+
+
+def filters(config: Config) -> Filter | None:
+    """A bundle's rules on system calls, compiled: the same as for a container, for the guest's kernel to hold."""
+    from mamushka.container.parts import filter_of
+
+    return filter_of(config)[0]
+
+
+def wires(namespace: int) -> tuple[Wire, ...]:
+    """A wire for each interface with an address in a network namespace, and what the guest is told of it.
+
+    What is changed in the namespace is not changed back: it ends with the namespace, or serves the next machine in it.
+    """
+    from mamushka.machine.maker import Wire
+    from mamushka.network import tap
+
+    found = []
+    for interface in tap.interfaces(namespace):
+        joined = tap.join(namespace, interface.name)
+        mac = bytes.fromhex(joined.interface.mac.replace(":", ""))
+        found.append(Wire(joined.tap, mac, joined.interface.mtu, _link(mac, joined.interface)))
+    return tuple(found)
+
+
+def _link(mac: bytes, interface: Interface) -> bytes:
+    from mamushka.machine.agent.settings import link
+
+    routes = [(_packed(path.destination), path.prefix, _packed(path.gateway)) for path in interface.paths]
+    return link(
+        mac,
+        new_name=interface.name,
+        mtu=interface.mtu,
+        addresses=[(_packed(item.address), item.prefix) for item in interface.addresses],
+        routes=routes,
+        neighbours=[(_packed(item.address), bytes.fromhex(item.mac.replace(":", ""))) for item in interface.neighbours],
+    )
+
+
+def _packed(address: str) -> bytes:
+    import _socket
+
+    if not address:
+        return b""
+    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)

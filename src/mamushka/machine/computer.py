@@ -1,0 +1,275 @@
+"""A machine with Linux and our agent in it, as a monitor sees it: the ``Guest`` of inside.py.
+
+The agent's calls wait for its answer, and a guest may be slow or silent. So they are made by one thread of their own,
+in order; what comes of them is told from there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+
+from mamushka import trace
+from mamushka.errors import GuestFault, MamushkaError, Unavailable
+from mamushka.machine.agent import Agent
+from mamushka.machine.agent.settings import container_steps, mount, process_settings
+from mamushka.machine.agent.words import HOST_PORT
+from mamushka.machine.inside import MAIN, Streams
+from mamushka.machine.machine import CONTROL, FAULT, STUCK
+from mamushka.machine.shares import INSIDE, TAG
+from mamushka.machine.streams import VsockStream
+from mamushka.runtime import Exit
+from mamushka.values import EMPTY, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from mamushka.linux.seccomp import Filter
+    from mamushka.machine.board import Board
+    from mamushka.machine.cage import Cage
+    from mamushka.machine.devices.virtio.vsock import Connection, Vsock
+    from mamushka.machine.inside import Watcher
+    from mamushka.machine.vcpu import Entry
+    from mamushka.spec.runtime import Config, Process
+
+# How long a guest may take to call: under emulation a kernel needs half a minute.
+_CALLING = 240.0
+# Of a guest's console, what is kept to explain why it did not come up.
+_CONSOLE_MAX = 8192
+
+
+@value
+class Interior:
+    """What the guest is told to make of itself."""
+
+    config: Config
+    root: str  # a path in the guest
+    sources: Mapping[str, str] = EMPTY  # what is bound, by destination: paths in the guest
+    links: tuple[bytes, ...] = ()  # settings.link of each
+    filter: Filter | None = None  # of system calls, for every process
+
+
+class Computer:
+    """A machine that runs one bundle. Owns the board and everything plugged into it."""
+
+    def __init__(self, board: Board, vsock: Vsock, interior: Interior) -> None:
+        self._board, self._interior = board, interior
+        self._entry: Entry | None = None
+        self._machine = board.machine
+        self.ended_fd = self._machine.ended_fd
+        self._agent = Agent(self._machine.loop, self._lied)
+        self._console = bytearray()
+        self._worker = Worker("agent")
+        vsock.listen(HOST_PORT, self._accept)
+        board.console(self._heard)
+
+    # Life
+
+    def enter_at(self, entry: Entry) -> None:
+        """Where the first virtual CPU begins, once a kernel is there. The console is plugged in before."""
+        self._entry = entry
+
+    def boot(
+        self,
+        cage: Cage,
+        process: Process,
+        streams: Streams,
+        ready: Callable[[], None],
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        """See ``Guest``."""
+        cage.close()
+        self._worker.start(lambda: cage.enter(CONTROL))
+        self._machine.start(self._entry, confine=cage.enter)
+        self._worker.do(lambda: self._come_up(process, streams), lambda _: ready(), lambda error: broken(error))
+
+    def _come_up(self, process: Process, streams: Streams) -> None:
+        hello = self._await_call()
+        trace.event("guest.up", release=hello)
+        interior = self._interior
+        self._agent.steps([mount(INSIDE, "virtiofs", TAG)])
+        if interior.links:
+            self._agent.network(interior.links)
+        config = interior.config
+        self._agent.create(
+            MAIN,
+            process_settings(process, interior.filter),
+            interior.root,
+            container_steps(config, interior.sources),
+            stdio=_stdio(streams),
+            terminal=streams.console >= 0,
+            readonly=config.root is not None and config.root.readonly,
+        )
+
+    def _await_call(self) -> str:
+        try:
+            return self._agent.wait(_CALLING).release
+        except Unavailable as error:
+            last = bytes(self._console).decode(errors="replace").strip().splitlines()[-3:]
+            raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=error.hint) from error
+
+    def start(self, watcher: Watcher) -> None:
+        """See ``Guest``."""
+
+        def go() -> None:
+            self._agent.ended(MAIN).then(lambda end: watcher.ended(_exit(end)))
+            self._agent.start(MAIN)
+
+        self._worker.do(go, lambda _: watcher.started(MAIN), watcher.failed)
+
+    def begin(self, key: int, process: Process, streams: Streams, watcher: Watcher) -> None:
+        """See ``Guest``."""
+
+        def go() -> None:
+            settings = process_settings(process, self._interior.filter)
+            try:
+                end = self._agent.exec(key, MAIN, settings, stdio=_stdio(streams), terminal=streams.console >= 0)
+            finally:
+                _close(streams)
+            watcher.started(key)
+            end.then(lambda end: watcher.ended(_exit(end)))
+
+        self._worker.do(go, lambda _: None, watcher.failed)
+
+    def signal(self, key: int, number: int) -> None:
+        """See ``Guest``."""
+        self._worker.do(lambda: self._agent.kill(key or MAIN, number, all=not key))
+
+    def resize(self, key: int, rows: int, columns: int) -> None:
+        """See ``Guest``."""
+        self._worker.do(lambda: self._agent.resize(key, rows, columns))
+
+    def pause(self) -> None:
+        """See ``Guest``."""
+        self._machine.pause()
+
+    def resume(self) -> None:
+        """See ``Guest``."""
+        self._machine.resume()
+
+    def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
+        """See ``Guest``."""
+        known = {"processes": self._processes, "update": self._update, "statistics": self._statistics}
+        act = known.get(verb)
+        if act is None:
+            answer(MamushkaError(f"a machine is not asked for {verb!r}"))
+            return
+        self._worker.do(lambda: act(question), answer, answer)
+
+    def close(self, done: Callable[[], None]) -> None:
+        """See ``Guest``."""
+        self._worker.do(self._agent.sync, lambda _: done(), lambda _: done())
+
+    def cause(self) -> BaseException:
+        """Why the machine has ended."""
+        end = self._machine.end
+        if end is None:
+            return MamushkaError("it ended")
+        last = bytes(self._console).decode(errors="replace").strip().splitlines()[-1:]
+        said = f"; its console said last: {last[0][:200]}" if last else ""
+        if end.kind == FAULT:
+            return GuestFault(f"{end.cause}{said}")
+        if end.kind == STUCK:
+            return MamushkaError(f"the processor cannot go on with this guest: {end.cause}{said}")
+        return MamushkaError(f"the guest switched itself off ({end.kind}{', ' if end.cause else ''}{end.cause}){said}")
+
+    # What is asked
+
+    def _processes(self, _question: dict[str, Any]) -> Any:
+        from mamushka.machine.agent import words
+
+        return [
+            {
+                "pid": item.number(words.K_PID),
+                "inner": item.number(words.K_INNER),
+                "uid": item.number(words.K_UID),
+                "stat": item.text(words.K_TEXT),
+                "command": (item.get(words.K_DATA) or b"").decode(errors="replace"),
+            }
+            for item in self._agent.processes(MAIN)
+        ]
+
+    def _update(self, question: dict[str, Any]) -> Any:
+        names = {"memory": "memory.max", "pids": "pids.max"}
+        files = {names[key]: str(number) for key, number in question.items() if key in names}
+        if files:
+            self._agent.update(MAIN, files)
+        return "updated"
+
+    def _statistics(self, _question: dict[str, Any]) -> Any:
+        return {"kvm": self._machine.executor.counts(), "exits": list(self._machine.exits)}
+
+    # What the machine tells, in the loop's thread
+
+    def _accept(self, connection: Connection) -> None:
+        self._agent.channel.accept(VsockStream(connection))
+
+    def _heard(self, text: bytes) -> None:
+        self._console += text
+        del self._console[:-_CONSOLE_MAX]
+        if trace.listening():
+            trace.event("guest.console", text=text.decode(errors="replace"))
+
+    def _lied(self, fault: GuestFault) -> None:
+        from mamushka.machine.machine import End
+
+        self._machine.finish(End(FAULT, str(fault)))
+
+
+class Worker:
+    """A thread that does one thing after the other, and tells what came of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: deque[Callable[[], None]] = deque()
+        self._some = threading.Semaphore(0)
+
+    def start(self, confine: Callable[[], None]) -> None:
+        """Make the thread."""
+        self._confine = confine
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+
+    def do(
+        self,
+        act: Callable[[], Any],
+        told: Callable[[Any], None] = lambda _: None,
+        failed: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
+        """Do something after all that was given before; then one of the two is called, in the thread."""
+
+        def perform() -> None:
+            try:
+                found = act()
+            except BaseException as error:
+                trace.event("worker.failed", worker=self._name, error=str(error))
+                failed(error)
+            else:
+                told(found)
+
+        self._work.append(perform)
+        self._some.release()
+
+    def _run(self) -> None:
+        self._confine()
+        while True:
+            self._some.acquire()
+            self._work.popleft()()
+
+
+def _stdio(streams: Streams) -> tuple[int, int, int]:
+    if streams.console >= 0:
+        return streams.console, streams.console, -1
+    return streams.stdin, streams.stdout, streams.stderr
+
+
+def _close(streams: Streams) -> None:
+    for fd in {streams.stdin, streams.stdout, streams.stderr, streams.console} - {-1}:
+        os.close(fd)
+
+
+def _exit(end: Exit | MamushkaError) -> Exit:
+    """How it ended; whoever does not know was killed with the machine."""
+    return end if isinstance(end, Exit) else Exit(signal=9)

@@ -1,0 +1,299 @@
+"""What creating a machine does to the host, as a plan: the record, the cgroup, the monitor.
+
+On disk first, then in the kernel: whenever the creator is killed, the record names what there may be to remove, and a
+monitor that was not recorded ends by itself, because nobody lets it go on.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka import trace
+from mamushka.errors import Invalid
+from mamushka.linux.abi import address_of
+from mamushka.linux.process import CLONE_CLEAR_SIGHAND, PR_SET_NAME, clone3, prctl
+from mamushka.machine import control, terminal
+from mamushka.machine.control import Line, Listener
+from mamushka.machine.inside import Streams
+from mamushka.machine.monitor import Post
+from mamushka.runtime import NotRunning, Started
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from mamushka.machine.control import Packet
+    from mamushka.machine.inside import Guest
+    from mamushka.record import Kept, Record
+    from mamushka.runtime import Cgroup, Stdio
+    from mamushka.spec.runtime import Process, Resources
+
+    # In the monitor, once it is recorded: makes the machine, all that it needs open. The descriptors are to be kept.
+    Make = Callable[[], Guest]
+
+CONTROL = "control"  # the socket's name in the record
+_GO: Packet = {"answer": "go"}
+
+
+class Claim:
+    """Take the id and write down where to look for what is about to be made."""
+
+    def __init__(self, record: Record, cgroup: Cgroup) -> None:
+        self.record, self.cgroup = record, cgroup
+        self.claimed = False
+
+    def describe(self) -> str:
+        return f"record the machine in {self.record.path}"
+
+    def execute(self) -> None:
+        self.record.claim(self.cgroup.place)
+        self.claimed = True
+
+    def undo(self) -> None:
+        if self.claimed:  # otherwise it is another's
+            self.record.remove()
+            self.record.release()
+
+
+class MakeCgroup:
+    """Make the cgroup that the monitor is born in."""
+
+    def __init__(self, cgroup: Cgroup, resources: Resources) -> None:
+        self.cgroup, self.resources = cgroup, resources
+        self.made = False
+
+    def describe(self) -> str:
+        return f"make the cgroup {self.cgroup.place}"
+
+    def execute(self) -> None:
+        self.cgroup.create(self.resources)
+        self.made = True
+
+    def undo(self) -> None:
+        if self.made:
+            self.cgroup.kill()
+            self.cgroup.remove()
+
+
+class BearMonitor:
+    """Fork the monitor, and follow it until its program runs, or waits for start.
+
+    ``keep`` are descriptors that ``make`` uses in the monitor; everything else of the caller's is closed there.
+    """
+
+    def __init__(
+        self,
+        kept: Kept,
+        record: Record,
+        cgroup: Cgroup,
+        stdio: Stdio,
+        make: Make,
+        *,
+        gated: bool,
+        keep: tuple[int, ...] = (),
+    ) -> None:
+        self.kept, self.record, self.cgroup, self.stdio = kept, record, cgroup, stdio
+        self.make, self.gated, self.keep = make, gated, keep
+        self.traced = trace.listening()
+        self.pid = self.pidfd = self.console = -1
+        self._line: Line | None = None
+
+    @property
+    def started(self) -> Started:
+        """What the caller gets."""
+        return Started(self.pid, self.pidfd, self.console)
+
+    def describe(self) -> str:
+        process = self.kept.config.process
+        assert process is not None
+        return f"fork a monitor, and start {process.args[0]} in its machine"
+
+    def execute(self) -> None:
+        process = self.kept.config.process
+        assert process is not None
+        self.record.keep(self.kept, b"")
+        self._line, theirs = Line.pair()
+        listener = Listener(f"{self.record.path}/{CONTROL}")
+        self.console, streams = streams_of(process, self.stdio)
+        gate, outcome = self.record.make_gate() if self.gated else (-1, -1)
+        post = Post(process, streams, gate=gate, outcome=outcome, owner=os.geteuid())
+        try:
+            self._bear(post, theirs, listener)
+        finally:
+            theirs.close()
+            listener.close()
+            close_all((*members(streams), gate, outcome))
+        self.cgroup.settle()
+        self._follow()
+
+    def _bear(self, post: Post, theirs: Line, listener: Listener) -> None:
+        entrance = self.cgroup.entrance()
+        adopt = self.cgroup.adoption()
+        directory = -1 if adopt else self.cgroup.descriptor()
+        try:
+            self.pid, self.pidfd = clone3(CLONE_CLEAR_SIGHAND, cgroup=directory)
+            if self.pid == 0:
+                self._become(post, theirs, listener, entrance.doors)
+        finally:
+            entrance.close()
+            if directory >= 0:
+                os.close(directory)
+        if adopt:
+            adopt(self.pid)
+
+    def _become(self, post: Post, theirs: Line, listener: Listener, doors: tuple[int, ...]) -> NoReturn:
+        """In the child."""
+        from mamushka.machine.monitor import BROKEN, leave
+        from mamushka.runtime import Exit
+
+        exit = Exit(code=BROKEN)
+        try:
+            for door in doors:
+                os.write(door, b"0")
+            keep = (*members(post.streams), post.gate, post.outcome, theirs.fileno(), listener.fileno(), *self.keep)
+            settle(keep, post.streams.console)
+            if not theirs.receive()[0]:  # the creator is gone, and has recorded nobody
+                os._exit(BROKEN)
+            exit = self._serve(post, theirs, listener)
+        except BaseException as error:
+            tell(theirs, control.failed(error))
+        finally:
+            leave(exit)
+
+    def _serve(self, post: Post, theirs: Line, listener: Listener) -> Any:
+        from mamushka.machine.cage import Cage
+        from mamushka.machine.monitor import Monitor
+        from mamushka.values import replace
+
+        paused = os.open(f"{self.record.path}/process", os.O_RDWR | os.O_CLOEXEC)
+        forward = Forward(theirs)
+        if self.traced:
+            trace.subscribe(forward)
+        monitor = Monitor(replace(post, paused=paused), self.make(), Cage(), theirs, listener)
+        forward.post = monitor.post
+        return monitor.serve()
+
+    def _follow(self) -> None:
+        """Until it says that all is ready, telling what it does meanwhile."""
+        assert self._line is not None
+        trace.event("machine.born", pid=self.pid)
+        self.record.keep_process(self.pid)
+        self._line.send(_GO)
+        while True:
+            packet, given = self._line.receive()
+            control.close(given)
+            if not packet:
+                raise NotRunning(f"the machine's monitor ended {_how(self.pidfd)} before its program began")
+            if "event" in packet:
+                fields = packet.get("fields")
+                trace.event(str(packet["event"]), **(fields if isinstance(fields, dict) else {}))
+                continue
+            control.answered(packet)
+            break
+        self._line.close()
+
+    def undo(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self.console >= 0:
+            os.close(self.console)
+        self.console = -1
+        if self.pid > 0:
+            # Our own child that nobody else reaps: the number is still its.
+            os.kill(self.pid, 9)
+            os.waitpid(self.pid, 0)
+            os.close(self.pidfd)
+            self.pid = self.pidfd = -1
+
+
+class Forward:
+    """Events of a monitor that is being made, to whoever makes it; afterwards nobody wants them.
+
+    Once there are several threads they are sent by the one that ``post`` leads to.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.post: Callable[[Callable[[], None]], None] = lambda act: act()
+
+    def __call__(self, name: str, fields: dict[str, object]) -> None:
+        plain = {key: item if isinstance(item, int | str) else str(item) for key, item in fields.items()}
+        self.post(lambda: self._send(name, plain))
+
+    def _send(self, name: str, fields: dict[str, int | str]) -> None:
+        try:
+            self._line.send({"event": name, "fields": fields})
+        except (OSError, Invalid):  # the creator has gone, or has heard enough
+            trace.unsubscribe(self)
+
+
+def streams_of(process: Process, stdio: Stdio) -> tuple[int, Streams]:
+    """(the master of its terminal or -1, the streams that a monitor gets)."""
+    if process.terminal:
+        master, other = terminal.open_terminal(process)
+        return master, Streams(console=other)
+    made: list[int] = []
+    try:
+        made.append(terminal.stream(stdio.stdin, os.O_RDONLY))
+        made.append(terminal.stream(stdio.stdout, os.O_WRONLY))
+        made.append(terminal.stream(stdio.stderr, os.O_WRONLY))
+    except BaseException:
+        close_all(tuple(made))
+        raise
+    return -1, Streams(*made)
+
+
+def members(streams: Streams) -> tuple[int, ...]:
+    """The descriptors that there are."""
+    return tuple(fd for fd in (streams.stdin, streams.stdout, streams.stderr, streams.console) if fd >= 0)
+
+
+def close_all(descriptors: tuple[int, ...]) -> None:
+    """Close those that there are."""
+    for fd in descriptors:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _how(pidfd: int) -> str:
+    """How a child of ours ended, which stays to be reaped."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    if found is None or found.si_code == os.CLD_EXITED:
+        return f"with status {found.si_status if found else 0}"
+    return f"by signal {found.si_status}"
+
+
+def tell(line: Line, packet: Packet) -> None:
+    """Say something to whoever may have gone."""
+    try:
+        line.send(packet)
+    except OSError:
+        pass
+
+
+def settle(keep: tuple[int, ...], console: int) -> None:
+    """Be nobody's but our own: another session, no descriptor but ``keep``, no handler, no listener of the caller's."""
+    import gc
+
+    from mamushka.linux.fd import close_range
+
+    gc.freeze()  # a collection would copy the pages that are shared with the caller
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in range(3):
+        if fd not in keep:
+            os.dup2(null, fd)
+    first = 3
+    for fd in sorted(fd for fd in keep if fd >= 3):
+        if fd > first:
+            close_range(first, fd - 1, 0)
+        first = fd + 1
+    close_range(first, 0x7FFFFFFF, 0)
+    if console >= 0:
+        terminal.take(console)
+    trace.forget()
+    name = bytearray(b"mamushka-vm\0")
+    prctl(PR_SET_NAME, address_of(name))
+    os.chdir("/")
+    os.umask(0o077)

@@ -1,0 +1,139 @@
+"""Which system calls each kind of a monitor's threads may make, each with its reason. Anything else ends the process.
+
+The lists are data to be reviewed. What stands in them was found by tracing a machine at work and by reading the
+interpreter; what the interpreter needs at any time, in any thread, stands once. Some are
+allowed with certain arguments only: see ``_rules``.
+
+None of them opens a file, makes a socket or a process, executes a program, changes ids, namespaces or mounts, signals
+another process, or makes memory executable.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mamushka.linux.filter import EQ, MASKED_EQ, Comparison, Rule, compile
+from mamushka.linux.libseccomp import ARCHITECTURES
+from mamushka.linux.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, Filter
+from mamushka.machine.machine import CONTROL, DEVICES, VCPU
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Calls = Mapping[str, str]
+
+INTERPRETER: Calls = {
+    "futex": "the interpreter's lock is handed over with it",
+    "mmap": "objects are allocated in arenas; never executable",
+    "munmap": "and given back",
+    "mremap": "a large buffer grows",
+    "madvise": "an allocator gives pages back",
+    "brk": "the C library's own heap",
+    "clock_gettime": "waiting for the interpreter's lock has a limit; without a vDSO it is a call",
+    "rt_sigreturn": "a signal was handled",
+    "rt_sigprocmask": "the C library masks signals while a thread ends or aborts",
+    "sched_yield": "what the C library does between two attempts at a lock",
+    "restart_syscall": "a wait with a limit goes on after the process was stopped or frozen",
+    "getpid": "the C library asks before it signals a thread of its own",
+    "gettid": "and which one it is",
+    "tgkill": "a virtual CPU is made to leave the guest; this process's own threads alone",
+    "exit": "the thread ends",
+    "exit_group": "the process ends",
+}
+
+KICKED: Calls = {
+    "ioctl": "KVM_RUN and what belongs to a virtual CPU or the machine; by descriptor, /dev/kvm itself is closed",
+    "write": "a doorbell is rung for a device",
+    "read": "a count is taken from a doorbell",
+}
+
+SERVING: Calls = {
+    "epoll_wait": "waiting for descriptors",
+    "epoll_pwait": "the same, on machines that have no other",
+    "epoll_ctl": "which ones, and for what",
+    "poll": "whether a stream takes something",
+    "ppoll": "the same, on machines that have no other",
+    "read": "streams, doorbells, packets of a tap",
+    "write": "the same, the other way",
+    "close": "a stream or a connection has ended",
+    "recvmsg": "sockets, with descriptors beside what is said",
+    "sendmsg": "the same, the other way",
+    "recvfrom": "sockets, without",
+    "sendto": "the same, the other way",
+    "shutdown": "one direction of a connection has ended",
+    "fstat": "what came with a message",
+    "lseek": "how long a file is, and where it has holes",
+    "getrandom": "the interpreter's tables of a new kind; a device that hands out entropy",
+}
+
+OF_DEVICES: Calls = {
+    "ioctl": "interrupt routes, doorbells, memory slots, vhost's rings, a tap's offloads",
+    "readv": "packets and blocks straight into guest memory",
+    "writev": "and out of it",
+    "preadv": "blocks of a disk",
+    "pwritev": "the same",
+    "pread64": "the same, one buffer",
+    "pwrite64": "the same",
+    "preadv2": "the same, with flags",
+    "pwritev2": "the same, with flags",
+    "fdatasync": "a guest flushes its disk",
+    "fsync": "the same, with what describes the file",
+    "fallocate": "a guest gives blocks of a disk, or pages, back",
+    "ftruncate": "a disk in a file grows",
+    "eventfd2": "a doorbell for a queue that the driver has just set up",
+    "socket": "a stream to a server of the host's, where one was named; Unix sockets alone",
+    "connect": "the same; the cage leaves no path to connect to but those held open",
+    "accept4": "somebody connects to a port of the guest's",
+    "getsockopt": "whether a connection was made, and who it is",
+    "setsockopt": "how much it may hold",
+    "fcntl": "a descriptor that came is made non-blocking",
+    "timerfd_settime": "a device's timer",
+}
+
+OF_CONTROL: Calls = {
+    "accept4": "somebody calls",
+    "getsockopt": "who it is",
+    "fcntl": "the lock by which others see that the machine is paused",
+    "rt_sigaction": "the end by the program's signal restores its default",
+    "ioctl": "a terminal's size; state of virtual CPUs that stand still",
+    "pread64": "the document that came with a call",
+    "kill": "the end by the program's signal; this process alone",
+    "memfd_create": "memory of a copy of the machine",
+    "ftruncate": "the same",
+    "pwrite64": "a state is written to the file that was handed over",
+    "eventfd2": "a doorbell of a copy",
+}
+
+LISTS: Mapping[str, tuple[Calls, ...]] = {
+    VCPU: (INTERPRETER, KICKED),
+    DEVICES: (INTERPRETER, SERVING, OF_DEVICES),
+    CONTROL: (INTERPRETER, SERVING, OF_CONTROL),
+}
+
+_PROT_EXEC = 4
+_AF_UNIX = 1
+_ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64", "riscv64": "SCMP_ARCH_RISCV64"}
+
+
+def calls(kind: str) -> dict[str, str]:
+    """The names and reasons of a kind of threads."""
+    return {name: reason for group in LISTS[kind] for name, reason in group.items()}
+
+
+def program(kind: str, pid: int) -> Filter:
+    """The filter of a kind of threads in the process ``pid``."""
+    rules = [rule for name in calls(kind) for rule in _rules(name, pid)]
+    token = ARCHITECTURES[_ARCHITECTURES[os.uname().machine]]
+    return Filter(compile(SECCOMP_RET_KILL_PROCESS, (token,), rules, newest_nosys=False))
+
+
+def _rules(name: str, pid: int) -> list[Rule]:
+    own = {
+        "mmap": Comparison(2, MASKED_EQ, 0, _PROT_EXEC),
+        "tgkill": Comparison(0, EQ, pid),
+        "kill": Comparison(0, EQ, pid),
+        "socket": Comparison(0, EQ, _AF_UNIX),
+    }
+    test = own.get(name)
+    return [Rule(name, SECCOMP_RET_ALLOW, (test,) if test else ())]

@@ -1,0 +1,407 @@
+"""The wall of a computer behind the Runtime protocol: create, start, exec, signal, pause, delete.
+
+A machine's *monitor* is a process, forked from whoever creates it and their child: it holds the machine, and its end is
+the workload's. It is reached by name, through a socket in its record (control.py). What it is doing is never stored: it
+is asked of the kernel, as the record's page says, and a paused one holds a lock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from _signal import pidfd_send_signal  # type: ignore[import-not-found]
+
+from mamushka import plan
+from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
+from mamushka.linux import lock
+from mamushka.machine import control
+from mamushka.machine.control import connect, say
+from mamushka.machine.creation import CONTROL
+from mamushka.record import Kept, Record, records
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
+from mamushka.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Protocol
+
+    from mamushka.machine.creation import Make
+    from mamushka.runtime import Bundle, Cgroup, Cgroups, Started, Stats, Stdio
+    from mamushka.spec.runtime import Config, Process, Resources
+
+    class Maker(Protocol):
+        """What makes a bundle's machine. ``prepare`` runs in the creator, what it gives in the monitor."""
+
+        def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Make, tuple[int, ...]]:
+            """(what makes the machine, the descriptors that it uses, which become the caller's to close)."""
+
+        def features(self) -> Mapping[str, object]:
+            """What machines can do here."""
+
+
+_SIGKILL = 9
+# How long a killed monitor may take to be gone.
+_PATIENCE = 10.0
+# How long a guest may take to kill its program itself, so that what it wrote reaches its disks, before its monitor is.
+_LAST_WORDS = 2.0
+_PLAIN = CheckpointOptions()
+
+
+class MachineRuntime:
+    """Machines whose records lie below ``root``."""
+
+    name = "vm"
+
+    def __init__(self, root: str, *, cgroups: Cgroups, manager: str = "cgroupfs", maker: Maker) -> None:
+        """``cgroups`` makes and finds control groups, ``manager`` those of new machines; ``maker`` makes machines."""
+        self.root, self.manager = root, manager
+        self._cgroups, self._maker = cgroups, maker
+
+    # Making
+
+    def create(
+        self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()
+    ) -> Started:
+        """Boot the machine and stop just before its program; ``start`` lets it go."""
+        return self._make(id, bundle, stdio, root, preserve, gated=True)
+
+    def run(self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()) -> Started:
+        """create and start in one go, without the gate between them."""
+        return self._make(id, bundle, stdio, root, preserve, gated=False)
+
+    def _make(
+        self, id: str, bundle: Bundle, stdio: Stdio, root: int, preserve: tuple[int, ...], *, gated: bool
+    ) -> Started:
+        from mamushka.machine.creation import BearMonitor, Claim, MakeCgroup, close_all
+        from mamushka.machine.shape import check, outside
+
+        config = bundle.config
+        check(config, preserve=preserve)
+        record = Record(self.root, id)
+        cgroup = self._cgroups.choose(self.manager, config.linux.cgroups_path, id, config.annotations)
+        kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
+        make, keep = self._maker.prepare(record, bundle, root)
+        used = keep if root < 0 else (*keep, root)
+        bear = BearMonitor(kept, record, cgroup, stdio, make, gated=gated, keep=used)
+        try:
+            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, outside(config)), bear])
+        except BaseException:
+            self._tidy(cgroup.place)
+            raise
+        finally:
+            close_all(keep)
+        record.release()
+        return bear.started
+
+    def start(self, id: str) -> None:
+        """Let a created machine's program run. The error of one that cannot be executed is the caller's."""
+        record = self._record(id)
+        gate = record.open_gate()
+        if gate < 0:
+            self._check_failure(record)  # of an earlier start
+            if self._status(record) == STOPPED:
+                raise Conflict("cannot start a container that has stopped")
+            raise Conflict("cannot start an already running container")
+        try:
+            os.write(gate, b"\n")
+            _wait_for_readers(gate)
+        finally:
+            os.close(gate)
+        self._check_failure(record)
+
+    def _check_failure(self, record: Record) -> None:
+        try:
+            packet = record.content("failure")
+        except NotFound:  # deleted meanwhile
+            return
+        if packet:
+            from mamushka import document
+
+            control.answered(document.parse(packet, "the monitor's last words"))
+
+    # Asking
+
+    def _record(self, id: str) -> Record:
+        return Record(self.root, id)
+
+    def _cgroup(self, record: Record) -> Cgroup:
+        return self._cgroups.open_cgroup(record.read().cgroup)
+
+    def _status(self, record: Record) -> str:
+        return record.status(frozen=_paused(record))
+
+    def state(self, id: str) -> State:
+        """The present state, taken from the kernel. NotFound for an unknown id."""
+        record = self._record(id)
+        status = self._status(record)
+        pid = 0 if status in (STOPPED, CREATING) else record.process()[0]
+        try:
+            kept = record.read()
+        except NotFound:
+            if not os.path.isdir(record.path):
+                raise
+            return State(id, status, pid, "")  # its creator was killed before it had written anything
+        return State(id, status, pid, kept.bundle, kept.config.annotations, kept.created)
+
+    def list(self) -> Iterator[State]:
+        """All machines of this state directory, by id."""
+        for record in records(self.root):
+            try:
+                yield self.state(record.id)
+            except NotFound:  # deleted meanwhile
+                continue
+
+    def config(self, id: str) -> Config:
+        """What the machine was made from; its system call filter without the rules."""
+        return self._record(id).read().config
+
+    def processes(self, id: str) -> tuple[int, ...]:
+        """The pids that the host sees: the monitor's and its helpers'. Those inside are ``processes_inside``."""
+        record = self._record(id)
+        return self._cgroup(record).processes() or tuple(pid for pid in (record.living(),) if pid)
+
+    def ask(self, id: str, verb: str, **question: object) -> Any:
+        """Ask the monitor anything further: ``processes``, ``statistics``, ``files``, …; the answer is a document."""
+        return self._ask(self._record(id), {"ask": verb, **question})
+
+    def stats(self, id: str) -> Stats:
+        """Resource use now: the monitor's, whose processor time and memory are the guest's and its own."""
+        return self._cgroup(self._record(id)).stats()
+
+    def open_process(self, id: str) -> int:
+        """A pidfd of the monitor, the caller's to close; -1 when it has ended."""
+        return self._record(id).open_process()
+
+    def open_root(self, id: str) -> int:
+        """The root filesystem that is shared with the guest, as the program that serves it sees it.
+
+        What the guest mounts over it is not in it. NotFound when the machine has ended.
+        """
+        record = self._record(id)
+        for pid in self._cgroup(record).processes() if record.living() else ():
+            try:
+                root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            try:
+                if {"root", "mounts"} <= set(os.listdir(root)) <= {"root", "mounts", "served"} and record.living():
+                    return os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+            finally:
+                os.close(root)
+        raise NotFound(f"container does not run any more: {id}")
+
+    def features(self) -> Mapping[str, object]:
+        """What this wall can do here. runtime-spec, features.md."""
+        return self._maker.features()
+
+    def _ask(self, record: Record, question: Mapping[str, object]) -> Any:
+        try:
+            return control.ask(f"{record.path}/{CONTROL}", question)
+        except NotRunning:
+            record.read()  # NotFound for an unknown id
+            raise
+
+    # Acting
+
+    def kill(self, id: str, signal: int, *, all: bool = False) -> None:
+        """Signal the program, or every process in the guest. NotRunning when it has ended."""
+        record = self._record(id)
+        pidfd = record.open_process()
+        if pidfd < 0:
+            record.read()  # NotFound for an unknown id
+            raise NotRunning("container not running")
+        try:
+            if signal == _SIGKILL:
+                self._kill(record, pidfd)
+            elif record.status(frozen=False) == CREATED:
+                pidfd_send_signal(pidfd, signal)  # the program waits: the signal is what ends it
+            elif signal:
+                self._ask(record, {"ask": "signal", "number": signal, "all": all})
+        except ProcessLookupError:
+            raise NotRunning("container not running") from None
+        finally:
+            os.close(pidfd)
+
+    def _kill(self, record: Record, pidfd: int) -> None:
+        """By the guest where it answers, so that its disks are in order; else without it."""
+        if record.status(frozen=_paused(record)) == RUNNING:
+            try:
+                line = connect(f"{record.path}/{CONTROL}")
+                try:
+                    line.wait(_LAST_WORDS)
+                    say(line, {"ask": "signal", "number": _SIGKILL, "all": False})
+                finally:
+                    line.close()
+                if _ends(pidfd, _LAST_WORDS):
+                    return
+            except (Unavailable, Conflict, Invalid, NotFound, OSError):
+                pass  # the guest is not there to be asked
+        pidfd_send_signal(pidfd, _SIGKILL)
+
+    def pause(self, id: str) -> None:
+        """Stop all virtual processors between two instructions."""
+        record = self._record(id)
+        status = self._status(record)
+        if status not in (RUNNING, CREATED):
+            raise Conflict(f"container not running: it is {status}")
+        self._ask(record, {"ask": "pause"})
+
+    def resume(self, id: str) -> None:
+        """Let them run on."""
+        record = self._record(id)
+        if self._status(record) != PAUSED:
+            raise Conflict("container not paused")
+        self._ask(record, {"ask": "resume"})
+
+    def update(self, id: str, resources: Resources) -> None:
+        """Change what can change while it runs: shares and bandwidth of processors, disks; memory up to what it has."""
+        from mamushka.machine.shape import limits, shape
+
+        record = self._record(id)
+        if not record.living():
+            record.read()
+            raise NotRunning("container not running")
+        has = shape(record.read().config).memory
+        memory = resources.memory
+        if memory is not None and memory.limit and memory.limit > has:
+            raise Unsupported(
+                f"a machine of {has >> 20} MiB cannot be given {memory.limit >> 20} MiB while it runs",
+                hint="make it anew with a larger limit",
+            )
+        self._cgroup(record).set(limits(replace(resources, memory=None)))
+        self._ask(record, {"ask": "update", **_inside(resources)})
+
+    def exec(self, id: str, process: Process, stdio: Stdio, *, preserve: tuple[int, ...] = ()) -> Started:
+        """A further process inside a running machine. Its relay, a child of the caller, ends as it does."""
+        from mamushka.machine.relay import further
+
+        if preserve:
+            raise Unsupported("descriptors of the host's (--preserve-fds) mean nothing to a machine's kernel")
+        record = self._record(id)
+        if not record.living():
+            record.read()
+            raise NotRunning("cannot exec in a stopped container: container not running")
+        if _paused(record):
+            raise Conflict("cannot exec in a paused container: container is paused", hint="resume it first")
+        return further(f"{record.path}/{CONTROL}", process, stdio)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Remove what create made; Conflict while it runs, unless forced. Repeating it, forced, is harmless."""
+        record = self._record(id)
+        try:
+            place = record.read().cgroup
+        except (NotFound, Invalid) as error:
+            # Its creator was killed before it had written anything; or the record is damaged.
+            there = os.path.isdir(record.path)
+            if not force and not (there and isinstance(error, NotFound)):
+                raise
+            if not there:
+                return
+            place = record.kept_cgroup()
+        cgroup = self._cgroups.open_cgroup(place) if place else None
+        pidfd = record.open_process()
+        if pidfd >= 0:
+            self._end(record, pidfd, force=force)
+        if cgroup is not None:
+            cgroup.kill()
+            cgroup.remove()
+        record.remove()
+        self._tidy(place)
+
+    def _end(self, record: Record, pidfd: int, *, force: bool) -> None:
+        try:
+            if not force and record.status(frozen=False) != CREATED:
+                raise Conflict(
+                    f"cannot delete container {record.id} that is not stopped: container still running",
+                    hint="kill it first, or use force",
+                )
+            pidfd_send_signal(pidfd, _SIGKILL)
+            if not _ends(pidfd, _PATIENCE):
+                raise Conflict(f"the machine did not end within {_PATIENCE:.0f} s of SIGKILL")
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(pidfd)
+
+    def _tidy(self, place: str) -> None:
+        """With the last machine go the directories that held the cgroups of all."""
+        try:
+            if os.listdir(self.root):
+                return
+        except FileNotFoundError:
+            pass
+        for directory in self._cgroups.above(place):
+            try:
+                os.rmdir(directory)
+            except OSError:  # others have theirs there
+                continue
+
+    # Writing down and making anew
+
+    def checkpoint(self, id: str, directory: str, options: CheckpointOptions = _PLAIN) -> None:
+        """Write the state into a directory."""
+        raise Unsupported("machines cannot be written down yet", hint="--runtime container can")
+
+    def restore(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        directory: str,
+        options: CheckpointOptions = _PLAIN,
+        *,
+        root: int = -1,
+    ) -> Started:
+        """Like ``run``, from a state that ``checkpoint`` has written."""
+        raise Unsupported("machines cannot be made from a state yet", hint="--runtime container can")
+
+
+def _paused(record: Record) -> bool:
+    """Whether the monitor holds the lock that says so."""
+    from mamushka.machine.monitor import PAUSED as BYTE
+
+    try:
+        fd = os.open(f"{record.path}/process", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return lock.held(fd, byte=BYTE)
+    finally:
+        os.close(fd)
+
+
+def _to_keep(config: Config) -> Config:
+    """Without the rules of the filter: nobody needs them again, and they are most of the document."""
+    seccomp = config.linux.seccomp
+    if seccomp is None:
+        return config
+    return replace(config, linux=replace(config.linux, seccomp=None))
+
+
+def _inside(resources: Resources) -> dict[str, object]:
+    """What of limits holds in the guest."""
+    found: dict[str, object] = {}
+    if resources.memory is not None and resources.memory.limit:
+        found["memory"] = resources.memory.limit
+    if resources.pids is not None and resources.pids.limit is not None:
+        found["pids"] = resources.pids.limit
+    return found
+
+
+def _wait_for_readers(gate: int) -> None:
+    """Until nobody has the gate open for reading: the program has been executed, or has failed."""
+    import select
+
+    poll = select.poll()
+    poll.register(gate, 0)  # POLLERR is always told
+    poll.poll()
+
+
+def _ends(pidfd: int, seconds: float) -> bool:
+    """Whether the process ends within this time."""
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

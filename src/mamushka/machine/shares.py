@@ -1,0 +1,98 @@
+"""What of the host's files a guest sees: one tree, put together for one machine, in a mount namespace of its own.
+
+    root         the root filesystem, where it is a directory or a detached mount
+    mounts/N     what the bundle binds, in its order: directories, files, sockets as names
+
+The tree lies over the machine's record, as its monitor alone sees it, and is gone with it. A guest mounts it once, and
+binds from it what its program is to see where. So paths that a stranger's image has prepared are only ever resolved by
+the guest's kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from mamushka.errors import NotFound
+from mamushka.linux import mount as kernel
+from mamushka.linux.process import CLONE_NEWNS, unshare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mamushka.runtime import Bundle
+    from mamushka.spec.runtime import Mount
+
+TAG = "mamushka"
+# Where a guest mounts it.
+INSIDE = "/run/host"
+# Names alone: no content lies on the file system that holds the tree together.
+_SIZE = b"1m"
+
+
+def binds(item: Mount) -> bool:
+    """Whether a mount shows something that exists on the host."""
+    return item.type == "bind" or "bind" in item.options or "rbind" in item.options
+
+
+def tree(place: str, bundle: Bundle, root: int) -> tuple[int, str, Mapping[str, str]]:
+    """(descriptor of the tree, the root's path in the guest, the paths of what is bound by destination).
+
+    This process leaves the host's mount namespace. ``root`` is a detached mount, consumed; without one (-1) the
+    bundle's root is a path. NotFound where a source is not there.
+    """
+    unshare(CLONE_NEWNS)
+    kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_SLAVE, None)
+    _lay(place)
+    os.mkdir(f"{place}/root", 0o755)
+    _show_root(f"{place}/root", bundle, root)
+    os.mkdir(f"{place}/mounts", 0o755)
+    found: dict[str, str] = {}
+    for number, item in enumerate(item for item in bundle.config.mounts if binds(item)):
+        _show(os.path.join(bundle.path, item.source), f"{place}/mounts/{number}", item)
+        found[item.destination] = f"{INSIDE}/mounts/{number}"
+    return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), f"{INSIDE}/root", found
+
+
+def _lay(place: str) -> None:
+    fs = kernel.fsopen(b"tmpfs", kernel.FSOPEN_CLOEXEC)
+    try:
+        kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, b"size", _SIZE, 0)
+        kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, b"mode", b"755", 0)
+        kernel.fsconfig(fs, kernel.FSCONFIG_CMD_CREATE, None, None, 0)
+        made = kernel.fsmount(fs, kernel.FSMOUNT_CLOEXEC, kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOSUID)
+    finally:
+        os.close(fs)
+    try:
+        kernel.attach(made, os.fsencode(place))
+    finally:
+        os.close(made)
+
+
+def _show_root(target: str, bundle: Bundle, root: int) -> None:
+    if root >= 0:
+        kernel.attach(root, os.fsencode(target))
+        return
+    given = bundle.config.root
+    source = os.path.join(bundle.path, given.path if given is not None else "rootfs")
+    if not os.path.isdir(source):
+        raise NotFound(f"the root filesystem {source} is not a directory")
+    kernel.mount(os.fsencode(source), os.fsencode(target), None, kernel.MS_BIND | kernel.MS_REC, None)
+
+
+def _show(source: str, target: str, item: Mount) -> None:
+    try:
+        mode = os.stat(source).st_mode
+    except OSError as error:
+        raise NotFound(f"cannot bind {item.source} at {item.destination}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        os.mkdir(target, 0o755)
+    else:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    recursive = kernel.MS_REC if "rbind" in item.options else 0
+    kernel.mount(os.fsencode(source), os.fsencode(target), None, kernel.MS_BIND | recursive, None)
+    if "ro" in item.options:
+        kernel.mount(
+            None, os.fsencode(target), None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY, None
+        )  # the guest's own read-only mount is the guest's word
