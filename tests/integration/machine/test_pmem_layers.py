@@ -165,6 +165,7 @@ def test_two_machines_share_the_hosts_pages(tmp_path: Path) -> None:
         for made, console in ((one, first), (two, second)):
             assert made.wait(400) is not None
             assert said(console)["large"].startswith(digest(tmp_path / "tree/large"))
+        for made in (one, two):
             region = next(item for item in made.memory if item.kind == PMEM)
             found.append(resident(region.hva))
     for rows in found:
