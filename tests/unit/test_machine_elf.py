@@ -164,3 +164,14 @@ def test_any_bytes_behind_the_magic_are_parsed_or_refused(raw: bytes) -> None:
         multiboot.find(memoryview(raw))
     except (Invalid, Unsupported):
         pass
+
+
+@given(st.binary(max_size=400), st.integers(0, 300), st.integers(0, 70), st.integers(0, 5))
+def test_sections_of_any_bytes_are_found_or_refused(raw: bytes, offset: int, size: int, count: int) -> None:
+    head = bytearray((b"\x7fELF\x02\x01" + raw).ljust(64, b"\0"))
+    struct.pack_into("<Q", head, 40, offset)
+    struct.pack_into("<HH", head, 58, size, count)
+    try:
+        elf.section(memoryview(head), b".modinfo")
+    except Invalid:
+        pass
