@@ -12,7 +12,7 @@ from mamushka.values import EMPTY, value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from mamushka.spec.runtime import Config, Process, Resources
 
@@ -178,6 +178,12 @@ if TYPE_CHECKING:
 
         def stats(self) -> Stats:
             """What was used."""
+
+        def usage(self) -> Any:
+            """All that is counted, in the kernel's own terms."""
+
+        def watch_oom(self) -> Any:
+            """Word of kills for want of memory, to be closed; None where nobody counts memory."""
 
         def freeze(self) -> None:
             """Let nothing in it run."""

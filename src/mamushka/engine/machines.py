@@ -66,13 +66,13 @@ def kernel() -> str:
     return os.environ.get("MAMUSHKA_KERNEL", "")
 
 
-def open_machines(root: str, *, manager: str = "cgroupfs") -> MachineRuntime:
-    """The wall, with its records below ``root``; what it makes for all machines lies beside that."""
+def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "") -> MachineRuntime:
+    """The wall, with its records below ``root``; what it makes for all machines in ``cache``, or beside that."""
     from mamushka.container.cgroups import cgroup
     from mamushka.machine.maker import Maker
     from mamushka.machine.runtime import MachineRuntime
 
-    maker = Maker(cache=f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
+    maker = Maker(cache=cache or f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
 
 

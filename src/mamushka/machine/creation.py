@@ -6,12 +6,13 @@ monitor that was not recorded ends by itself, because nobody lets it go on.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 
 from mamushka import trace
 from mamushka.errors import Invalid
 from mamushka.linux.abi import address_of
-from mamushka.linux.process import CLONE_CLEAR_SIGHAND, PR_SET_NAME, clone3, prctl
+from mamushka.linux.process import PR_SET_NAME, clone3, prctl
 from mamushka.machine import control, terminal
 from mamushka.machine.control import Line, Listener
 from mamushka.machine.inside import Streams
@@ -132,7 +133,7 @@ class BearMonitor:
         adopt = self.cgroup.adoption()
         directory = -1 if adopt else self.cgroup.descriptor()
         try:
-            self.pid, self.pidfd = clone3(CLONE_CLEAR_SIGHAND, cgroup=directory)
+            self.pid, self.pidfd = clone3(0, cgroup=directory)
             if self.pid == 0:
                 self._become(post, theirs, listener, entrance.doors)
         finally:
@@ -290,6 +291,9 @@ def settle(keep: tuple[int, ...], console: int) -> None:
             close_range(first, fd - 1, 0)
         first = fd + 1
     close_range(first, 0x7FFFFFFF, 0)
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
     if console >= 0:
         terminal.take(console)
     trace.forget()

@@ -62,6 +62,7 @@ SERVING: Calls = {
     "recvfrom": "sockets, without",
     "sendto": "the same, the other way",
     "shutdown": "one direction of a connection has ended",
+    "getsockname": "the interpreter looks at each socket that it is handed",
     "fstat": "what came with a message",
     "lseek": "how long a file is, and where it has holes",
     "getrandom": "the interpreter's tables of a new kind; a device that hands out entropy",

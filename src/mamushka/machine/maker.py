@@ -79,12 +79,14 @@ class Maker:
         _check_device()
         hardware = shape(config)
         filter = self._filters(config)
+        # Paths may be those of the creator's own descriptors.
+        namespace = _network(config) if self._wires is not None else -1
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
 
         def make() -> Guest:
-            return self._make(record, bundle, root, kernel, hardware, first, filter, append)
+            return self._make(record, bundle, root, kernel, hardware, first, namespace, filter, append)
 
-        return make, (first,)
+        return make, tuple(fd for fd in (first, namespace) if fd >= 0)
 
     def features(self) -> Mapping[str, object]:
         """What machines can do here. runtime-spec, features.md."""
@@ -106,6 +108,7 @@ class Maker:
         kernel: Kernel,
         shape: Shape,
         first: int,
+        namespace: int,
         filter: Filter | None,
         append: str,
     ) -> Guest:
@@ -123,7 +126,7 @@ class Maker:
 
         place = record.path
         # The last look at the host's own paths; what follows happens in a mount namespace of our own.
-        wired = self._wire(bundle.config)
+        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
         executor = KvmExecutor()
         tree, inside, sources = shares.tree(place, bundle, root)
         server = Virtiofsd(Share(tree), f"{place}/served")
@@ -143,18 +146,14 @@ class Maker:
         computer.enter_at(entry)
         return computer
 
-    def _wire(self, config: Config) -> tuple[Wire, ...]:
-        path = next((item.path for item in config.linux.namespaces if item.type == "network"), "")
-        if not path or self._wires is None:
-            return ()
-        try:
-            namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFound(f"there is no network namespace {path}") from error
-        try:
-            return self._wires(namespace)
-        finally:
-            os.close(namespace)
+
+def _network(config: Config) -> int:
+    """The network namespace that is handed over; -1 where a new one is asked for, in which there is nothing."""
+    path = next((item.path for item in config.linux.namespaces if item.type == "network"), "")
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no network namespace {path}") from error
 
 
 def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from mamushka.machine.control import connect, say
 from mamushka.machine.creation import CONTROL
 from mamushka.record import Kept, Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
-from mamushka.values import replace
+from mamushka.values import EMPTY, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mamushka.machine.creation import Make
     from mamushka.runtime import Bundle, Cgroup, Cgroups, Started, Stats, Stdio
-    from mamushka.spec.runtime import Config, Process, Resources
+    from mamushka.spec.runtime import Config, Mount, Process, Resources
 
     class Maker(Protocol):
         """What makes a bundle's machine. ``prepare`` runs in the creator, what it gives in the monitor."""
@@ -61,12 +61,33 @@ class MachineRuntime:
     # Making
 
     def create(
-        self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        *,
+        root: int = -1,
+        preserve: tuple[int, ...] = (),
+        no_pivot: bool = False,
+        keyring: bool = True,
     ) -> Started:
-        """Boot the machine and stop just before its program; ``start`` lets it go."""
+        """Boot the machine and stop just before its program; ``start`` lets it go.
+
+        How the root becomes the root, and whose keyring it is, are the guest's own business in any case.
+        """
         return self._make(id, bundle, stdio, root, preserve, gated=True)
 
-    def run(self, id: str, bundle: Bundle, stdio: Stdio, *, root: int = -1, preserve: tuple[int, ...] = ()) -> Started:
+    def run(
+        self,
+        id: str,
+        bundle: Bundle,
+        stdio: Stdio,
+        *,
+        root: int = -1,
+        preserve: tuple[int, ...] = (),
+        no_pivot: bool = False,
+        keyring: bool = True,
+    ) -> Started:
         """create and start in one go, without the gate between them."""
         return self._make(id, bundle, stdio, root, preserve, gated=False)
 
@@ -168,6 +189,14 @@ class MachineRuntime:
     def stats(self, id: str) -> Stats:
         """Resource use now: the monitor's, whose processor time and memory are the guest's and its own."""
         return self._cgroup(self._record(id)).stats()
+
+    def usage(self, id: str) -> Any:
+        """All that is counted of the monitor and what serves it, as the cgroups that were handed in say it."""
+        return self._cgroup(self._record(id)).usage()
+
+    def watch_oom(self, id: str) -> Any:
+        """Word of kills on the host for want of memory; the caller closes it."""
+        return self._cgroup(self._record(id)).watch_oom()
 
     def open_process(self, id: str) -> int:
         """A pidfd of the monitor, the caller's to close; -1 when it has ended."""
@@ -272,10 +301,24 @@ class MachineRuntime:
         self._cgroup(record).set(limits(replace(resources, memory=None)))
         self._ask(record, {"ask": "update", **_inside(resources)})
 
-    def exec(self, id: str, process: Process, stdio: Stdio, *, preserve: tuple[int, ...] = ()) -> Started:
-        """A further process inside a running machine. Its relay, a child of the caller, ends as it does."""
+    def exec(
+        self,
+        id: str,
+        process: Process,
+        stdio: Stdio,
+        *,
+        preserve: tuple[int, ...] = (),
+        ignore_paused: bool = False,
+        cgroup: Mapping[str, str] = EMPTY,
+    ) -> Started:
+        """A further process inside a running machine. Its relay, a child of the caller, ends as it does.
+
+        A machine that is paused cannot begin one, not even later (``ignore_paused``).
+        """
         from mamushka.machine.relay import further
 
+        if cgroup:
+            raise Unsupported("a further process has the cgroup of the machine's first", hint="leave out --cgroup")
         if preserve:
             raise Unsupported("descriptors of the host's (--preserve-fds) mean nothing to a machine's kernel")
         record = self._record(id)
@@ -337,6 +380,14 @@ class MachineRuntime:
             except OSError:  # others have theirs there
                 continue
 
+    def mount(self, id: str, mounts: tuple[Mount, ...]) -> None:
+        """What a guest sees of the host is decided when it is made."""
+        raise Unsupported("nothing more can be shared with a machine that runs", hint="name it when you create it")
+
+    def unmount(self, id: str, mounts: tuple[Mount, ...]) -> None:
+        """See ``mount``."""
+        raise Unsupported("what is shared with a machine stays until it ends")
+
     # Writing down and making anew
 
     def checkpoint(self, id: str, directory: str, options: CheckpointOptions = _PLAIN) -> None:
@@ -352,6 +403,7 @@ class MachineRuntime:
         options: CheckpointOptions = _PLAIN,
         *,
         root: int = -1,
+        keyring: bool = True,
     ) -> Started:
         """Like ``run``, from a state that ``checkpoint`` has written."""
         raise Unsupported("machines cannot be made from a state yet", hint="--runtime container can")

@@ -164,8 +164,42 @@ def _firewall(_data_root: str) -> str:
 
 
 def _kvm(_data_root: str) -> str:
-    os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    return "/dev/kvm can be opened"
+    """By running a few instructions in a machine: not every /dev/kvm can run an operating system."""
+    from mamushka.machine.executors.kvm import probe
+
+    found = probe.probe()
+    if not found.usable:
+        raise Unsupported(f"KVM is {found.kind}: {found.reason}")
+    slower = f": {found.reason}" if found.reason else ""
+    return f"KVM is {found.kind}, {found.nanoseconds:.1f} ns an instruction in a guest's kernel{slower}"
+
+
+def _machine_kernel(_data_root: str) -> str:
+    from mamushka.engine import machines
+    from mamushka.machine.agent.program import guest_program
+    from mamushka.machine.boot import kernels
+
+    guest_program(os.uname().machine)
+    kernel = kernels.choose(configured=machines.kernel())
+    lacking = f", without {', '.join(kernel.missing)}" if kernel.missing else ""
+    return f"{kernel.image} (Linux {kernel.version}{lacking})"
+
+
+def _virtiofsd(_data_root: str) -> str:
+    from mamushka.machine.devices.virtio.fs import find
+
+    found = find()
+    return f"{found.path}, {'in Rust' if found.rust else 'the one of QEMU'}"
+
+
+def _vhost(_data_root: str) -> str:
+    from mamushka.linux.vhost import open_net
+
+    fd = open_net()
+    if fd < 0:
+        raise Unsupported("the kernel does not move a machine's packets (/dev/vhost-net): the monitor does, slowly")
+    os.close(fd)
+    return "the kernel moves a machine's packets (vhost-net)"
 
 
 def _decompression(_data_root: str) -> str:
@@ -207,6 +241,16 @@ def _kernel(_data_root: str) -> str:
     return f"Linux {release}"
 
 
+# What --runtime vm needs beyond that, or is better with.
+MACHINES = (
+    Probe("kvm", "virtual machines", _kvm, "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER; in a "
+          "virtual machine, switch nested virtualization on where it runs; or choose --runtime container",
+          essential=False),
+    Probe("machine-kernel", "machines' kernel", _machine_kernel, "name one with --kernel", essential=False),
+    Probe("virtiofsd", "machines' directories", _virtiofsd, "apt-get install virtiofsd", essential=False),
+    Probe("vhost", "machines' packets", _vhost, "modprobe vhost_net", essential=False),
+)  # fmt: skip
+
 PROBES = (
     Probe("kernel", "kernel", _kernel, "boot Linux 5.12 or later; 6.5 or later is best"),
     Probe("privileges", "privileges", _privileges, "run mamushka as root: sudo mamushka doctor"),
@@ -224,6 +268,5 @@ PROBES = (
     Probe("user", "user namespaces", _user_namespaces, "sysctl -w user.max_user_namespaces=15000", essential=False),
     Probe("checkpoint", "checkpoints", _checkpoint, "apt-get install criu; from Linux 6.13 on a criu of 4.1 or later",
           essential=False),
-    Probe("kvm", "virtual machines", _kvm, "modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER",
-          essential=False),
+    *MACHINES,
 )  # fmt: skip

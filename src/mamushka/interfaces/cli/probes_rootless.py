@@ -95,5 +95,5 @@ PROBES = (
     Probe("network", "network", _network, "apt-get install passt; or run with --network none", essential=False),
     _KEPT["registries"],
     _KEPT["decompression"],
-    _KEPT["kvm"],
+    *probes.MACHINES,
 )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mamushka.container.cgroups.oom import OomWatch
     from mamushka.container.cgroups.usage import Amount, Block, Usage
-    from mamushka.container.runtime import ContainerRuntime
     from mamushka.interfaces.oci.arguments import Arguments
+    from mamushka.interfaces.oci.lifecycle import Wall
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -48,7 +48,7 @@ def events(options: Arguments, given: Arguments, id: str) -> None:
         os.close(pidfd)
 
 
-def _follow(wall: ContainerRuntime, id: str, interval: float, pidfd: int, watch: OomWatch | None) -> None:
+def _follow(wall: Wall, id: str, interval: float, pidfd: int, watch: OomWatch | None) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     if watch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.container.runtime import ContainerRuntime
-from mamushka.errors import Invalid, NotFound
+from mamushka.errors import Invalid, NotFound, Unsupported
 from mamushka.interfaces.oci.arguments import UsageError
 from mamushka.interfaces.oci.commands import DEFAULT_ROOT
 from mamushka.linux.process import initial
@@ -16,16 +16,30 @@ from mamushka.values import replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.interfaces.oci.arguments import Arguments
+    from mamushka.machine.runtime import MachineRuntime
     from mamushka.runtime import Started
+
+    Wall = ContainerRuntime | MachineRuntime
 
 # More than systemd ever passes; a typing error must not become thousands of system calls.
 _PRESERVE_MAX = 1024
 
 
-def runtime(options: Arguments) -> ContainerRuntime:
-    """The runtime of the state directory that --root names, with the cgroup manager of new containers."""
+def runtime(options: Arguments) -> Wall:
+    """The runtime of the state directory that --root names, with the cgroup manager of new containers.
+
+    ``--runtime vm`` is the other wall. Both keep their records alike, so they may share the directory.
+    """
     manager = options.get("cgroup-manager", "systemd" if "systemd-cgroup" in options else "cgroupfs")
-    return ContainerRuntime(os.path.abspath(options.get("root") or _default_root()), cgroups=manager)
+    root = os.path.abspath(options.get("root") or _default_root())
+    name = options.get("runtime", "container")
+    if name == "vm":
+        from mamushka.engine.machines import open_machines
+
+        return open_machines(root, manager=manager, cache=f"{_default_root()}.cache")
+    if name != "container":
+        raise UsageError(f"--runtime {name!r} is not part of this version", hint="container or vm")
+    return ContainerRuntime(root, cgroups=manager)
 
 
 def _default_root() -> str:
@@ -99,14 +113,16 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         process = replace(process, env=process.env + environment)
         bundle = Bundle(bundle.path, replace(bundle.config, process=process))
     wall = runtime(options)
-    if os.geteuid() != 0 or "rootless" in options:
+    if not isinstance(wall, ContainerRuntime):
+        check_machines()
+    elif os.geteuid() != 0 or "rootless" in options:
         from mamushka.interfaces.oci import rootless
 
         if rootless.asked(options):
             rootless.enter(bundle.config)
             wall.entered = True
     how = {"no_pivot": "no-pivot" in given, "keyring": "no-new-keyring" not in given}
-    if process and "NOTIFY_SOCKET" in os.environ:
+    if process and "NOTIFY_SOCKET" in os.environ and isinstance(wall, ContainerRuntime):
         from mamushka.interfaces.oci import notify
 
         return notify.make(wall, id, bundle, given, preserve, how, gated=gated), bundle
@@ -117,6 +133,15 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
     except BaseException:
         wall.delete(id, force=True)
         raise
+
+
+def check_machines() -> None:
+    """Unsupported where no machine can run, before anything is made."""
+    from mamushka.engine.machines import obstacle
+
+    reason = obstacle()
+    if reason:
+        raise Unsupported(f"runtime vm: {reason}", hint="mamushka doctor says what helps; or leave out --runtime vm")
 
 
 def check_console(given: Arguments, *, terminal: bool, detached: bool) -> None:
@@ -155,12 +180,13 @@ def _write_pid(path: str, pid: int) -> None:
 
 def start(options: Arguments, given: Arguments, id: str) -> None:
     """Open the gate."""
-    if "NOTIFY_SOCKET" in os.environ:
+    wall = runtime(options)
+    if "NOTIFY_SOCKET" in os.environ and isinstance(wall, ContainerRuntime):
         from mamushka.interfaces.oci import notify
 
-        notify.start(runtime(options), id)
+        notify.start(wall, id)
     else:
-        runtime(options).start(id)
+        wall.start(id)
 
 
 def pause(options: Arguments, given: Arguments, id: str) -> None:
