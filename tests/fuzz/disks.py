@@ -45,7 +45,9 @@ def _images() -> tuple[bytes, ...]:
     (l1,) = struct.unpack_from(">Q", last, 40)
     (l2,) = struct.unpack_from(">Q", last, l1)
     struct.pack_into(">Q", last, l2 & ~(1 << 63), 1 << 62 | len(last))
-    return (*seeds, bytes(last) + packed.ljust(512, b"\0"))
+    dirty = bytearray(seeds[1])
+    dirty[79] = 1
+    return (*seeds, bytes(dirty), bytes(last) + packed.ljust(512, b"\0"))
 
 
 @target(*_images())

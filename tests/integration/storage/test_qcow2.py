@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -231,16 +232,43 @@ def test_features_we_lack_are_refused_by_name(tmp_path: Path) -> None:
         open_disk(str(path), "qcow2")
 
 
-@pytest.mark.parametrize(("bit", "word"), [(1, "lazily"), (2, "corrupt")])
-def test_a_marked_image_is_read_and_not_written(tmp_path: Path, bit: int, word: str) -> None:
+def test_an_image_marked_as_corrupt_is_read_and_not_written(tmp_path: Path) -> None:
     path = tmp_path / "image.qcow2"
     create_qcow2(str(path), 1 << 20)
     with path.open("r+b") as file:
         file.seek(79)
-        file.write(bytes((bit,)))
+        file.write(b"\2")
     assert whole(path) == bytes(1 << 20)
-    with pytest.raises(Invalid, match=word):
+    with pytest.raises(Invalid, match="corrupt"):
         open_disk(str(path), "qcow2", writable=True)
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_an_image_of_a_qemu_that_counts_lazily_and_was_killed_is_counted_anew(tmp_path: Path, snapshot: bool) -> None:
+    path = tmp_path / "image.qcow2"
+    img("create", "-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4096", path, "4M")
+    if snapshot:
+        io(path, "write -P 1 0 1M")
+        img("snapshot", "-c", "kept", path)
+    qemu = subprocess.Popen(["qemu-io", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert qemu.stdin is not None
+    assert qemu.stdout is not None
+    for command in (b"write -P 5 512k 2M", b"flush"):
+        qemu.stdin.write(command + b"\n")
+        qemu.stdin.flush()
+        time.sleep(0.5)  # qemu-io says nothing of a flush
+    qemu.kill()
+    qemu.communicate()
+    assert path.read_bytes()[79] & 1, "it is dirty"
+    before = whole(path)
+    assert subprocess.run(["qemu-img", "check", path], capture_output=True, check=False).returncode == 2
+    disk = open_disk(str(path), "qcow2", writable=True)
+    write(disk, 0, b"x" * 8192)
+    assert read(disk) == b"x" * 8192 + before[8192:]
+    disk.close()
+    check(path, leaks=True)
+    assert not path.read_bytes()[79] & 1
+    assert content(path) == b"x" * 8192 + before[8192:]
 
 
 def test_backing_files_are_confined(tmp_path: Path) -> None:

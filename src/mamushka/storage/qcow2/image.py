@@ -411,10 +411,10 @@ def open_qcow2(fd: int, path: str, *, writable: bool, within: str, depth: int) -
     if writable and header.incompatible & headers.CORRUPT:
         raise Invalid(f"qcow2: {path} is marked as corrupt", hint=f"qemu-img check -r all {path}, or open it to read")
     if writable and header.incompatible & headers.DIRTY:
-        raise Invalid(
-            f"qcow2: {path} was not closed by a program that counts lazily, its reference counts may be wrong",
-            hint=f"qemu-img check -r leaks {path} corrects them",
-        )
+        from mamushka.storage.qcow2.recount import recount
+
+        recount(fd, header)
+        trace.event("qcow2.recounted", path=path)
     backing: Disk | None = None
     if header.backing:
         from mamushka.storage.qcow2.chain import open_backing

@@ -54,6 +54,10 @@ class Refcounts:
         table = self._block(cluster // self.entries)
         return 0 if table is None else self._read(table.data, cluster % self.entries)
 
+    def has(self, cluster: int) -> bool:
+        """Whether there is a block with this count."""
+        return self._block(cluster // self.entries) is not None
+
     def set(self, cluster: int, count: int) -> None:
         """Change a count whose block is there."""
         table = self._block(cluster // self.entries)
