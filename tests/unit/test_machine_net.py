@@ -17,6 +17,8 @@ from mamushka.machine.devices.virtio import mmio
 from mamushka.machine.devices.virtio.net import Net, control
 from mamushka.machine.devices.virtio.net import device as module
 from mamushka.machine.devices.virtio.net.frames import FRAME_MAX, HEADER
+from mamushka.machine.devices.virtio.queue import Unused
+from mamushka.machine.loop import Loop
 from tests.virtio import Guest
 
 MAC = bytes.fromhex("02aabbccddee")
@@ -218,6 +220,19 @@ def test_state_of_another_kind_is_refused() -> None:
     net = Net(os.open("/dev/null", os.O_RDWR), MAC)
     with pytest.raises(Invalid, match="3 bytes instead of 10"):
         net.restore({"net": b"abc"})
+    net.close()
+
+
+def test_offloads_are_as_they_were_when_saved(card: Card, offloads: list[int]) -> None:
+    assert ask(card, bytes([control.GUEST_OFFLOADS, 0]) + (1 << 1).to_bytes(8, "little")) == control.OK
+    state = card.net.save()
+    net = Net(os.open("/dev/null", os.O_RDWR), MAC)
+    net.restore(state)
+    loop = Loop("other", lambda error: None)
+    net.start(tuple(Unused(card.guest.line) for _ in net.queues), card.net._agreed, loop)
+    assert offloads[-1] == 1
+    net.stop()
+    loop.close()
     net.close()
 
 

@@ -173,7 +173,7 @@ def test_a_stream_of_bytes(stock: Kernel, world: World, tmp_path: Path, vhost: b
     directory.mkdir()
     script = f"""
 mount -t virtiofs -o ro host /host
-mount -t proc p /host/proc
+mount -t proc p /host/proc; mount -t tmpfs t /host/tmp; mount -t tmpfs t /host/dev/shm
 chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J > /shared/sent.json
 chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J -R > /shared/received.json
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mamushka.machine.vcpu import Line
 
 # Answers take microseconds, a back end's start milliseconds. A machine that waited longer shall say for what.
-_PATIENCE = 10.0
+PATIENCE = 10.0
 
 
 def shared_memory(memory: Memory) -> tuple[Shared, ...]:
@@ -75,11 +75,10 @@ class Frontend:
     """A connection to a vhost-user back end. Owns the socket. Unavailable where the other side breaks off."""
 
     def __init__(self, socket: _socket.socket, name: str) -> None:
-        """Greet it. ``name`` is for errors; what it offers is in ``features``."""
+        """Greet it. ``socket`` has a timeout, ``name`` is for errors; what it offers is in ``features``."""
         self._socket, self._name = socket, name
         self._acknowledges = False
         self._running: tuple[int, ...] = ()
-        socket.settimeout(_PATIENCE)
         self.features = vhost_user.number(self._send(vhost_user.question(vhost_user.GET_FEATURES)))
         self._send(Message(vhost_user.SET_OWNER))
         if self.features >> vhost_user.F_PROTOCOL_FEATURES & 1:

@@ -34,21 +34,28 @@ class Fs(Device):
     depth: ClassVar[int] = 1024
 
     def __init__(self, tag: str, server: Virtiofsd, memory: Memory) -> None:
-        """Greet the server. Unavailable, with its words, where it could not start."""
+        """The server may still be starting, which takes longer than all else here: it is greeted when it is needed."""
         encoded = tag.encode()
         if not 0 < len(encoded) <= TAG_MAX or b"\0" in encoded:
             raise Invalid(f"the tag {tag!r} of a shared directory: one to {TAG_MAX} bytes")
         self.tag, self._memory, self._server = encoded, memory, server
         shared_memory(memory)  # refuses early
-        socket, server.socket = server.socket, None
-        assert socket is not None, tag
-        try:
-            self._frontend = Frontend(socket, f"virtiofsd of {tag}")
-        except Unavailable as error:
-            socket.close()
-            raise self._gone(str(error)) from error
+        self._frontend: Frontend | None = None
         self._loop: Loop | None = None
         self._calls: Calls | None = None
+
+    def greet(self) -> Frontend:
+        """The connection to the server. Unavailable, with its words, where it could not start."""
+        if self._frontend is None:
+            socket, self._server.socket = self._server.socket, None
+            if socket is None:
+                raise self._gone(f"virtiofsd of {self.tag.decode()} has failed before")
+            try:
+                self._frontend = Frontend(socket, f"virtiofsd of {self.tag.decode()}")
+            except Unavailable as error:
+                socket.close()
+                raise self._gone(str(error)) from error
+        return self._frontend
 
     def config(self) -> bytes:
         """tag and num_request_queues. 5.11.4."""
@@ -56,13 +63,14 @@ class Fs(Device):
 
     def start(self, queues: Sequence[Queue], features: int, loop: Loop) -> None:
         super().start(queues, features, loop)
+        frontend = self.greet()
         self._loop, self._calls = loop, Calls(loop)
-        self._frontend.start(shared_memory(self._memory), features, queues, self._calls)
-        loop.watch(self._frontend.fd, self._hung_up)
+        frontend.start(shared_memory(self._memory), features, queues, self._calls)
+        loop.watch(frontend.fd, self._hung_up)
         loop.watch(self._server.said, self._said)
 
     def stop(self) -> None:
-        if self._loop is None or self._calls is None:
+        if self._loop is None or self._calls is None or self._frontend is None:
             return
         self._loop.forget(self._frontend.fd)
         self._loop.forget(self._server.said)
@@ -81,7 +89,8 @@ class Fs(Device):
         )
 
     def close(self) -> None:
-        self._frontend.close()
+        if self._frontend is not None:
+            self._frontend.close()
         self._server.close()
 
     def _said(self, _: int) -> None:

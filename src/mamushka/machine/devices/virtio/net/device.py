@@ -63,6 +63,7 @@ class Net(Device):
         self.features = sum(1 << bit for bit in _FEATURES)
         self.counts = Counts()  # of frames that come through here; those that vhost carries are counted by the tap
         self._status, self._offloads = LINK_UP, 0
+        self._restored: int | None = None  # what the driver had changed its offloads to, of a machine that goes on
         self._agreed = 0
         self._loop: Loop | None = None
         self._receiver: Receiver | None = None
@@ -82,7 +83,8 @@ class Net(Device):
     def start(self, queues: Sequence[Queue], features: int, loop: Loop) -> None:
         super().start(queues, features, loop)
         self._agreed, self._loop = features, loop
-        self._set_offloads(features)
+        self._set_offloads(features if self._restored is None else self._restored)
+        self._restored = None
         if self._carrier is not None:
             self._carrier.start(self.tap, queues[:CONTROL], features, loop)
             return
@@ -130,7 +132,7 @@ class Net(Device):
 
     def _set_offloads(self, bits: int) -> None:
         """What the driver takes unfinished. Segments without checksums would be nonsense, to the tap as well."""
-        self._offloads = bits
+        self._offloads = bits & sum(1 << bit for bit in _OFFLOADS)
         flags = sum(flag for bit, flag in _OFFLOADS.items() if bits >> bit & 1)
         if not flags & (TUN_F_TSO4 | TUN_F_TSO6):
             flags &= TUN_F_CSUM
@@ -168,7 +170,9 @@ class Net(Device):
         raw = state.get("net", b"")
         if len(raw) != _SAVED.size:
             raise Invalid(f"the state of a network card has {len(raw)} bytes instead of {_SAVED.size}")
-        self._status, self._offloads = _SAVED.unpack(raw)
+        self._status, self._restored = _SAVED.unpack(raw)
+        if self._restored & ~sum(1 << bit for bit in _OFFLOADS):
+            raise Invalid(f"the state of a network card has offloads {self._restored:#x} that there are not")
 
     def close(self) -> None:
         if self._carrier is not None:
