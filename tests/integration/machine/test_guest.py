@@ -344,6 +344,29 @@ def test_steps_in_a_container(guest: Guest) -> None:
     guest.end(container, ended)
 
 
+def test_a_host_that_comes_back_goes_on(guest: Guest) -> None:
+    """As after a restore: all connections break, the agent calls again, and nothing that runs notices."""
+    out = os.memfd_create("out")
+    script = "i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; exit 7"
+    name, ended = guest.create(guest.process_of(script), (-1, out, -1))
+    guest.agent.start(name)
+    time.sleep(0.1)
+    guest.agent.hello = None
+    guest.loop.call(lambda: guest.agent._drop(name))
+    guest.loop.call(guest.agent.channel._lost)
+    deadline = time.monotonic() + 10
+    while guest.agent.hello is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert guest.agent.hello is not None
+    assert guest.agent.hello.token == guest.agent.channel.token
+    time.sleep(0.1)
+    guest.agent.attach(name, words.STDOUT, -1, out)
+    assert ended.result(20) == Exit(7)
+    assert os.pread(out, 4000, 0).splitlines()[-1] == b"line 39"
+    os.close(out)
+    guest.agent.delete(name)
+
+
 def test_many_at_once(guest: Guest) -> None:
     container, ended = guest.sleeper()
     results: list[tuple[Exit, str]] = []

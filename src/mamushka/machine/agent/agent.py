@@ -182,7 +182,7 @@ class Agent:
         return self._launch(words.EXEC, process, [number(words.K_CONTAINER, container), settings], stdio, terminal)
 
     def ended(self, process: int) -> Ended:
-        """The end of a process that was made here, or before a restore."""
+        """The end of a process that was made before a restore; of others, ``create`` and ``exec`` give it."""
         return self._ended.setdefault(process, Ended())
 
     def attach(self, process: int, stream: int, source: int, sink: int) -> None:
@@ -296,7 +296,14 @@ class Agent:
         return ended
 
     def _expect(self, process: int, stream: int, source: int, sink: int) -> None:
-        pump = Pump(self._loop, source, sink, lambda: self._finished(process, stream), terminal=stream == words.TTY)
+        pump = Pump(
+            self._loop,
+            source,
+            sink,
+            lambda: self._finished(process, stream),
+            lambda: self._settle(process),
+            terminal=stream == words.TTY,
+        )
 
         def begin() -> None:
             old = self._pumps.setdefault(process, {}).pop(stream, None)
@@ -346,13 +353,20 @@ class Agent:
         """Tell of a process's end once its output is where it belongs; others may hold streams open still."""
         event = self._exits.get(process)
         streams = self._pumps.get(process, {})
-        if event is None or any(stream != words.STDIN and not event.open >> stream & 1 for stream in streams):
+        if event is None:
             return
+        enough = dict(event.open)
+        for stream, pump in streams.items():
+            if stream != words.STDIN and not (stream in enough and pump.written >= enough[stream]):
+                return
         del self._exits[process]
         if words.STDIN in streams:
             streams.pop(words.STDIN).close()
         exit = Exit(event.code, event.signal, event.oom_killed)
-        self._ended.setdefault(process, Ended()).set(exit)
+        if not self._pumps.get(process):
+            self._pumps.pop(process, None)
+        # Whoever made it has its Ended; one that nobody has asked for yet is kept.
+        (self._ended.pop(process, None) or self._ended.setdefault(process, Ended())).set(exit)
 
     def _told(self, event: Event) -> None:
         if isinstance(event, Hello):
