@@ -93,6 +93,7 @@ enum {
 	K_CODE,        /* number */
 	K_SIGNAL,      /* number */
 	K_OOM,         /* number: 1 when the kernel's memory limit killed */
+	K_OPEN,        /* fields: STREAM, SIZE: one that others hold open still */
 	K_STREAMS,     /* number: bits of streams that are wanted */
 	K_ROOT,        /* string */
 	K_SETTINGS,    /* fields: a process's */

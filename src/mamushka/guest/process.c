@@ -345,7 +345,7 @@ static void tell_end(struct process *process)
 		put_number(&event, K_OOM, 1);
 	for (int i = 0; i < 4; i++)
 		if (i != STDIN && held(&process->stream[i])) {
-			size_t mark = open_group(&event, K_ITEM);
+			size_t mark = open_group(&event, K_OPEN);
 			put_number(&event, K_STREAM, i);
 			put_number(&event, K_SIZE, process->stream[i].out.moved);
 			close_group(&event, mark);

@@ -212,7 +212,7 @@ def event_of(kind: int, id: int, body: bytes) -> Event:
             _bounded(fields, words.K_CODE, _CODE_MAX, "the exit status"),
             _bounded(fields, words.K_SIGNAL, _SIGNAL_MAX, "the signal"),
             bool(fields.number(words.K_OOM)),
-            tuple((item.number(words.K_STREAM), item.number(words.K_SIZE)) for item in fields.groups(words.K_ITEM)),
+            tuple((item.number(words.K_STREAM), item.number(words.K_SIZE)) for item in fields.groups(words.K_OPEN)),
         )
     if kind == words.HELLO:
         return Hello(
