@@ -255,4 +255,4 @@ def test_an_error_names_operation_and_path():
 
     error = explain(request.result(0), "exec")  # type: ignore[arg-type]
     assert isinstance(error, CommandNotFound)
-    assert str(error) == "execve: No such file or directory: 'x'"
+    assert str(error) == 'exec: "x": executable file not found in $PATH'

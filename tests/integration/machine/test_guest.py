@@ -95,7 +95,7 @@ def test_a_missing_interpreter_and_a_wrong_format(guest: Guest) -> None:
         os.chmod(f"{guest.rootfs}/bin/{name}", 0o755)
     with pytest.raises(CommandNotFound):
         guest.run("script", "x")
-    with pytest.raises(CannotExecute, match="Exec format error"):
+    with pytest.raises(CannotExecute, match="exec format error"):
         guest.run("garbage", "x")
 
 
@@ -103,7 +103,7 @@ def test_working_directories(guest: Guest) -> None:
     assert (
         guest.run("pwd; stat -c %u .", cwd="/made/for/it", user=User(uid=1000, gid=1000))[1] == "/made/for/it\n1000\n"
     )
-    with pytest.raises(CannotExecute, match="working directory"):
+    with pytest.raises(CannotExecute, match="chdir to cwd"):
         guest.run("pwd", cwd="/etc/passwd")
 
 

@@ -12,11 +12,12 @@ import threading
 
 from mamushka import trace
 from mamushka.errors import GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.execution import not_entered, not_executed
 from mamushka.machine.agent import words
 from mamushka.machine.agent.channel import Channel
 from mamushka.machine.agent.protocol import Answer, Exited, Fields, Hello, Log, group, number, raw, text
 from mamushka.machine.agent.pump import Pump
-from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
+from mamushka.runtime import Exit, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +37,10 @@ def explain(failure: Failure, what: str) -> MamushkaError | OSError:
     reason = os.strerror(failure.number) if failure.number else "no reason given"
     name = f": {failure.path!r}" if failure.path else ""
     message = f"{failure.operation}: {reason}{name}"
-    if failure.kind == words.COMMAND_NOT_FOUND:
-        return CommandNotFound(message, hint="is the program in the image? a path with a / is not searched for")
-    if failure.kind == words.CANNOT_EXECUTE:
-        return CannotExecute(message, hint="is it executable for this user, and for this processor?")
+    if failure.kind in (words.COMMAND_NOT_FOUND, words.CANNOT_EXECUTE):
+        return not_executed(failure.path, failure.number, reason)
     if failure.kind == words.BAD_DIRECTORY:
-        return CannotExecute(f"the working directory cannot be entered: {message}")
+        return not_entered(failure.path, reason)
     if failure.kind == words.NO_SUCH_PROCESS:
         return NotRunning(f"cannot {what or 'do that'}: it is not running")
     if failure.kind == words.BAD_REQUEST:
