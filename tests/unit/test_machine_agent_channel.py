@@ -195,11 +195,12 @@ def test_the_end_waits_for_what_was_written():
     agent.channel.accept(wire)
     wire.say(stream(agent.channel.token) + b"some")
     control.say(protocol.frame(words.EXITED, 0, number(words.K_PROCESS, 1), number(words.K_CODE, 3)))
+    ended = agent.ended(1)
     with pytest.raises(Unavailable):
-        agent.ended(1).result(0)
+        ended.result(0)
     wire.say(b"thing")
     wire.peer.ended()
-    assert agent.ended(1).result(0).code == 3
+    assert ended.result(0).code == 3
     assert os.pread(out, 100, 0) == b"something"
     os.close(out)
 
@@ -254,4 +255,4 @@ def test_an_error_names_operation_and_path():
 
     error = explain(request.result(0), "exec")  # type: ignore[arg-type]
     assert isinstance(error, CommandNotFound)
-    assert str(error) == "execve: No such file or directory: 'x'"
+    assert str(error) == 'exec: "x": executable file not found in $PATH'

@@ -175,7 +175,7 @@ def test_events():
     assert isinstance(answer, Answer)
     assert (answer.id, answer.fields.number(words.K_PID)) == (5, 77)
     assert failure == Failure(6, 1, 2, "execve", "x")
-    assert exited == Exited(4, 0, 9, True, 0)
+    assert exited == Exited(4, 0, 9, True, ())
     assert log == Log("hm")
     assert opened == Opened(token, 4, 2)
 

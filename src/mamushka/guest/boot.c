@@ -15,30 +15,41 @@ static void make(const char *source, const char *target, const char *type, unsig
 		note("mount %s: %s", target, strerror(errno));
 }
 
-static void insert(const char *name)
+/* 1: it is in; 0: it needs another one first; -1: it cannot be had, and that was told. */
+static int insert(const char *name, int last)
 {
 	char path[300];
 	snprintf(path, sizeof path, "/modules/%s", name);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
-		note("insert %s: %s", name, strerror(errno));
-	if (fd >= 0)
+	int fd = open(path, O_RDONLY | O_CLOEXEC), opened = fd >= 0;
+	int failed = !opened || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST), number = errno;
+	if (opened)
 		close(fd);
+	if (failed && opened && number == ENOENT && !last)
+		return 0; /* an unknown symbol */
+	if (failed)
+		note("insert %s: %s", name, strerror(number));
 	unlink(path); /* its memory is the guest's */
+	return failed ? -1 : 1;
 }
 
-/* In the order of /modules/order, one file's name a line. */
+/* In the order of /modules/order, one file's name a line; what comes too early is tried again while others go in. */
 static void insert_modules(void)
 {
-	static char order[ORDER_MAX];
-	int fd = open("/modules/order", O_RDONLY | O_CLOEXEC);
+	static char order[ORDER_MAX], *names[ORDER_MAX / 2];
+	int count = 0, left, before, fd = open("/modules/order", O_RDONLY | O_CLOEXEC);
 	ssize_t size = fd < 0 ? 0 : read(fd, order, sizeof order - 1);
 	if (fd >= 0)
 		close(fd);
 	order[size > 0 ? size : 0] = 0;
 	for (char *name = strtok(order, "\n"); name; name = strtok(NULL, "\n"))
-		if (*name)
-			insert(name);
+		names[count++] = name;
+	for (before = count + 1, left = count; left; before = count, count = left) {
+		int last = before == count;
+		left = 0;
+		for (int i = 0; i < count; i++)
+			if (insert(names[i], last) == 0)
+				names[left++] = names[i];
+	}
 }
 
 /* The kernel's first root cannot be pivoted away from, so a container would never be rid of it: lie another over it. */

@@ -332,6 +332,6 @@ void become(const struct child *child)
 		tell_failure(child->report, &failure);
 	execve(program, arguments, environment);
 	int absent = errno == ENOENT || errno == ENOTDIR;
-	fail(&failure, absent ? COMMAND_NOT_FOUND : CANNOT_EXECUTE, "execve", program);
+	fail(&failure, absent ? COMMAND_NOT_FOUND : CANNOT_EXECUTE, "execve", arguments[0]);
 	tell_failure(child->report, &failure);
 }

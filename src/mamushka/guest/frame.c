@@ -29,6 +29,7 @@ static int is_group(unsigned key)
 {
 	switch (key) {
 	case K_SETTINGS: case K_STEP: case K_LINK: case K_ADDRESS: case K_ROUTE: case K_NEIGHBOUR: case K_FILE: case K_ITEM:
+	case K_OPEN:
 		return 1;
 	}
 	return 0;

@@ -93,7 +93,7 @@ enum {
 	K_CODE,        /* number */
 	K_SIGNAL,      /* number */
 	K_OOM,         /* number: 1 when the kernel's memory limit killed */
-	K_OPEN,        /* number: bits of streams that others hold open still */
+	K_OPEN,        /* fields: STREAM, SIZE: one that others hold open still */
 	K_STREAMS,     /* number: bits of streams that are wanted */
 	K_ROOT,        /* string */
 	K_SETTINGS,    /* fields: a process's */
@@ -227,6 +227,7 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 struct pump {
 	uint8_t *buffer;
 	size_t start, size;
+	uint64_t moved; /* bytes, over this connection */
 	int ended;
 };
 

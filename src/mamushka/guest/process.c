@@ -335,10 +335,6 @@ static void hear(struct process *process)
 static void tell_end(struct process *process)
 {
 	struct out event = {.max = REPLY_MAX};
-	unsigned open = 0;
-	for (int i = 0; i < 4; i++)
-		if (i != STDIN && held(&process->stream[i]))
-			open |= 1u << i;
 	header(&event, EXITED, 0);
 	put_number(&event, K_PROCESS, process->id);
 	if (WIFSIGNALED(process->status))
@@ -347,8 +343,13 @@ static void tell_end(struct process *process)
 		put_number(&event, K_CODE, WEXITSTATUS(process->status));
 	if (WIFSIGNALED(process->status) && cgroup_oom_kills(process->cgroup) > process->oom_kills)
 		put_number(&event, K_OOM, 1);
-	if (open)
-		put_number(&event, K_OPEN, open);
+	for (int i = 0; i < 4; i++)
+		if (i != STDIN && held(&process->stream[i])) {
+			size_t mark = open_group(&event, K_OPEN);
+			put_number(&event, K_STREAM, i);
+			put_number(&event, K_SIZE, process->stream[i].out.moved);
+			close_group(&event, mark);
+		}
 	send_frame(&event);
 	process->told = 1;
 }
@@ -521,6 +522,7 @@ void attach(uint32_t id, struct fields fields)
 	if (stream->remote >= 0)
 		close(stream->remote);
 	stream->remote = remote;
+	stream->out.moved = 0;
 	nonblocking(remote);
 	if (stream != &process->stream[STDOUT] && stream != &process->stream[STDERR])
 		stream->in.ended = 0;

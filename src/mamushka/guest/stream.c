@@ -83,6 +83,7 @@ static int move(struct pump *pump, int from, int to)
 		ssize_t put = write(to, pump->buffer + pump->start, pump->size);
 		if (put > 0) {
 			pump->start += put;
+			pump->moved += put;
 			pump->size -= put;
 			moved = MOVED;
 		} else if (put < 0 && errno != EAGAIN && errno != EINTR) {

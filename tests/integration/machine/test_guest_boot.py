@@ -65,14 +65,15 @@ def guest(tmp_path: Path) -> Iterator[Agent]:
     loop.start()
     console = tmp_path / "console"
     command = [
-        "qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults",
-        "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{console}",
+        "qemu-system-x86_64", "-M", "microvm", "-global", "virtio-mmio.force-legacy=false", "-accel", "kvm",
+        "-cpu", "host", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-serial", f"file:{console}",
         "-kernel", str(next((kernel / "boot").glob("vmlinuz-*"))), "-initrd", str(tmp_path / "initramfs"),
         "-append", WORDS, "-device", "vhost-vsock-device,guest-cid=42",
     ]  # fmt: skip
     process = subprocess.Popen(command)
     try:
-        agent.wait(120)
+        agent.wait(60)
         yield agent
         process.wait(60)
     finally:

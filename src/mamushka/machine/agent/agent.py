@@ -12,11 +12,12 @@ import threading
 
 from mamushka import trace
 from mamushka.errors import GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.execution import not_entered, not_executed
 from mamushka.machine.agent import words
 from mamushka.machine.agent.channel import Channel
 from mamushka.machine.agent.protocol import Answer, Exited, Fields, Hello, Log, group, number, raw, text
 from mamushka.machine.agent.pump import Pump
-from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
+from mamushka.runtime import Exit, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +37,10 @@ def explain(failure: Failure, what: str) -> MamushkaError | OSError:
     reason = os.strerror(failure.number) if failure.number else "no reason given"
     name = f": {failure.path!r}" if failure.path else ""
     message = f"{failure.operation}: {reason}{name}"
-    if failure.kind == words.COMMAND_NOT_FOUND:
-        return CommandNotFound(message, hint="is the program in the image? a path with a / is not searched for")
-    if failure.kind == words.CANNOT_EXECUTE:
-        return CannotExecute(message, hint="is it executable for this user, and for this processor?")
+    if failure.kind in (words.COMMAND_NOT_FOUND, words.CANNOT_EXECUTE):
+        return not_executed(failure.path, failure.number, reason)
     if failure.kind == words.BAD_DIRECTORY:
-        return CannotExecute(f"the working directory cannot be entered: {message}")
+        return not_entered(failure.path, reason)
     if failure.kind == words.NO_SUCH_PROCESS:
         return NotRunning(f"cannot {what or 'do that'}: it is not running")
     if failure.kind == words.BAD_REQUEST:
@@ -182,7 +181,7 @@ class Agent:
         return self._launch(words.EXEC, process, [number(words.K_CONTAINER, container), settings], stdio, terminal)
 
     def ended(self, process: int) -> Ended:
-        """The end of a process that was made here, or before a restore."""
+        """The end of a process that was made before a restore; of others, ``create`` and ``exec`` give it."""
         return self._ended.setdefault(process, Ended())
 
     def attach(self, process: int, stream: int, source: int, sink: int) -> None:
@@ -296,7 +295,14 @@ class Agent:
         return ended
 
     def _expect(self, process: int, stream: int, source: int, sink: int) -> None:
-        pump = Pump(self._loop, source, sink, lambda: self._finished(process, stream), terminal=stream == words.TTY)
+        pump = Pump(
+            self._loop,
+            source,
+            sink,
+            lambda: self._finished(process, stream),
+            lambda: self._settle(process),
+            terminal=stream == words.TTY,
+        )
 
         def begin() -> None:
             old = self._pumps.setdefault(process, {}).pop(stream, None)
@@ -346,13 +352,20 @@ class Agent:
         """Tell of a process's end once its output is where it belongs; others may hold streams open still."""
         event = self._exits.get(process)
         streams = self._pumps.get(process, {})
-        if event is None or any(stream != words.STDIN and not event.open >> stream & 1 for stream in streams):
+        if event is None:
             return
+        enough = dict(event.open)
+        for stream, pump in streams.items():
+            if stream != words.STDIN and not (stream in enough and pump.written >= enough[stream]):
+                return
         del self._exits[process]
         if words.STDIN in streams:
             streams.pop(words.STDIN).close()
         exit = Exit(event.code, event.signal, event.oom_killed)
-        self._ended.setdefault(process, Ended()).set(exit)
+        if not self._pumps.get(process):
+            self._pumps.pop(process, None)
+        # Whoever made it has its Ended; one that nobody has asked for yet is kept.
+        (self._ended.pop(process, None) or self._ended.setdefault(process, Ended())).set(exit)
 
     def _told(self, event: Event) -> None:
         if isinstance(event, Hello):

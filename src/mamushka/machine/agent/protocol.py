@@ -155,13 +155,16 @@ class Failure:
 
 @value
 class Exited:
-    """A process ended and all that it wrote has been sent. ``open``: bits of streams that others hold open still."""
+    """A process ended and all that it wrote has been sent.
+
+    ``open``: streams that others hold open still, and how many bytes their connections have carried till then.
+    """
 
     process: int
     code: int
     signal: int
     oom_killed: bool
-    open: int
+    open: tuple[tuple[int, int], ...]
 
 
 @value
@@ -209,7 +212,7 @@ def event_of(kind: int, id: int, body: bytes) -> Event:
             _bounded(fields, words.K_CODE, _CODE_MAX, "the exit status"),
             _bounded(fields, words.K_SIGNAL, _SIGNAL_MAX, "the signal"),
             bool(fields.number(words.K_OOM)),
-            fields.number(words.K_OPEN),
+            tuple((item.number(words.K_STREAM), item.number(words.K_SIZE)) for item in fields.groups(words.K_OPEN)),
         )
     if kind == words.HELLO:
         return Hello(

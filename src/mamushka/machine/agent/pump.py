@@ -28,11 +28,14 @@ _PENDING_MAX = 1 << 18
 class Pump:
     """Between a connection and ``source`` (to the guest) and ``sink`` (from it); -1 for none. It owns copies of both.
 
-    ``done`` is called when nothing more comes from the guest and all of it has been written.
+    ``done`` is called when nothing more comes from the guest and all of it has been written, ``progress`` after some
+    was, ``written`` bytes so far.
     """
 
-    def __init__(self, loop: Loop, source: int, sink: int, done: Callable[[], None], *, terminal: bool = False) -> None:
+    def __init__(self, loop: Loop, source: int, sink: int, done: Callable[[], None],
+        progress: Callable[[], None] = lambda: None, *, terminal: bool = False) -> None:
         self._loop, self._done, self._terminal = loop, done, terminal
+        self._progress, self.written = progress, 0
         # Copies: the loop knows a descriptor once, and the same may be both, or another stream's.
         self._source = os.dup(source) if source >= 0 else -1
         self._sink = os.dup(sink) if sink >= 0 else -1
@@ -53,7 +56,7 @@ class Pump:
 
     def close(self) -> None:
         """Give everything back; ``done`` is not called any more."""
-        self._done = lambda: None
+        self._done = self._progress = lambda: None
         self._end_source()
         self._end_sink()
         if self._connection is not None:
@@ -64,6 +67,8 @@ class Pump:
 
     def received(self, data: memoryview) -> None:
         if self._sink < 0:
+            self.written += len(data)
+            self._progress()
             return
         self._kept += data
         self._write()
@@ -83,12 +88,15 @@ class Pump:
                 self._wait_for_sink()
                 return
             except OSError:  # its reader went: the guest's process goes on, as with a reader that does not care
+                self.written += len(self._kept)
                 self._kept.clear()
                 self._end_sink()
                 break
             del self._kept[:done]
+            self.written += done
         if self._connection is not None:
             self._connection.hold(False)
+        self._progress()
         self._finish()
 
     def _wait_for_sink(self) -> None:
