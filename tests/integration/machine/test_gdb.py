@@ -77,7 +77,8 @@ def test_registers_memory_steps_and_detach(tmp_path: Path) -> None:
             assert int.from_bytes(made.memory.read(0x4000, 4), "little") >= 42
 
 
-def test_the_processors_breakpoints_and_an_interrupt(tmp_path: Path) -> None:
+@pytest.mark.skipif(emulated(), reason="a nested guest's debug registers do nothing under QEMU's TCG")
+def test_the_processors_breakpoints(tmp_path: Path) -> None:
     with machine(assemble(COUNTING), interrupts=False) as made:
         made.start(protected())
         assert moves(made)
@@ -235,7 +236,7 @@ def test_a_kernel(tmp_path: Path) -> None:
     kernel = stock()
     names: dict[str, int] = {}
     for line in Path(kernel.image.replace("vmlinuz", "System.map")).read_text().splitlines():
-        place, _, name = line.split()
+        place, _, name, *_ = line.split()
         names.setdefault(name, int(place, 16))
     banner, reboot = names["linux_banner"], names["__x64_sys_reboot"]
     with linux("echo it runs\nsleep 5", {}, words=["nokaslr"], vcpus=2) as guest:
