@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from mamushka.machine.executors.kvm import DEVICE, KvmExecutor
+from mamushka.machine.executors.kvm.probe import probe
 from mamushka.machine.machine import Machine
 from mamushka.machine.memory import Memory, Region
 from mamushka.machine.vcpu import Entry
@@ -58,3 +59,15 @@ TABLE = b"".join(number.to_bytes(8, "little") for number in (0, 0, 0x00CF9A00000
 def protected(**registers: int) -> Entry:
     """Begin at START in 32-bit mode with a stack."""
     return Entry("protected", {"rip": START, "rsp": 0x8000, **registers})
+
+
+def emulated() -> bool:
+    """Whether the processor is QEMU's own (TCG): a nested guest's debug registers and int3 do not stop it there."""
+    with open("/proc/cpuinfo") as file:
+        return "QEMU TCG" in file.read(8192)
+
+
+def in_hardware() -> None:
+    """Skip where guests in kernel mode are interpreted or emulated, and neither accesses nor int3 stop them."""
+    if emulated() or not probe().usable:
+        pytest.skip("needs a processor whose own virtualization stops for debug registers and int3")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mamushka.errors import NotFound, Unsupported
-from mamushka.machine.executors.kvm.probe import probe
 from mamushka.machine.machine import OFF, PAUSED, Machine
 from mamushka.machine.vcpu import BREAKPOINT, EXECUTE, POINT, STEP, WRITE, Debug, Entry, Point
-from tests.integration.machine.guests import START, assemble, machine, needs_kvm, protected
+from tests.integration.machine.guests import START, assemble, emulated, in_hardware, machine, needs_kvm, protected
 
 if TYPE_CHECKING:
     from mamushka.machine.vcpu import Vcpu
@@ -66,12 +65,7 @@ def test_steps_one_by_one() -> None:
         assert end is not None and end.kind == OFF
 
 
-def in_hardware() -> None:
-    """Skip where the guest's kernel mode is interpreted: neither accesses nor int3 are looked out for there."""
-    if not probe().usable:
-        pytest.skip("this host's KVM interprets a guest's kernel mode")
-
-
+@pytest.mark.skipif(emulated(), reason="a nested guest's debug registers do nothing under QEMU's TCG")
 def test_the_processor_looks_out_for_instructions() -> None:
     with machine(assemble(CODE), interrupts=False) as made:
         stops = Stops(made)
