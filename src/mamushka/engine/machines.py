@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 _obstacle: str | None = None
 
 
-def obstacle() -> str:
-    """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once."""
+def obstacle(named: str = "") -> str:
+    """Why images cannot be run in machines here, and what to do about it; empty where they can.
+
+    ``named`` is a kernel's path; without one it is the configuration's, or an installed one. What the host lacks is
+    found out once.
+    """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_processor(), _program(), _kernel(), _files()) if reason), "")
-    return _obstacle
+        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
+    return _obstacle or _kernel(named)
 
 
 def _processor() -> str:
@@ -44,10 +48,10 @@ def _program() -> str:
     return ""
 
 
-def _kernel() -> str:
+def _kernel(named: str) -> str:
     from mamushka.machine.boot import kernels
 
-    return kernels.obstacle(configured=kernel())
+    return kernels.obstacle(named, configured=kernel())
 
 
 def _files() -> str:
