@@ -362,3 +362,38 @@ def gdb(raw: bytes) -> bool:
             assert answer is None or len(escape(answer)) <= PACKET_MAX + 64
 
     return accepted(run)
+
+
+def _agent() -> tuple[bytes, ...]:
+    from mamushka.machine.agent import protocol, words
+
+    number, text = protocol.number, protocol.text
+    return (
+        protocol.frame(words.HELLO, 0, number(words.K_VERSION, 1), text(words.K_RELEASE, "6.1")),
+        protocol.frame(words.EXITED, 0, number(words.K_PROCESS, 1), number(words.K_CODE, 3)),
+        protocol.frame(words.ERROR, 9, number(words.K_ERRNO, 2), text(words.K_PATH, "/x")),
+        protocol.frame(
+            words.REPLY, 7, protocol.group(words.K_ITEM, number(words.K_PID, 1), text(words.K_TEXT, "stat"))
+        ),
+    )
+
+
+@target(*_agent())
+def agent(raw: bytes) -> bool:
+    """What a guest's agent sends is events or a GuestFault, in pieces as at once."""
+    from mamushka.errors import GuestFault
+    from mamushka.machine.agent.protocol import Parser
+
+    def tell(pieces: list[bytes]) -> tuple[int, bool]:
+        parser, count = Parser(), 0
+        for piece in pieces:
+            try:
+                while parser.feed(piece, most=1):
+                    count, piece = count + 1, b""
+            except GuestFault:
+                return count, True
+        return count, False
+
+    told = tell([raw])
+    assert tell([raw[at : at + 7] for at in range(0, len(raw), 7)]) == told
+    return told[0] > 0

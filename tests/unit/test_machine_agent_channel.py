@@ -175,6 +175,11 @@ def test_silence_is_told_with_what_was_asked():
         host.channel.request(words.SYNC).result(0)
 
 
+def test_a_guest_that_never_calls_is_told_so():
+    with pytest.raises(Unavailable, match="did not call"):
+        Agent(Loop("test", lambda _: None), lambda _: None).wait(0.01)
+
+
 def test_a_guest_that_takes_nothing_is_not_waited_for():
     host = Host()
     control = host.call(HELLO)

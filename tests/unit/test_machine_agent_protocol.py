@@ -165,7 +165,9 @@ def test_events():
             protocol.text(words.K_OPERATION, "execve"), protocol.text(words.K_PATH, "x"),
         ),
         protocol.frame(words.EXITED, 0, protocol.number(words.K_PROCESS, 4), protocol.number(words.K_SIGNAL, 9),
-                       protocol.number(words.K_OOM, 1)),
+                       protocol.number(words.K_OOM, 1),
+                       protocol.group(words.K_OPEN, protocol.number(words.K_STREAM, 1),
+                                      protocol.number(words.K_SIZE, 12))),
         protocol.frame(words.LOG, 0, protocol.text(words.K_TEXT, "hm")),
         protocol.frame(words.STREAM, 0, protocol.raw(words.K_TOKEN, token), protocol.number(words.K_PROCESS, 4),
                        protocol.number(words.K_STREAM, 2)),
@@ -175,7 +177,7 @@ def test_events():
     assert isinstance(answer, Answer)
     assert (answer.id, answer.fields.number(words.K_PID)) == (5, 77)
     assert failure == Failure(6, 1, 2, "execve", "x")
-    assert exited == Exited(4, 0, 9, True, ())
+    assert exited == Exited(4, 0, 9, True, ((1, 12),))
     assert log == Log("hm")
     assert opened == Opened(token, 4, 2)
 

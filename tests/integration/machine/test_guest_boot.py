@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mamushka.errors import GuestFault
 from mamushka.machine.agent import Agent, SocketConnection, settings, words
 from mamushka.machine.agent.program import guest_program
 from mamushka.machine.boot.initramfs import Member, archive, program
@@ -126,17 +125,9 @@ def test_a_stock_kernel_runs_it_and_a_container_in_it(guest: Agent) -> None:
     assert "10.9.8.7" in said
     assert "init" not in [line.split()[-1] for line in said.splitlines()]
     exit, said = run(2, "x=$(dd if=/dev/zero bs=1048576 count=200 | cat -v); echo no")
-    assert exit.oom_killed or "Killed" in said or exit.status  # type: ignore[attr-defined]
+    assert exit.oom_killed  # type: ignore[attr-defined]
+    assert "no" not in said
     guest.renew(os.urandom(64), 1_900_000_000_000_000_000)
     assert guest.read(["/proc/uptime"])["/proc/uptime"]
     guest.sync()
     guest.power_off()
-
-
-def test_silence_is_no_agent() -> None:
-    loop = Loop("devices", lambda _: None)
-    agent = Agent(loop, lambda _: None)
-    with pytest.raises(Exception, match="did not call"):
-        agent.wait(0.01)
-    assert not isinstance(agent.hello, GuestFault)
-    loop.close()

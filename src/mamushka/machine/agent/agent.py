@@ -137,8 +137,12 @@ class Agent:
         self._ask(words.SYNC, what="write back", timeout=None)
 
     def power_off(self, *, reboot: bool = False) -> None:
-        """Let the guest end itself; it answers before it does."""
-        self._ask(words.POWER, number(words.K_ACTION, reboot), what="power off")
+        """Let the guest end itself; returns when it answers, or has gone before its answer could."""
+        try:
+            self._ask(words.POWER, number(words.K_ACTION, reboot), what="power off")
+        except Unavailable:
+            if self.channel.connected:
+                raise
 
     # Processes
 

@@ -153,6 +153,11 @@ class Channel:
         self._loop.call(lambda: self._send(kind, fields, request))
         return request
 
+    @property
+    def connected(self) -> bool:
+        """Whether the agent is there."""
+        return self._control is not None
+
     def close(self) -> None:
         """Nobody will answer any more."""
         self._loop.call(self._lost)
