@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import os
 
+from mamushka.values import value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
     from mamushka.linux.seccomp import Filter
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
@@ -74,6 +80,40 @@ def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "") -> M
 
     maker = Maker(cache=cache or f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
+
+
+@value
+class Process:
+    """A process in a guest; ``cpu`` in seconds."""
+
+    pid: int
+    parent: int
+    uid: int
+    cpu: float
+    command: str
+
+
+# Ticks of /proc/PID/stat in a second: USER_HZ, the same on every machine.
+_TICKS = 100
+# proc_pid_stat(5), counted from behind the name: ppid, utime, stime.
+_PARENT, _USER, _SYSTEM = 1, 11, 12
+
+
+def processes(engine: Engine, workload: Workload) -> tuple[Process, ...]:
+    """What a machine's agent says of its container's processes. The guest might lie, about itself alone."""
+    found = open_machines(engine.paths.machines).ask(workload.id, "processes")
+    return tuple(_process(item) for item in found)
+
+
+def _process(item: dict[str, Any]) -> Process:
+    name, _, rest = str(item["stat"]).rpartition(")")
+    fields = rest.split()
+    numbers = [int(word) if word.lstrip("-").isdigit() else 0 for word in fields] + [0] * (_SYSTEM + 1)
+    # A process that has changed its command line away, or a thread of the kernel's, has its name alone.
+    command = " ".join(item["command"].split("\0")).strip() or f"[{name.partition('(')[2]}]"
+    return Process(
+        int(item["inner"]), numbers[_PARENT], int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command
+    )
 
 
 def filters(config: Config) -> Filter | None:

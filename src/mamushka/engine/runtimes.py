@@ -54,7 +54,7 @@ def open_runtime(name: str, root: str) -> Runtime:
     if name == "vm":
         from mamushka.engine.machines import open_machines
 
-        return open_machines(f"{os.path.dirname(root)}/machines")
+        return open_machines(f"{os.path.dirname(root)}/machines")  # paths.machines
     reason = obstacle(name)
     if reason:
         raise Unsupported(f"runtime {name}: {reason}")
