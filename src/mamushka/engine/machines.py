@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 _obstacle: str | None = None
 
 
-def obstacle() -> str:
-    """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once."""
+def obstacle(kernel: str = "") -> str:
+    """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once.
+
+    ``kernel`` is one that was named.
+    """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_processor(), _program(), _kernel(), _files()) if reason), "")
-    return _obstacle
+        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
+    return _obstacle or _kernel(kernel)
 
 
 def _processor() -> str:
@@ -50,10 +53,10 @@ def _program() -> str:
     return ""
 
 
-def _kernel() -> str:
+def _kernel(named: str) -> str:
     from mamushka.machine.boot import kernels
 
-    return kernels.obstacle(configured=kernel())
+    return kernels.obstacle(named, configuration().kernel)
 
 
 def _files() -> str:
@@ -67,18 +70,59 @@ def _files() -> str:
     return ""
 
 
-def kernel() -> str:
-    """The kernel that the configuration names: an image's file or a directory; empty where it names none."""
-    return os.environ.get("MAMUSHKA_KERNEL", "")
+@value
+class Configuration:
+    """What all machines of a host have in common, unless a workload says otherwise; memory in bytes."""
+
+    kernel: str = ""  # an image's file, or a directory with a kernel and its modules; empty: the newest that fits
+    cpus: int = 0
+    memory: int = 0
 
 
-def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "") -> MachineRuntime:
+def configuration() -> Configuration:
+    """MAMUSHKA_KERNEL, then ``machines.json`` of the user and of the host. Invalid where a file cannot be understood.
+
+    {"kernel": "/path", "cpus": 2, "memory": 1073741824}
+    """
+    from mamushka import document
+    from mamushka.errors import Invalid
+
+    found: dict[str, Any] = {}
+    for path in _places():
+        try:
+            with open(path, "rb") as file:
+                found = document.parse(file.read(document.SIZE_MAX + 1), path)
+        except (FileNotFoundError, PermissionError):
+            continue
+        break
+    kinds = {"kernel": str, "cpus": int, "memory": int}
+    for name, item in found.items() if isinstance(found, dict) else (("", None),):
+        if not isinstance(item, kinds.get(name, ())):
+            raise Invalid(f"{path} has {name!r}: {item!r}", hint=f"it is an object with {', '.join(kinds)}")
+    named = os.environ.get("MAMUSHKA_KERNEL", "")
+    return Configuration(**{**found, **({"kernel": named} if named else {})})
+
+
+def _places() -> tuple[str, ...]:
+    home = os.environ.get("XDG_CONFIG_HOME") or f"{os.environ.get('HOME', '/root')}/.config"
+    return f"{home}/mamushka/machines.json", "/etc/mamushka/machines.json"
+
+
+def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kernel: str = "") -> MachineRuntime:
     """The wall, with its records below ``root``; what it makes for all machines in ``cache``, or beside that."""
     from mamushka.container.cgroups import cgroup
     from mamushka.machine.maker import Maker
     from mamushka.machine.runtime import MachineRuntime
+    from mamushka.machine.shape import CPUS_DEFAULT, MEMORY_DEFAULT, Shape
 
-    maker = Maker(cache=cache or f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
+    common = configuration()
+    maker = Maker(
+        cache=cache or f"{root}.cache",
+        kernel=kernel or common.kernel,
+        otherwise=Shape(common.cpus or CPUS_DEFAULT, common.memory or MEMORY_DEFAULT),
+        filters=filters,
+        wires=wires,
+    )
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
 
 

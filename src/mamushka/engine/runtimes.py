@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mamushka.runtime import Runtime
 
+# The annotation that names a machine's kernel: machine.shape.KERNEL, without the import in front of every container.
+KERNEL = "com.mamushka.machine.kernel"
 NAMES = ("container", "vm", "emulated", "confidential")
 
 _MISSING = {
@@ -24,22 +26,22 @@ _MISSING = {
 }
 
 
-def obstacle(name: str) -> str:
-    """Why a wall cannot be had here; empty when it can."""
+def obstacle(name: str, kernel: str = "") -> str:
+    """Why a wall cannot be had here; empty when it can. ``kernel`` is one that was named for a machine."""
     if name not in NAMES:
         raise Invalid(f"unknown runtime {name!r}", hint=f"one of {', '.join(NAMES)}")
     if name == "vm":
         from mamushka.engine.machines import obstacle as of_machines
 
-        return of_machines()
+        return of_machines(kernel)
     return _MISSING.get(name, "")
 
 
-def choose(names: Sequence[str]) -> tuple[str, str]:
+def choose(names: Sequence[str], kernel: str = "") -> tuple[str, str]:
     """The first wall that can be had, and why it is this one. Unsupported with each reason when there is none."""
     obstacles: list[str] = []
     for name in names:
-        reason = obstacle(name)
+        reason = obstacle(name, kernel)
         if not reason:
             return name, "; ".join([*obstacles, f"{name} is the first of the asked for that works here"])
         obstacles.append(f"{name}: {reason}")

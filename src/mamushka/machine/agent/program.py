@@ -6,7 +6,6 @@ import os
 
 from mamushka.errors import Unsupported
 
-
 _GUEST = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "guest")
 
 

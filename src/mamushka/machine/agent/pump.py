@@ -32,8 +32,16 @@ class Pump:
     was, ``written`` bytes so far.
     """
 
-    def __init__(self, loop: Loop, source: int, sink: int, done: Callable[[], None],
-        progress: Callable[[], None] = lambda: None, *, terminal: bool = False) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        source: int,
+        sink: int,
+        done: Callable[[], None],
+        progress: Callable[[], None] = lambda: None,
+        *,
+        terminal: bool = False,
+    ) -> None:
         self._loop, self._done, self._terminal = loop, done, terminal
         self._progress, self.written = progress, 0
         # Copies: the loop knows a descriptor once, and the same may be both, or another stream's.
