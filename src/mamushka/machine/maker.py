@@ -171,11 +171,8 @@ def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes,
 
 
 def _own(config: Config) -> Config:
-    """The bundle as the guest is to make it: a privileged one's devices are the guest's own, labels the host's."""
-    process = config.process
-    assert process is not None
-    plain = replace(process, apparmor_profile="", selinux_label="", scheduler=None, io_priority=None)
-    return replace(config, process=plain, linux=replace(config.linux, devices=()))
+    """The bundle as the guest is to make it: a privileged one's devices are the guest's own."""
+    return replace(config, linux=replace(config.linux, devices=()))
 
 
 def _check_device() -> None:
