@@ -11,6 +11,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from mamushka.engine.engine import Engine
@@ -146,18 +147,18 @@ _PARENT, _USER, _SYSTEM = 1, 11, 12
 def processes(engine: Engine, workload: Workload) -> tuple[Process, ...]:
     """What a machine's agent says of its container's processes. The guest might lie, about itself alone."""
     found = open_machines(engine.paths.machines).ask(workload.id, "processes")
-    return tuple(_process(item) for item in found)
+    inner = {int(item["pid"]): int(item["inner"]) for item in found}
+    return tuple(_process(item, inner) for item in found)
 
 
-def _process(item: dict[str, Any]) -> Process:
+def _process(item: dict[str, Any], inner: Mapping[int, int]) -> Process:
     name, _, rest = str(item["stat"]).rpartition(")")
     fields = rest.split()
     numbers = [int(word) if word.lstrip("-").isdigit() else 0 for word in fields] + [0] * (_SYSTEM + 1)
     # A process that has changed its command line away, or a thread of the kernel's, has its name alone.
     command = " ".join(item["command"].split("\0")).strip() or f"[{name.partition('(')[2]}]"
-    return Process(
-        int(item["inner"]), numbers[_PARENT], int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command
-    )
+    parent = inner.get(numbers[_PARENT], 0)
+    return Process(int(item["inner"]), parent, int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command)
 
 
 def filters(config: Config) -> Filter | None:
