@@ -87,7 +87,9 @@ def _cpus(cpu: CPU, otherwise: int) -> int:
         period = cpu.period or 100_000  # microseconds, the kernel's default
         count = -(-cpu.quota // period)
     elif cpu.cpus:
-        count = sum(1 for _ in _listed(cpu.cpus))
+        count = len({*_listed(cpu.cpus)})
+        if not count:
+            raise Invalid(f"{cpu.cpus!r} is an empty list of processors", hint="as in 0-3,7")
     else:
         count = otherwise
     if count > CPUS_MAX:
@@ -170,6 +172,8 @@ def _obstacles(config: Config, preserve: tuple[int, ...]) -> Iterator[tuple[str,
 
 def _of_kernel(config: Config, otherwise: str) -> Iterator[tuple[str, str]]:
     linux = config.linux
+    if any(getattr(config.hooks, moment) for moment in config.hooks.__match_args__):
+        yield "it has hooks, programs of the host's that expect a process in namespaces", otherwise
     if linux.intel_rdt is not None:
         yield "it asks for a class of service (intelRdt) of the host's processor", otherwise
     if linux.net_devices:
