@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine.inspection import inspect
-from mamushka.engine.rootfs import open_root
+from mamushka.engine.rootfs import reach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ def copy_out(engine: Engine, identifier: str, path: str, name: str | None) -> It
     """See Engine.copy_out."""
     from mamushka.storage import tree
 
-    root = open_root(engine, inspect(engine, identifier))
+    root, below = reach(engine, inspect(engine, identifier), path)
+    if name is None and below != path:
+        name = os.path.basename(os.path.normpath(path))
+    path = below
     try:
         tree.stat(root, path)  # what is not there is said before the first byte
     except BaseException:
@@ -41,7 +44,7 @@ def copy_in(engine: Engine, identifier: str, path: str, archive: Iterable[bytes]
     """See Engine.copy_in."""
     from mamushka.storage import tree
 
-    root = open_root(engine, inspect(engine, identifier))
+    root, path = reach(engine, inspect(engine, identifier), path)
     try:
         tree.unpack(root, path, archive, owner=None if keep_owner else (0, 0))
     finally:
@@ -52,7 +55,7 @@ def stat(engine: Engine, identifier: str, path: str) -> Mapping[str, object]:
     """See Engine.stat."""
     from mamushka.storage import tree
 
-    root = open_root(engine, inspect(engine, identifier))
+    root, path = reach(engine, inspect(engine, identifier), path)
     try:
         found = tree.stat(root, path)
     finally:
@@ -64,7 +67,7 @@ def entries(engine: Engine, identifier: str, path: str) -> list[Mapping[str, obj
     """See Engine.list_directory."""
     from mamushka.storage import tree
 
-    root = open_root(engine, inspect(engine, identifier))
+    root, path = reach(engine, inspect(engine, identifier), path)
     try:
         return [_told(found) for found in tree.entries(root, path)]
     finally:
@@ -75,7 +78,7 @@ def remove(engine: Engine, identifier: str, path: str, *, recursive: bool) -> No
     """See Engine.remove_path."""
     from mamushka.storage import tree
 
-    root = open_root(engine, inspect(engine, identifier))
+    root, path = reach(engine, inspect(engine, identifier), path)
     try:
         tree.remove(root, path, recursive=recursive)
     finally:

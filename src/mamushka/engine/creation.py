@@ -89,7 +89,7 @@ def _design(engine: Engine, settings: Settings, image: ImageSummary) -> Workload
 
     config: Any = image.config.get("config") or {}
     plan = bundle.blueprint(settings, config)
-    runtime, reason = runtimes.choose(settings.runtime, kernel=settings.annotations.get(runtimes.KERNEL, ""))
+    runtime, reason = runtimes.choose(settings.runtime, settings.annotations.get(runtimes.KERNEL, ""))
     id = ids.new_id()
     directory = engine.paths.workload(id)
     host_named = wiring.mode(settings) == "host" or settings.namespaces.uts == "host"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mamushka.engine.events import Event, Watch
     from mamushka.engine.images import Images
     from mamushka.engine.logs import Line
+    from mamushka.engine.machines import Process
     from mamushka.engine.networks import Networks
     from mamushka.engine.settings import Limits, Restart, Settings
     from mamushka.engine.volumes import Volumes
@@ -362,6 +363,17 @@ class Engine:
 
         workload = running(self, identifier)
         return self.runtime(workload.runtime).processes(workload.id)
+
+    def processes_inside(self, identifier: str) -> tuple[Process, ...] | None:
+        """What runs in a machine, as its own kernel counts; None for a workload whose processes are the host's."""
+        from mamushka.engine.ending import running
+
+        workload = running(self, identifier)
+        if workload.runtime != "vm":
+            return None
+        from mamushka.engine.machines import processes
+
+        return processes(self, workload)
 
     def copy_out(self, identifier: str, path: str, *, name: str | None = None) -> Iterator[bytes]:
         """A tar stream of a file or directory inside; works on stopped workloads too.

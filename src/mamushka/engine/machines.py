@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import os
 
+from mamushka.values import value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
     from mamushka.linux.seccomp import Filter
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
@@ -18,16 +25,15 @@ if TYPE_CHECKING:
 _obstacle: str | None = None
 
 
-def obstacle(named: str = "") -> str:
-    """Why images cannot be run in machines here, and what to do about it; empty where they can.
+def obstacle(kernel: str = "") -> str:
+    """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once.
 
-    ``named`` is a kernel's path; without one it is the configuration's, or an installed one. What the host lacks is
-    found out once.
+    ``kernel`` is one that was named.
     """
     global _obstacle
     if _obstacle is None:
         _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
-    return _obstacle or _kernel(named)
+    return _obstacle or _kernel(kernel)
 
 
 def _processor() -> str:
@@ -51,7 +57,7 @@ def _program() -> str:
 def _kernel(named: str) -> str:
     from mamushka.machine.boot import kernels
 
-    return kernels.obstacle(named, configured=kernel())
+    return kernels.obstacle(named, configuration().kernel)
 
 
 def _files() -> str:
@@ -65,19 +71,94 @@ def _files() -> str:
     return ""
 
 
-def kernel() -> str:
-    """The kernel that the configuration names: an image's file or a directory; empty where it names none."""
-    return os.environ.get("MAMUSHKA_KERNEL", "")
+@value
+class Configuration:
+    """What all machines of a host have in common, unless a workload says otherwise; memory in bytes."""
+
+    kernel: str = ""  # an image's file, or a directory with a kernel and its modules; empty: the newest that fits
+    cpus: int = 0
+    memory: int = 0
 
 
-def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "") -> MachineRuntime:
+def configuration() -> Configuration:
+    """MAMUSHKA_KERNEL, then ``machines.json`` of the user and of the host. Invalid where a file cannot be understood.
+
+    {"kernel": "/path", "cpus": 2, "memory": 1073741824}
+    """
+    from mamushka import document
+    from mamushka.errors import Invalid
+
+    found: dict[str, Any] = {}
+    for path in _places():
+        try:
+            with open(path, "rb") as file:
+                found = document.parse(file.read(document.SIZE_MAX + 1), path)
+        except (FileNotFoundError, PermissionError):
+            continue
+        break
+    kinds = {"kernel": str, "cpus": int, "memory": int}
+    for name, item in found.items() if isinstance(found, dict) else (("", None),):
+        if not isinstance(item, kinds.get(name, ())):
+            raise Invalid(f"{path} has {name!r}: {item!r}", hint=f"it is an object with {', '.join(kinds)}")
+    named = os.environ.get("MAMUSHKA_KERNEL", "")
+    return Configuration(**{**found, **({"kernel": named} if named else {})})
+
+
+def _places() -> tuple[str, ...]:
+    home = os.environ.get("XDG_CONFIG_HOME") or f"{os.environ.get('HOME', '/root')}/.config"
+    return f"{home}/mamushka/machines.json", "/etc/mamushka/machines.json"
+
+
+def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kernel: str = "") -> MachineRuntime:
     """The wall, with its records below ``root``; what it makes for all machines in ``cache``, or beside that."""
     from mamushka.container.cgroups import cgroup
     from mamushka.machine.maker import Maker
     from mamushka.machine.runtime import MachineRuntime
+    from mamushka.machine.shape import CPUS_DEFAULT, MEMORY_DEFAULT, Shape
 
-    maker = Maker(cache=cache or f"{root}.cache", kernel=kernel(), filters=filters, wires=wires)
+    common = configuration()
+    maker = Maker(
+        cache=cache or f"{root}.cache",
+        kernel=kernel or common.kernel,
+        otherwise=Shape(common.cpus or CPUS_DEFAULT, common.memory or MEMORY_DEFAULT),
+        filters=filters,
+        wires=wires,
+    )
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
+
+
+@value
+class Process:
+    """A process in a guest; ``cpu`` in seconds."""
+
+    pid: int
+    parent: int
+    uid: int
+    cpu: float
+    command: str
+
+
+# Ticks of /proc/PID/stat in a second: USER_HZ, the same on every machine.
+_TICKS = 100
+# proc_pid_stat(5), counted from behind the name: ppid, utime, stime.
+_PARENT, _USER, _SYSTEM = 1, 11, 12
+
+
+def processes(engine: Engine, workload: Workload) -> tuple[Process, ...]:
+    """What a machine's agent says of its container's processes. The guest might lie, about itself alone."""
+    found = open_machines(engine.paths.machines).ask(workload.id, "processes")
+    inner = {int(item["pid"]): int(item["inner"]) for item in found}
+    return tuple(_process(item, inner) for item in found)
+
+
+def _process(item: dict[str, Any], inner: Mapping[int, int]) -> Process:
+    name, _, rest = str(item["stat"]).rpartition(")")
+    fields = rest.split()
+    numbers = [int(word) if word.lstrip("-").isdigit() else 0 for word in fields] + [0] * (_SYSTEM + 1)
+    # A process that has changed its command line away, or a thread of the kernel's, has its name alone.
+    command = " ".join(item["command"].split("\0")).strip() or f"[{name.partition('(')[2]}]"
+    parent = inner.get(numbers[_PARENT], 0)
+    return Process(int(item["inner"]), parent, int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command)
 
 
 def filters(config: Config) -> Filter | None:

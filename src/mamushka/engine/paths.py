@@ -46,6 +46,7 @@ class Paths:
         self.workloads = f"{self.data}/workloads"
         self.shims = f"{self.run}/shims"
         self.containers = f"{self.run}/containers"
+        self.machines = f"{self.run}/machines"
 
     def make(self) -> None:
         """Create the directories; only root reads them, since images and volumes may hold secrets."""

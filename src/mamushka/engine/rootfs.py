@@ -5,9 +5,11 @@ A workload's directory is its snapshot: ``upper`` and ``work`` are the writable 
 
 from __future__ import annotations
 
+import os
+
 from mamushka.engine import host
 from mamushka.engine.directory import path_of
-from mamushka.errors import NotFound
+from mamushka.errors import NotFound, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,3 +57,40 @@ def open_root(engine: Engine, workload: Workload) -> int:
         except NotFound:
             pass  # it has just ended
     return snapshot(engine, workload).mount()
+
+
+def reach(engine: Engine, workload: Workload, path: str) -> tuple[int, str]:
+    """(a directory of the host's, yours to close; the path in it) where a path of the workload's leads.
+
+    What a machine has mounted over its root cannot be seen from outside: a volume or directory of the host's is reached
+    where it lies, and memory of the guest's not at all (Unsupported).
+    """
+    from mamushka.engine.workload import ACTIVE
+
+    if workload.runtime == "vm" and workload.status in ACTIVE:
+        wanted = os.path.normpath(f"/{path}")
+        for destination, source in sorted(_over(engine, workload).items(), key=lambda item: -len(item[0])):
+            if wanted != destination and not wanted.startswith(f"{destination}/"):
+                continue
+            if not source:
+                raise Unsupported(
+                    f"{destination} is the machine's own memory, which cannot be reached from outside",
+                    hint=f"mamushka exec {workload.name} cat {path}",
+                )
+            rest = wanted[len(destination) :]
+            if not os.path.isdir(source):
+                source, rest = os.path.split(source)
+            return os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), rest or "/"
+    return open_root(engine, workload), path
+
+
+def _over(engine: Engine, workload: Workload) -> dict[str, str]:
+    """What is mounted over a workload's root: the host's path by destination, empty for memory."""
+    from mamushka.container.defaults import MOUNTS
+
+    found = {item.destination: "" for item in MOUNTS}
+    for item in workload.settings.mounts:
+        found[os.path.normpath(item.destination)] = item.source if item.kind == "bind" else ""
+    for destination, name in workload.volumes:
+        found[os.path.normpath(destination)] = engine.volumes.get(name).path
+    return found

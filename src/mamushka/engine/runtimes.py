@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from mamushka.runtime import Runtime
 
+# The annotation that names a machine's kernel: machine.shape.KERNEL, without the import in front of every container.
+KERNEL = "com.mamushka.machine.kernel"
 NAMES = ("container", "vm", "emulated", "confidential")
-
-KERNEL = "com.mamushka.machine.kernel"  # the annotation by which a workload names its machine's kernel
 
 _MISSING = {
     "emulated": "emulated machines are not part of this version",
@@ -26,8 +26,8 @@ _MISSING = {
 }
 
 
-def obstacle(name: str, *, kernel: str = "") -> str:
-    """Why a wall cannot be had here; empty when it can. ``kernel`` is the one that a machine would be given."""
+def obstacle(name: str, kernel: str = "") -> str:
+    """Why a wall cannot be had here; empty when it can. ``kernel`` is one that was named for a machine."""
     if name not in NAMES:
         raise Invalid(f"unknown runtime {name!r}", hint=f"one of {', '.join(NAMES)}")
     if name == "vm":
@@ -37,11 +37,11 @@ def obstacle(name: str, *, kernel: str = "") -> str:
     return _MISSING.get(name, "")
 
 
-def choose(names: Sequence[str], *, kernel: str = "") -> tuple[str, str]:
+def choose(names: Sequence[str], kernel: str = "") -> tuple[str, str]:
     """The first wall that can be had, and why it is this one. Unsupported with each reason when there is none."""
     obstacles: list[str] = []
     for name in names:
-        reason = obstacle(name, kernel=kernel)
+        reason = obstacle(name, kernel)
         if not reason:
             return name, "; ".join([*obstacles, f"{name} is the first of the asked for that works here"])
         obstacles.append(f"{name}: {reason}")
@@ -56,7 +56,7 @@ def open_runtime(name: str, root: str) -> Runtime:
     if name == "vm":
         from mamushka.engine.machines import open_machines
 
-        return open_machines(f"{os.path.dirname(root)}/machines")
+        return open_machines(f"{os.path.dirname(root)}/machines")  # paths.machines
     reason = obstacle(name)
     if reason:
         raise Unsupported(f"runtime {name}: {reason}")

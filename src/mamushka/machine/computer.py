@@ -20,7 +20,7 @@ from mamushka.machine.machine import CONTROL, FAULT, STUCK
 from mamushka.machine.shares import INSIDE, TAG
 from mamushka.machine.streams import VsockStream
 from mamushka.runtime import Exit
-from mamushka.values import EMPTY, value
+from mamushka.values import EMPTY, replace, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Computer:
         config = interior.config
         self._agent.create(
             MAIN,
-            process_settings(process, interior.filter),
+            _settings(process, interior.filter),
             interior.root,
             container_steps(config, interior.sources),
             stdio=_stdio(streams),
@@ -124,7 +124,7 @@ class Computer:
         """See ``Guest``."""
 
         def go() -> None:
-            settings = process_settings(process, self._interior.filter)
+            settings = _settings(process, self._interior.filter)
             try:
                 end = self._agent.exec(key, MAIN, settings, stdio=_stdio(streams), terminal=streams.console >= 0)
             finally:
@@ -257,6 +257,11 @@ class Worker:
         while True:
             self._some.acquire()
             self._work.popleft()()
+
+
+def _settings(process: Process, filter: Filter | None) -> bytes:
+    """A process as the guest is told of it: labels of AppArmor and SELinux protect the host, which this wall does."""
+    return process_settings(replace(process, apparmor_profile="", selinux_label=""), filter)
 
 
 def _stdio(streams: Streams) -> tuple[int, int, int]:

@@ -27,6 +27,7 @@ INTERPRETER: Calls = {
     "futex": "the interpreter's lock is handed over with it",
     "mmap": "objects are allocated in arenas; never executable",
     "munmap": "and given back",
+    "mprotect": "the C library grows a thread's heap by making it accessible; never executable",
     "mremap": "a large buffer grows",
     "madvise": "an allocator gives pages back",
     "brk": "the C library's own heap",
@@ -132,6 +133,7 @@ def program(kind: str, pid: int) -> Filter:
 def _rules(name: str, pid: int) -> list[Rule]:
     own = {
         "mmap": Comparison(2, MASKED_EQ, 0, _PROT_EXEC),
+        "mprotect": Comparison(2, MASKED_EQ, 0, _PROT_EXEC),
         "tgkill": Comparison(0, EQ, pid),
         "kill": Comparison(0, EQ, pid),
         "socket": Comparison(0, EQ, _AF_UNIX),

@@ -56,14 +56,17 @@ class Maker:
         *,
         cache: str,
         kernel: str = "",
+        otherwise: Shape | None = None,
         filters: Callable[[Config], Filter | None] = lambda config: None,
         wires: Wires | None = None,
     ) -> None:
         """``cache`` is a directory for what is made once, ``kernel`` the one that a bundle gets that names none.
 
+        ``otherwise`` is the machine that a bundle without limits gets;
         ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network.
         """
         self._cache, self._kernel, self._filters, self._wires = cache, kernel, filters, wires
+        self._otherwise = otherwise
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
         """See ``runtime.Maker``."""
@@ -71,13 +74,13 @@ class Maker:
         from mamushka.machine.agent.program import guest_program
         from mamushka.machine.boot import kernels
         from mamushka.machine.kit import initramfs
-        from mamushka.machine.shape import asked, shape
+        from mamushka.machine.shape import Shape, asked, shape
 
         config = bundle.config
         named, _, append = asked(config.annotations)
         kernel = kernels.choose(named, self._kernel)
         _check_device()
-        hardware = shape(config)
+        hardware = shape(config, self._otherwise or Shape())
         filter = self._filters(config)
         # Paths may be those of the creator's own descriptors.
         namespace = _network(config) if self._wires is not None else -1
@@ -168,11 +171,8 @@ def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes,
 
 
 def _own(config: Config) -> Config:
-    """The bundle as the guest is to make it: a privileged one's devices are the guest's own, labels the host's."""
-    process = config.process
-    assert process is not None
-    plain = replace(process, apparmor_profile="", selinux_label="", scheduler=None, io_priority=None)
-    return replace(config, process=plain, linux=replace(config.linux, devices=()))
+    """The bundle as the guest is to make it: a privileged one's devices are the guest's own."""
+    return replace(config, linux=replace(config.linux, devices=()))
 
 
 def _check_device() -> None:

@@ -72,21 +72,26 @@ class Shape:
     memory: int = MEMORY_DEFAULT
 
 
-def shape(config: Config) -> Shape:
+_PLAIN = Shape()
+
+
+def shape(config: Config, otherwise: Shape = _PLAIN) -> Shape:
     """The machine that the limits ask for. Invalid where none can be that small or large."""
     resources = config.linux.resources or Resources()
-    return Shape(_cpus(resources.cpu or CPU()), _memory(resources.memory or Memory()))
+    return Shape(_cpus(resources.cpu or CPU(), otherwise.cpus), _memory(resources.memory or Memory(), otherwise.memory))
 
 
-def _cpus(cpu: CPU) -> int:
-    """As many as the quota keeps busy; without one, as the list of processors has; else one."""
+def _cpus(cpu: CPU, otherwise: int) -> int:
+    """As many as the quota keeps busy; without one, as the list of processors has."""
     if cpu.quota and cpu.quota > 0:
         period = cpu.period or 100_000  # microseconds, the kernel's default
         count = -(-cpu.quota // period)
     elif cpu.cpus:
-        count = sum(1 for _ in _listed(cpu.cpus))
+        count = len({*_listed(cpu.cpus)})
+        if not count:
+            raise Invalid(f"{cpu.cpus!r} is an empty list of processors", hint="as in 0-3,7")
     else:
-        count = CPUS_DEFAULT
+        count = otherwise
     if count > CPUS_MAX:
         raise Invalid(f"a machine of {count} processors: at most {CPUS_MAX}")
     return count
@@ -101,10 +106,10 @@ def _listed(text: str) -> Iterator[int]:
         yield from range(int(first), min(int(last or first), int(first) + CPUS_MAX) + 1)
 
 
-def _memory(memory: Memory) -> int:
+def _memory(memory: Memory, otherwise: int) -> int:
     limit = memory.limit or 0
     if limit <= 0:
-        return MEMORY_DEFAULT
+        limit = otherwise
     if limit < MEMORY_MIN:
         raise Invalid(
             f"a memory limit of {limit // MIB} MiB: a machine has its own kernel and needs {MEMORY_MIN // MIB} MiB",
@@ -167,6 +172,8 @@ def _obstacles(config: Config, preserve: tuple[int, ...]) -> Iterator[tuple[str,
 
 def _of_kernel(config: Config, otherwise: str) -> Iterator[tuple[str, str]]:
     linux = config.linux
+    if any(getattr(config.hooks, moment) for moment in config.hooks.__match_args__):
+        yield "it has hooks, programs of the host's that expect a process in namespaces", otherwise
     if linux.intel_rdt is not None:
         yield "it asks for a class of service (intelRdt) of the host's processor", otherwise
     if linux.net_devices:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from mamushka.engine.machines import Process
     from mamushka.engine.workload import Workload
     from mamushka.interfaces.cli.options import Arguments
     from mamushka.interfaces.cli.session import Session
@@ -76,6 +77,10 @@ def ports(arguments: Arguments, session: Session) -> int:
 def top(arguments: Arguments, session: Session) -> int:
     """The workload's processes, as this machine's ps shows them."""
     name, *options = arguments.operands
+    inside = session.engine.processes_inside(name)
+    if inside is not None:
+        _top_inside(inside, options)
+        return 0
     pids = session.engine.processes(name)
     if not pids:
         raise Invalid(f"{name} has no processes", hint="it may have ended: mamushka ps -a")
@@ -92,6 +97,21 @@ def top(arguments: Arguments, session: Session) -> int:
         ]
     )
     return 0
+
+
+def _top_inside(found: tuple[Process, ...], options: Sequence[str]) -> None:
+    """A machine's processes are not this host's, so its ps cannot show them."""
+    if options:
+        raise Invalid("the processes in a machine are shown in one way only", hint="leave out the options of ps")
+    rows = [
+        [str(item.uid), str(item.pid), str(item.parent), _clock(item.cpu), printable(item.command)] for item in found
+    ]
+    print_table([["UID", "PID", "PPID", "TIME", "CMD"], *rows])
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _ps(options: Sequence[str]) -> list[str]:

@@ -180,7 +180,7 @@ def _machine_kernel(_data_root: str) -> str:
     from mamushka.machine.boot import kernels
 
     guest_program(os.uname().machine)
-    kernel = kernels.choose(configured=machines.kernel())
+    kernel = kernels.choose(configured=machines.configuration().kernel)
     lacking = f", without {', '.join(kernel.missing)}" if kernel.missing else ""
     return f"{kernel.image} (Linux {kernel.version}{lacking})"
 

@@ -20,8 +20,8 @@ _FALSE = ("false", "0", "f", "no")
 GLOBAL = {
     "--root": "root=", "--log": "log=", "--log-format": "log-format=", "--log-level": "log-level=",
     "--debug": "debug", "--systemd-cgroup": "systemd-cgroup", "--cgroup-manager": "cgroup-manager=",
-    "--rootless": "rootless=", "--runtime": "runtime=", "--version": "version", "-v": "version", "-V": "version",
-    "--help": "help", "-h": "help",
+    "--rootless": "rootless=", "--runtime": "runtime=", "--kernel": "kernel=", "--version": "version",
+    "-v": "version", "-V": "version", "--help": "help", "-h": "help",
 }  # fmt: skip
 _PROCESS_FILES = {"--console-socket": "console-socket=", "--pid-file": "pid-file=", "--pidfd-socket": "pidfd-socket=",
                   "--preserve-fds": "preserve-fds="}  # fmt: skip

@@ -36,7 +36,7 @@ def runtime(options: Arguments) -> Wall:
     if name == "vm":
         from mamushka.engine.machines import open_machines
 
-        return open_machines(root, manager=manager, cache=f"{_default_root()}.cache")
+        return open_machines(root, manager=manager, cache=f"{_default_root()}.cache", kernel=options.get("kernel", ""))
     if name != "container":
         raise UsageError(f"--runtime {name!r} is not part of this version", hint="container or vm")
     return ContainerRuntime(root, cgroups=manager)
@@ -114,7 +114,7 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         bundle = Bundle(bundle.path, replace(bundle.config, process=process))
     wall = runtime(options)
     if not isinstance(wall, ContainerRuntime):
-        check_machines()
+        check_machines(options.get("kernel", ""))
     elif os.geteuid() != 0 or "rootless" in options:
         from mamushka.interfaces.oci import rootless
 
@@ -135,11 +135,11 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         raise
 
 
-def check_machines() -> None:
+def check_machines(kernel: str) -> None:
     """Unsupported where no machine can run, before anything is made."""
     from mamushka.engine.machines import obstacle
 
-    reason = obstacle()
+    reason = obstacle(kernel)
     if reason:
         raise Unsupported(f"runtime vm: {reason}", hint="mamushka doctor says what helps; or leave out --runtime vm")
 
