@@ -15,7 +15,7 @@ import os
 from mamushka.linux.filter import EQ, MASKED_EQ, Comparison, Rule, compile
 from mamushka.linux.libseccomp import ARCHITECTURES
 from mamushka.linux.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, Filter
-from mamushka.machine.machine import CONTROL, DEVICES, VCPU
+from mamushka.machine.machine import CONTROL, DEBUGGER, DEVICES, VCPU
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,12 +105,31 @@ OF_CONTROL: Calls = {
     "ftruncate": "the same",
     "pwrite64": "a state is written to the file that was handed over",
     "eventfd2": "a doorbell of a copy",
+    "fdatasync": "a bare machine's disks are complete when it has ended",
+    "fsync": "the same, with what describes the file",
+}
+
+OF_DEBUGGER: Calls = {
+    "ioctl": "registers, breakpoints and page tables of virtual CPUs that stand still",
+    "poll": "waiting for the debugger, or for a virtual CPU that stops",
+    "ppoll": "the same, on machines that have no other",
+    "accept4": "a debugger connects to the socket that was made before",
+    "recvfrom": "what it wants",
+    "sendto": "and what it is told",
+    "getsockname": "the interpreter looks at each socket that it is handed",
+    "getsockopt": "the same",
+    "fcntl": "a socket that came from elsewhere is made to wait",
+    "read": "a virtual CPU has stopped",
+    "write": "one stops another",
+    "close": "the debugger has gone",
+    "getrandom": "the interpreter's tables of a new kind",
 }
 
 LISTS: Mapping[str, tuple[Calls, ...]] = {
     VCPU: (INTERPRETER, KICKED),
     DEVICES: (INTERPRETER, SERVING, OF_DEVICES),
     CONTROL: (INTERPRETER, SERVING, OF_CONTROL),
+    DEBUGGER: (INTERPRETER, OF_DEBUGGER),
 }
 
 _PROT_EXEC = 4

@@ -36,7 +36,7 @@ LIFE = {
 }
 
 # The kinds of threads in a process that holds a machine.
-VCPU, DEVICES, CONTROL = "vcpu", "devices", "control"
+VCPU, DEVICES, CONTROL, DEBUGGER = "vcpu", "devices", "control", "debugger"
 
 # How a machine ended.
 OFF, REBOOT, FAULT, STUCK = "off", "reboot", "fault", "stuck"

@@ -89,7 +89,7 @@ class RawTerminal:
         termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
 
-class _Signals:
+class Signals:
     """Signals as bytes on a pipe, for as long as the context lasts."""
 
     def __init__(self, numbers: tuple[int, ...]) -> None:
@@ -97,7 +97,7 @@ class _Signals:
         self._before: list[Any] = []
         self.reader = self.writer = -1
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wakeup = _signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         # The handler itself does nothing; that it exists makes the interpreter write to the pipe.
@@ -146,7 +146,7 @@ def attend(
     numbers = (*(PROXIED if proxy else ()), *((_signal.SIGWINCH,) if terminal else ()))
     way_back = f"come back with: mamushka attach {attached.identifier[:12]}"
     try:
-        with attached, _Signals(numbers) as signals:
+        with attached, Signals(numbers) as signals:
             if terminal and stdin:
                 with RawTerminal(0):
                     ended = _attend(attached, signals, stdin, streams, keys)
@@ -162,7 +162,7 @@ def attend(
 
 
 def _attend(
-    attached: Attached, signals: _Signals, stdin: bool, streams: tuple[int, ...], keys: DetachKeys
+    attached: Attached, signals: Signals, stdin: bool, streams: tuple[int, ...], keys: DetachKeys
 ) -> Exit | None:
     if stdin:
         _thread.start_new_thread(_feed, (attached, signals.writer, keys))

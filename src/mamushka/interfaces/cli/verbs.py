@@ -64,6 +64,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "container prune": ("lifecycle", "Remove workloads that have ended"),
         "container restore": ("checkpoints", "Let workloads go on where they were written down, perhaps from a file"),
     },
+    "machine": {
+        "machine run": ("machine", "Boot a kernel or a bare-metal program, without an image"),
+    },
     "checkpoint": {
         "checkpoint create": ("checkpoints", "Write a running workload down under a name"),
         "checkpoint ls": ("checkpoints", "List a workload's checkpoints"),
@@ -97,6 +100,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 FAMILIES = {
     "container": "Workloads, by Docker's longer names",
     "checkpoint": "What a workload was at one moment, to start from",
+    "machine": "Machines without an image, and what is below those of workloads",
     "image": "Images, by Docker's longer names",
     "volume": "Storage that outlives a workload",
     "network": "Who can reach whom",

@@ -9,6 +9,6 @@ command_line   the kernel's parameters                      kernels     which ke
 
 from __future__ import annotations
 
-from mamushka.machine.boot.loading import load
+from mamushka.machine.boot.loading import is_program, load
 
-__all__ = ["load"]
+__all__ = ["is_program", "load"]

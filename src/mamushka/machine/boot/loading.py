@@ -54,6 +54,20 @@ def load(
     raise Unsupported(f"{name} cannot be booted: {why}", hint="a bzImage (vmlinuz) for x86_64 is needed")
 
 
+def is_program(kernel: str) -> bool:
+    """Whether it is a bare-metal program: one with a multiboot header that does not boot in an operating system's way.
+
+    Such a one may do with what a processor cannot do; a kernel cannot. NotFound or Invalid as ``load`` says it.
+    """
+    image = _content(kernel)
+    if linux.recognise(image) or multiboot.find(image) is None:
+        return False
+    if not elf.recognise(image):
+        return True
+    file = elf.parse(image)
+    return file.machine not in (elf.I386, elf.X86_64) or pvh.entry_point(image, file) is None
+
+
 def _content(kernel: str | bytes | memoryview) -> memoryview:
     """The file's bytes; of a path, mapped and not copied."""
     if not isinstance(kernel, str):

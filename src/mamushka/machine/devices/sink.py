@@ -29,7 +29,8 @@ class Sink:
     def __init__(self, loop: Loop, target: int | Callable[[bytes], object]) -> None:
         self._loop, self._target = loop, target
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()  # guards both below
+        self._lock = threading.Lock()  # guards what follows
+        self._taken = threading.Condition(self._lock)  # told when nothing waits any more
         self._waiting = bytearray()
         self.dropped = 0
         loop.watch(self._wake, self._woken)
@@ -46,6 +47,11 @@ class Sink:
             self.dropped += max(0, len(data) - room)
         if first and data:
             os.eventfd_write(self._wake, 1)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all has been taken, for a while at most; whether it has been. From any thread but the loop's."""
+        with self._lock:
+            return self._taken.wait_for(lambda: not self._waiting, seconds)
 
     def _woken(self, _events: int) -> None:
         try:
@@ -66,6 +72,8 @@ class Sink:
             data, self._waiting = bytes(self._waiting), bytearray()
         if data and not isinstance(self._target, int):
             self._target(data)
+        with self._lock:
+            self._taken.notify_all()
 
     def _writable(self, _events: int) -> None:
         assert isinstance(self._target, int)
@@ -88,6 +96,8 @@ class Sink:
             self.dropped += count
         with self._lock:
             del self._waiting[:count]
+            if not self._waiting:
+                self._taken.notify_all()
 
     def close(self) -> None:
         """Tell a function what is left; a descriptor that has not taken it by now gets no more."""

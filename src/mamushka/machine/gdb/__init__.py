@@ -4,11 +4,11 @@ protocol.py  packets, as bytes in and out, without I/O
 architecture.py, x86.py   the registers of a processor, as gdb is told of them
 target.py    a machine as a debugger sees it: threads, memory, breakpoints
 session.py   what is said to one debugger
-server.py    the socket
+server.py    the socket, and one conversation after the other
 
     with Server(machine, unix="/run/…/gdb") as server: ...      gdb -ex 'target remote /run/…/gdb' vmlinux
 """
 
-from mamushka.machine.gdb.server import Server
+from mamushka.machine.gdb.server import Conversation, Server, listen
 
-__all__ = ["Server"]
+__all__ = ["Conversation", "Server", "listen"]

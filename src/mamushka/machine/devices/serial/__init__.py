@@ -73,6 +73,10 @@ class Serial:
         """Bytes that nobody took in time."""
         return self._sink.dropped
 
+    def drain(self, seconds: float) -> bool:
+        """Wait until the sink has taken all that the guest said, for a while at most; whether it has."""
+        return self._sink.drain(seconds)
+
     # Registers, in the threads of virtual CPUs
 
     def read(self, offset: int, size: int) -> int:
