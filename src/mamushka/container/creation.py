@@ -15,7 +15,6 @@ from mamushka.container.namespaces import map_ids
 from mamushka.container.plan import Interior
 from mamushka.container.program import home
 from mamushka.container.spawn import Birth
-from mamushka.errors import Invalid
 from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNET
 from mamushka.runtime import CREATING, Started
 from mamushka.spec.runtime import Resources
@@ -198,7 +197,9 @@ class BearInit:
             elif packet[:1] == channel.ACCOUNTS:
                 channel.send(self.channel, home(descriptor, self.interior.process.user.uid))
             elif packet[:1] == channel.HOOKS:
-                run_hooks(self.interior, self.pid)
+                from mamushka import hooks
+
+                hooks.before(self.interior.kept, self.pid)
                 channel.go(self.channel, self.pid)
             elif packet[:1] == channel.LISTENS:
                 self._introduce()
@@ -230,7 +231,7 @@ class BearInit:
 
     def _introduce(self) -> None:
         """The agent and the process that it answers for."""
-        from mamushka.container import hooks
+        from mamushka import hooks
         from mamushka.container.listener import Agent
 
         kept, seccomp = self.interior.kept, self.interior.config.linux.seccomp
@@ -251,19 +252,3 @@ class BearInit:
             os.waitpid(self.pid, 0)
             os.close(self.pidfd)
             self.pid = self.pidfd = -1
-
-
-def run_hooks(interior: Interior, pid: int) -> None:
-    """prestart and createRuntime, in the runtime's namespaces. Invalid when one fails."""
-    given = interior.config.hooks
-    moment = (*given.prestart, *given.create_runtime)
-    if not moment:
-        return
-    from mamushka.container import hooks
-
-    state = hooks.state(interior.kept, CREATING, pid)
-    for hook in moment:
-        try:
-            hooks.run(hook, state)
-        except OSError as error:
-            raise Invalid(f"the hook {hook.path} failed: {error.strerror}") from error

@@ -173,7 +173,7 @@ def _groups(record: Record, kept: Kept) -> tuple[int, ...]:
 
 def _introduce(record: Record, kept: Kept, pid: int, pidfd: int) -> None:
     """The container's seccomp agent and the new process."""
-    from mamushka.container import hooks
+    from mamushka import hooks
     from mamushka.container.listener import Agent
 
     assert kept.config.linux.seccomp is not None

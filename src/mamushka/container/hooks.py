@@ -1,7 +1,4 @@
-"""Hooks: programs that the bundle wants executed at a moment of the lifecycle. config.md#posix-platform-hooks.
-
-The builder runs some of them itself (``run``); others run inside, by the script (``RunHooks``).
-"""
+"""Hooks that run inside, by the script. config.md#posix-platform-hooks; the others are run by mamushka.hooks."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import os
 import select
 from errno import ETIMEDOUT
 
-from mamushka import document
 from mamushka.container.channel import GO, PID_WIDTH
 from mamushka.container.operation import HOOK, HOOK_ENDED, RESULT, Inside
+from mamushka.hooks import state
 from mamushka.linux.executable import words
 from mamushka.linux.script import ANY, NEXT, PACKET, Label, Variable
 
@@ -25,59 +22,6 @@ if TYPE_CHECKING:
 _SIGPIPE, _SIGCHLD = 13, 17
 # Stands for the pid in a state that is written before there is one: as wide as the packet's, and no pid itself.
 _UNKNOWN = 10**PID_WIDTH - 1
-
-
-def state(kept: Kept, status: str, pid: int) -> bytes:
-    """The state that a hook reads from its standard input. runtime.md#state."""
-    found: dict[str, object] = {"ociVersion": kept.config.oci_version, "id": kept.id, "status": status}
-    if pid:
-        found["pid"] = pid
-    found["bundle"] = kept.bundle
-    if kept.config.annotations:
-        found["annotations"] = kept.config.annotations
-    return document.dump(found)
-
-
-def run(hook: Hook, given: bytes) -> None:
-    """Execute a hook and wait for it. OSError when it cannot be executed, fails, or takes longer than allowed."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _become(hook, reading)
-    os.close(reading)
-    try:
-        os.write(writing, given)
-    except BrokenPipeError:
-        pass  # it does not care
-    os.close(writing)
-    status = _wait(pid, hook)
-    if status:
-        how = f"exit status {status}" if status > 0 else f"signal {-status}"
-        raise OSError(0, f"the hook ended with {how}", hook.path)
-
-
-def _become(hook: Hook, stdin: int) -> None:
-    try:
-        os.dup2(stdin, 0)
-        os.execve(hook.path, hook.args or (hook.path,), dict(e.split("=", 1) for e in hook.env if "=" in e))
-    except BaseException as error:
-        os.write(2, f"{hook.path}: {error}\n".encode())
-    finally:
-        os._exit(127)
-
-
-def _wait(pid: int, hook: Hook) -> int:
-    if hook.timeout is not None:
-        pidfd = os.pidfd_open(pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        ended = poll.poll(hook.timeout * 1000)
-        os.close(pidfd)
-        if not ended:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            raise OSError(0, f"the hook did not end within {hook.timeout} s", hook.path)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class RunHooks(Inside):

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 
-from mamushka import document, trace
+from mamushka import document, hooks, trace
 from mamushka.container import rootfs
 from mamushka.container.checkpoint import DESCRIPTORS, MOUNTS, NETWORK, RESTORE_LOG, Directories, common
-from mamushka.container.creation import run_hooks
 from mamushka.container.criu import rpc
 from mamushka.container.criu.failure import Failed, explained
 from mamushka.container.criu.service import Criu, start
@@ -317,7 +316,7 @@ class RestoreProcesses:
             self.console = descriptor
         elif moment == _SET_UP:
             self.pid = pid
-            run_hooks(self.interior, pid)
+            hooks.before(self.interior.kept, pid)
         elif moment == _RESTORED:
             # Our own child, and not running yet: the number is its.
             self.pid, self.pidfd = pid, os.pidfd_open(pid)

@@ -6,7 +6,7 @@ import os
 import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
-from mamushka import plan, trace
+from mamushka import plan
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.record import Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
@@ -167,7 +167,7 @@ class ContainerRuntime:
 
     def _start_listening(self, record: Record, kept: Kept, gate: int) -> None:
         """Open the gate, and see to it that the agent gets what the filter gives. See ``listener``."""
-        from mamushka.container import hooks
+        from mamushka import hooks
         from mamushka.container.listener import Agent
 
         assert kept.config.linux.seccomp is not None
@@ -198,16 +198,13 @@ class ContainerRuntime:
             raise explain(packet, process)
 
     def _poststart(self, record: Record, pid: int) -> None:
-        from mamushka.container import hooks
+        from mamushka import hooks
 
-        kept = record.read()
-        given = hooks.state(kept, RUNNING, pid)
-        for hook in kept.config.hooks.poststart:
-            try:
-                hooks.run(hook, given)
-            except OSError as error:
-                self.delete(record.id, force=True)
-                raise Invalid(f"the poststart hook {hook.path} failed: {error.strerror}") from error
+        try:
+            hooks.started(record.read(), pid)
+        except Invalid:
+            self.delete(record.id, force=True)
+            raise
 
     # Asking
 
@@ -536,13 +533,9 @@ class ContainerRuntime:
     def _poststop(self, kept: Kept) -> None:
         if not kept.hooked:
             return
-        from mamushka.container import hooks
+        from mamushka import hooks
 
-        for hook in kept.config.hooks.poststop:
-            try:
-                hooks.run(hook, hooks.state(kept, STOPPED, 0))
-            except OSError as error:  # the specification: a warning, and on with the next
-                trace.event("hook.failed", moment="poststop", path=hook.path, error=error.strerror)
+        hooks.deleted(kept)
 
 
 def _living(record: Record, otherwise: str = "container not running") -> int:

@@ -2,6 +2,9 @@
 
 On disk first, then in the kernel: whenever the creator is killed, the record names what there may be to remove, and a
 monitor that was not recorded ends by itself, because nobody lets it go on.
+
+Some callers set up the network only after create: they ask for a new namespace and put links into that of the pid that
+they are told. So a machine that is created with one waits in it, and is made when it is started.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 from mamushka import trace
 from mamushka.errors import Invalid
 from mamushka.linux.abi import address_of
-from mamushka.linux.process import PR_SET_NAME, clone3, prctl
+from mamushka.linux.process import CLONE_NEWNET, PR_SET_NAME, clone3, prctl, unshare
 from mamushka.machine import control, terminal
 from mamushka.machine.control import Line, Listener
 from mamushka.machine.inside import Streams
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"  # the socket's name in the record
 _GO: Packet = {"answer": "go"}
+_HOOKS = "hooks"  # the monitor is where they look for it
 
 
 class Claim:
@@ -154,24 +158,58 @@ class BearMonitor:
                 os.write(door, b"0")
             keep = (*members(post.streams), post.gate, post.outcome, theirs.fileno(), listener.fileno(), *self.keep)
             settle(keep, post.streams.console)
-            if not theirs.receive()[0]:  # the creator is gone, and has recorded nobody
-                os._exit(BROKEN)
+            _await(theirs)
+            self._prepare(theirs)
             exit = self._serve(post, theirs, listener)
         except BaseException as error:
             tell(theirs, control.failed(error))
         finally:
             leave(exit)
 
+    def _prepare(self, theirs: Line) -> None:
+        """In the child: be where hooks and callers look for it."""
+        if self._linked():
+            unshare(CLONE_NEWNET)
+        if self._hooks():
+            theirs.send({"answer": _HOOKS})
+            _await(theirs)
+
+    def _hooks(self) -> bool:
+        given = self.kept.config.hooks
+        return bool(given.prestart or given.create_runtime)
+
+    def _linked(self) -> bool:
+        """Whether somebody may put links into a network namespace that is the machine's own."""
+        path = next((item.path for item in self.kept.config.linux.namespaces if item.type == "network"), None)
+        return path == "" and (self.gated or self._hooks())
+
     def _serve(self, post: Post, theirs: Line, listener: Listener) -> Any:
         from mamushka.machine.cage import Cage
-        from mamushka.machine.monitor import Monitor
+        from mamushka.machine.monitor import BROKEN, Monitor
+        from mamushka.runtime import Exit
         from mamushka.values import replace
 
         paused = os.open(f"{self.record.path}/process", os.O_RDWR | os.O_CLOEXEC)
         forward = Forward(theirs)
         if self.traced:
             trace.subscribe(forward)
-        monitor = Monitor(replace(post, paused=paused), self.make(), Cage(), theirs, listener)
+        post = replace(post, paused=paused)
+        late = self.gated and self._linked()
+        if late:
+            theirs.send({"answer": "created"})
+            theirs.close()
+            os.read(post.gate, 1)
+            post = replace(post, opened=True)
+        try:
+            guest = self.make()
+        except BaseException as error:
+            if not late:
+                raise
+            from mamushka import document
+
+            os.write(post.outcome, document.dump(control.failed(error)))
+            return Exit(code=BROKEN)
+        monitor = Monitor(post, guest, Cage(), None if late else theirs, listener)
         forward.post = monitor.post
         return monitor.serve()
 
@@ -190,7 +228,12 @@ class BearMonitor:
                 fields = packet.get("fields")
                 trace.event(str(packet["event"]), **(fields if isinstance(fields, dict) else {}))
                 continue
-            control.answered(packet)
+            if control.answered(packet) == _HOOKS:
+                from mamushka import hooks
+
+                hooks.before(self.kept, self.pid)
+                self._line.send(_GO)
+                continue
             break
         self._line.close()
 
@@ -227,6 +270,14 @@ class Forward:
             self._line.send({"event": name, "fields": fields})
         except (OSError, Invalid):  # the creator has gone, or has heard enough
             trace.unsubscribe(self)
+
+
+def _await(theirs: Line) -> None:
+    """In a monitor that is born: until its creator lets it go on; the end where that is gone, and has kept nobody."""
+    from mamushka.machine.monitor import BROKEN
+
+    if not theirs.receive()[0]:
+        os._exit(BROKEN)
 
 
 def streams_of(process: Process, stdio: Stdio) -> tuple[int, Streams]:

@@ -84,10 +84,14 @@ class Maker:
         filter = self._filters(config)
         # Paths may be those of the creator's own descriptors.
         namespace = _network(config) if self._wires is not None else -1
+        host = _own_network()
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
 
         def make() -> Guest:
-            return self._make(record, bundle, root, kernel, hardware, first, namespace, filter, append)
+            where = namespace
+            if namespace < 0 and self._wires is not None and _own_network() != host:
+                where = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)  # with what others have put into it
+            return self._make(record, bundle, root, kernel, hardware, first, where, filter, append)
 
         return make, tuple(fd for fd in (first, namespace) if fd >= 0)
 
@@ -98,7 +102,7 @@ class Maker:
         return {
             "ociVersionMin": "1.0.0",
             "ociVersionMax": VERSION,
-            "hooks": [],
+            "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
             "mountOptions": ["bind", "noatime", "nodev", "noexec", "nosuid", "rbind", "relatime", "ro", "rw"],
             "linux": {"namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"], "seccomp": {"enabled": True}},
         }
@@ -150,6 +154,9 @@ class Maker:
         return computer
 
 
+_NETWORK = "/proc/self/ns/net"
+
+
 def _network(config: Config) -> int:
     """The network namespace that is handed over; -1 where a new one is asked for, in which there is nothing."""
     path = next((item.path for item in config.linux.namespaces if item.type == "network"), "")
@@ -157,6 +164,11 @@ def _network(config: Config) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1
     except FileNotFoundError as error:
         raise NotFound(f"there is no network namespace {path}") from error
+
+
+def _own_network() -> int:
+    """This process's network namespace, as a number."""
+    return os.stat(_NETWORK).st_ino
 
 
 def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes, ...]:

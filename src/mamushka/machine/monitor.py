@@ -66,6 +66,7 @@ class Post:
     streams: Streams  # given to the guest, which closes them
     gate: int = -1  # open for reading as long as the program waits; -1 where it does not
     outcome: int = -1  # where a failure behind the gate is written
+    opened: bool = False  # whether the gate's byte has come: whoever sent it waits until the gate is closed
     paused: int = -1  # the record's file ``process``, open for writing
     owner: int = 0  # whose calls are heard
 
@@ -73,9 +74,9 @@ class Post:
 class Monitor:
     """The control thread. ``serve`` is its whole life."""
 
-    def __init__(self, post: Post, guest: Guest, cage: Cage, creator: Line, listener: Listener) -> None:
+    def __init__(self, post: Post, guest: Guest, cage: Cage, creator: Line | None, listener: Listener) -> None:
         self._post, self._guest, self._cage = post, guest, cage
-        self._creator: Line | None = creator
+        self._creator = creator
         self._listener = listener
         self._poll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
@@ -153,7 +154,7 @@ class Monitor:
     def _up(self) -> None:
         """The guest waits for work."""
         self._deadline, self._is_up = 0.0, True
-        if self._post.gate < 0:
+        if self._post.gate < 0 or self._post.opened:
             self._begin()
             return
         self._watch(self._post.gate, self._opened)
@@ -234,8 +235,8 @@ class Monitor:
 
     def _watch_creator(self) -> None:
         """Whoever makes it and is killed before it is made leaves nothing."""
-        assert self._creator is not None
-        self._watch(self._creator.fileno(), lambda: self._end(Exit(signal=9)))
+        if self._creator is not None:
+            self._watch(self._creator.fileno(), lambda: self._end(Exit(signal=9)))
 
     # Signals of this process
 

@@ -113,6 +113,8 @@ class MachineRuntime:
         finally:
             close_all(keep)
         record.release()
+        if not gated and kept.hooked:
+            self._poststart(kept, bear.pid)
         return bear.started
 
     def start(self, id: str) -> None:
@@ -130,6 +132,18 @@ class MachineRuntime:
         finally:
             os.close(gate)
         self._check_failure(record)
+        kept = record.read()
+        if kept.hooked:
+            self._poststart(kept, record.process()[0])
+
+    def _poststart(self, kept: Kept, pid: int) -> None:
+        from mamushka import hooks
+
+        try:
+            hooks.started(kept, pid)
+        except Invalid:
+            self.delete(kept.id, force=True)
+            raise
 
     def _check_failure(self, record: Record) -> None:
         try:
@@ -332,8 +346,10 @@ class MachineRuntime:
     def delete(self, id: str, *, force: bool = False) -> None:
         """Remove what create made; Conflict while it runs, unless forced. Repeating it, forced, is harmless."""
         record = self._record(id)
+        kept: Kept | None
         try:
-            place = record.read().cgroup
+            kept = record.read()
+            place = kept.cgroup
         except (NotFound, Invalid) as error:
             # Its creator was killed before it had written anything; or the record is damaged.
             there = os.path.isdir(record.path)
@@ -341,7 +357,7 @@ class MachineRuntime:
                 raise
             if not there:
                 return
-            place = record.kept_cgroup()
+            kept, place = None, record.kept_cgroup()
         cgroup = self._cgroups.open_cgroup(place) if place else None
         pidfd = record.open_process()
         if pidfd >= 0:
@@ -351,6 +367,10 @@ class MachineRuntime:
             cgroup.remove()
         record.remove()
         self._tidy(place)
+        if kept is not None and kept.hooked:
+            from mamushka import hooks
+
+            hooks.deleted(kept)
 
     def _end(self, record: Record, pidfd: int, *, force: bool) -> None:
         try:

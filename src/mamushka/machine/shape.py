@@ -180,6 +180,8 @@ def _of_kernel(config: Config, otherwise: str) -> Iterator[tuple[str, str]]:
         yield "links cannot be moved from the host's kernel into the machine's", otherwise
     if linux.seccomp is not None and linux.seccomp.listener_path:
         yield "its seccomp filter is answered by a process of the host's", otherwise
+    if config.hooks.create_container or config.hooks.start_container:
+        yield "its createContainer and startContainer hooks expect the host's kernel inside", otherwise
     resources = linux.resources or Resources()
     if resources.rdma or resources.network or resources.hugepage_limits:
         yield "it limits huge pages, RDMA or classes of packets, which the machine has none of", otherwise
