@@ -172,8 +172,6 @@ def _obstacles(config: Config, preserve: tuple[int, ...]) -> Iterator[tuple[str,
 
 def _of_kernel(config: Config, otherwise: str) -> Iterator[tuple[str, str]]:
     linux = config.linux
-    if any(getattr(config.hooks, moment) for moment in config.hooks.__match_args__):
-        yield "it has hooks, programs of the host's that expect a process in namespaces", otherwise
     if linux.intel_rdt is not None:
         yield "it asks for a class of service (intelRdt) of the host's processor", otherwise
     if linux.net_devices:
