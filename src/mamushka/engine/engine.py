@@ -354,6 +354,10 @@ class Engine:
         stats = self.runtime(workload.runtime).stats(workload.id)
         from mamushka.engine import traffic, wiring
 
+        if workload.runtime == "vm":
+            from mamushka.engine.machines import network_use
+
+            return traffic.count(stats, network_use(self, workload))
         # With the host's network every counter would be the host's.
         return stats if wiring.mode(workload.settings) == "host" else traffic.add(stats, workload.pid)
 

@@ -201,6 +201,8 @@ def orphans(engine: Engine) -> None:
         known = engine.state.ids()
         for id in set(engine.snapshots.ids()) - known:
             engine.runtime("container").delete(id, force=True)
+            if os.path.isdir(f"{engine.paths.machines}/{id}"):
+                engine.runtime("vm").delete(id, force=True)
             remove_socket(engine, id)
         engine.snapshots.clean(known)
     finally:

@@ -161,6 +161,16 @@ def _process(item: dict[str, Any], inner: Mapping[int, int]) -> Process:
     return Process(int(item["inner"]), parent, int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command)
 
 
+def network_use(engine: Engine, workload: Workload) -> str:
+    """A guest's own count of its packets, as /proc/net/dev; nothing where it does not answer."""
+    from mamushka.errors import MamushkaError
+
+    try:
+        return str(open_machines(engine.paths.machines).ask(workload.id, "traffic"))
+    except MamushkaError:  # it is paused, or has just ended
+        return ""
+
+
 def filters(config: Config) -> Filter | None:
     """A bundle's rules on system calls, compiled: the same as for a container, for the guest's kernel to hold."""
     from mamushka.container.parts import filter_of

@@ -15,7 +15,7 @@ def counted(text: str) -> tuple[int, int]:
     for line in text.splitlines()[2:]:
         name, _, counters = line.rpartition(":")
         fields = counters.split()
-        if name.strip() != "lo" and len(fields) >= 9:
+        if name.strip() != "lo" and len(fields) >= 9 and (fields[0] + fields[8]).isdecimal():
             received += int(fields[0])
             sent += int(fields[8])
     return received, sent
@@ -25,7 +25,12 @@ def add(stats: Stats, pid: int) -> Stats:
     """The use with its traffic; without where the process has just ended."""
     try:
         with open(f"/proc/{pid}/net/dev") as file:
-            received, sent = counted(file.read())
+            return count(stats, file.read())
     except OSError:  # EINVAL too: a process that is ending has no namespaces
         return stats
+
+
+def count(stats: Stats, text: str) -> Stats:
+    """The use with the traffic that these lines tell."""
+    received, sent = counted(text)
     return replace(stats, net_received=received, net_sent=sent)

@@ -103,6 +103,9 @@ class Computer:
             terminal=streams.console >= 0,
             readonly=config.root is not None and config.root.readonly,
         )
+        pids = config.linux.resources.pids if config.linux.resources is not None else None
+        if pids is not None and pids.limit is not None and pids.limit > 0:
+            self._agent.update(MAIN, {"pids.max": str(pids.limit)})
 
     def _await_call(self) -> str:
         try:
@@ -152,7 +155,12 @@ class Computer:
 
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         """See ``Guest``."""
-        known = {"processes": self._processes, "update": self._update, "statistics": self._statistics}
+        known = {
+            "processes": self._processes,
+            "update": self._update,
+            "statistics": self._statistics,
+            "traffic": self._traffic,
+        }
         act = known.get(verb)
         if act is None:
             answer(MamushkaError(f"a machine is not asked for {verb!r}"))
@@ -191,6 +199,10 @@ class Computer:
             }
             for item in self._agent.processes(MAIN)
         ]
+
+    def _traffic(self, _question: dict[str, Any]) -> Any:
+        """The guest's /proc/net/dev."""
+        return self._agent.read(["/proc/net/dev"]).get("/proc/net/dev", "")
 
     def _update(self, question: dict[str, Any]) -> Any:
         names = {"memory": "memory.max", "pids": "pids.max"}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     # In the monitor, once it is recorded: makes the machine, all that it needs open. The descriptors are to be kept.
     Make = Callable[[], Guest]
 
+OOM = "oom"  # has a byte when the guest's kernel killed the program for want of memory
 CONTROL = "control"  # the socket's name in the record
 _GO: Packet = {"answer": "go"}
 _HOOKS = "hooks"  # the monitor is where they look for it
@@ -190,10 +191,11 @@ class BearMonitor:
         from mamushka.values import replace
 
         paused = os.open(f"{self.record.path}/process", os.O_RDWR | os.O_CLOEXEC)
+        oom = os.open(f"{self.record.path}/{OOM}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         forward = Forward(theirs)
         if self.traced:
             trace.subscribe(forward)
-        post = replace(post, paused=paused)
+        post = replace(post, paused=paused, oom=oom)
         late = self.gated and self._linked()
         if late:
             theirs.send({"answer": "created"})

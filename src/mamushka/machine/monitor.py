@@ -68,6 +68,7 @@ class Post:
     outcome: int = -1  # where a failure behind the gate is written
     opened: bool = False  # whether the gate's byte has come: whoever sent it waits until the gate is closed
     paused: int = -1  # the record's file ``process``, open for writing
+    oom: int = -1  # the record's file ``oom``, which has a byte when the guest's kernel killed for want of memory
     owner: int = 0  # whose calls are heard
 
 
@@ -183,6 +184,8 @@ class Monitor:
     def main_ended(self, exit: Exit) -> None:
         """It has ended."""
         self._exit = exit
+        if exit.oom_killed and self._post.oom >= 0:
+            os.write(self._post.oom, b"1")
         self._limit(_GRACE, "the guest did not bring its disks in order")
         self._guest.close(self._tell(lambda: self._end(exit)))
 

@@ -16,7 +16,7 @@ from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupporte
 from mamushka.linux import lock
 from mamushka.machine import control
 from mamushka.machine.control import connect, say
-from mamushka.machine.creation import CONTROL
+from mamushka.machine.creation import CONTROL, OOM
 from mamushka.record import Kept, Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
@@ -201,8 +201,17 @@ class MachineRuntime:
         return self._ask(self._record(id), {"ask": verb, **question})
 
     def stats(self, id: str) -> Stats:
-        """Resource use now: the monitor's, whose processor time and memory are the guest's and its own."""
-        return self._cgroup(self._record(id)).stats()
+        """Resource use now: the monitor's, whose processor time and memory are the guest's and its own.
+
+        A guest that ran out of memory killed by itself: that counts, though the host knows nothing of it.
+        """
+        record = self._record(id)
+        stats = self._cgroup(record).stats()
+        try:
+            inside = record.content(OOM)
+        except NotFound:
+            inside = b""
+        return replace(stats, oom_kills=stats.oom_kills + len(inside))
 
     def usage(self, id: str) -> Any:
         """All that is counted of the monitor and what serves it, as the cgroups that were handed in say it."""

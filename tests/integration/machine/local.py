@@ -70,7 +70,7 @@ class Local:
             code = made.wait()
             for end in set(ends) - {-1}:
                 os.close(end)
-            watcher.ended(Exit(code=code) if code >= 0 else Exit(signal=-code))
+            watcher.ended(Exit(code=code) if code >= 0 else Exit(signal=-code, oom_killed="OOM" in env))
 
         threading.Thread(target=wait, daemon=True).start()
 

@@ -265,6 +265,12 @@ def test_a_machine_that_breaks_says_so_on_the_workloads_stream(ground: Ground) -
     assert status(started) == 255
 
 
+def test_a_guest_that_ran_out_of_memory_is_told_apart(ground: Ground) -> None:
+    started, _ = ground.run("kill -9 $$", env=("PATH=/usr/bin:/bin", "OOM=1"))
+    assert status(started) == -signal.SIGKILL
+    assert ground.runtime.stats("box").oom_kills == 1
+
+
 def test_a_machine_that_does_not_come_up(tmp_path: Any) -> None:
     def boots() -> None:
         raise Unsupported("no such processor", hint="another")
