@@ -99,7 +99,10 @@ class Monitor:
         self._guest.boot(self._cage, self._post.process, self._post.streams, self._tell(self._up), self._fail)
         self._limit(_BOOT, "the guest did not come up")
         while not self._over:
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # a fault of ours; behind the cage nobody could print where
+                self._broken(error)
         assert self._exit is not None
         return self._exit
 
