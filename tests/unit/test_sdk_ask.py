@@ -62,6 +62,11 @@ def test_limits_security_and_the_rest() -> None:
     assert asked(environment={"A": "1"}).environment == ("A=1",)
     assert asked(network=["front", "back"]).networks == (Attachment("front"), Attachment("back"))
     assert asked(user_namespace=True).namespaces.user == "private"
+    assert asked(runtime="vm", kernel="/k", cold=True).annotations == {
+        "com.mamushka.machine.kernel": "/k", "com.mamushka.machine.cold": "true",
+    }  # fmt: skip
+    with pytest.raises(Invalid, match="for machines"):
+        asked(kernel="/k")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_an_unknown_setting_is_named() -> None:
 def test_every_setting_is_translated() -> None:
     from mamushka.interfaces.sdk import ask
 
-    elsewhere = {"mounts", "tmpfs", "network", "aliases", "user_namespace"}
+    elsewhere = {"mounts", "tmpfs", "network", "aliases", "user_namespace", "kernel", "cold"}
     assert set(Asked.__annotations__) == set(ask._PLAIN) | set(ask._PARTS) | elsewhere
 
 

@@ -31,10 +31,22 @@ def obstacle(name: str, kernel: str = "") -> str:
     if name not in NAMES:
         raise Invalid(f"unknown runtime {name!r}", hint=f"one of {', '.join(NAMES)}")
     if name == "vm":
-        from mamushka.engine.machines import obstacle as of_machines
+        from mamushka.engine import machines
 
-        return of_machines(kernel)
+        return machines.obstacle(kernel)
     return _MISSING.get(name, "")
+
+
+def of_machines(names: Sequence[str], kernel: str, cold: bool) -> dict[str, str]:
+    """The annotations that say how a machine is to be made. Invalid where no machine was asked for."""
+    if not kernel and not cold:
+        return {}
+    from mamushka.machine.shape import COLD
+
+    if "vm" not in names:
+        raise Invalid("a kernel and a cold start are for machines", hint="choose the runtime vm")
+    found = {KERNEL: os.path.abspath(kernel)} if kernel else {}
+    return {**found, COLD: "true"} if cold else found
 
 
 def choose(names: Sequence[str], kernel: str = "") -> tuple[str, str]:

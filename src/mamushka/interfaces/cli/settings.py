@@ -72,19 +72,12 @@ def settings(arguments: Arguments, volumes_from: tuple[Mount, ...] = ()) -> Sett
 
 def _annotations(arguments: Arguments) -> dict[str, str]:
     """The user's own, and how a machine is to be made."""
-    found = dict(arguments.annotation)
-    if arguments.kernel or arguments.cold:
-        import os
+    own = dict(arguments.annotation)
+    if not arguments.kernel and not arguments.cold:
+        return own
+    from mamushka.engine.runtimes import of_machines
 
-        from mamushka.machine.shape import COLD, KERNEL
-
-        if "vm" not in _runtime(arguments.runtime):
-            raise Invalid("--kernel and --cold are for machines", hint="choose --runtime vm")
-        if arguments.kernel:
-            found[KERNEL] = os.path.abspath(arguments.kernel)
-        if arguments.cold:
-            found[COLD] = "true"
-    return found
+    return {**own, **of_machines(_runtime(arguments.runtime), arguments.kernel, arguments.cold)}
 
 
 def _refuse(arguments: Arguments) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from mamushka.engine.runtimes import of_machines
 from mamushka.engine.settings import Attachment, Device, Limits, Mount, Namespaces, Port, Restart, Security, Settings
 from mamushka.errors import Invalid
 
@@ -50,6 +51,8 @@ class Asked(TypedDict, total=False):
     stop_signal: str
     stop_timeout: int
     runtime: str | Sequence[str]  # "container", or an order of preference: "vm,container"
+    kernel: str  # of its machine: a file, or a directory with a kernel and its modules
+    cold: bool  # its machine is booted, also where a saved one is there to begin from
     user_namespace: bool
     init: bool
     rootfs: bool  # the image is the path of a directory, the root in place of an image's
@@ -69,10 +72,12 @@ def settings(image: str, command: tuple[str, ...], asked: Mapping[str, Any]) -> 
         elif key in _PARTS:
             part, convert = _PARTS[key]
             parts[part][key] = convert(item)
-        elif key not in ("mounts", "tmpfs", "network", "aliases"):
+        elif key not in ("mounts", "tmpfs", "network", "aliases", "kernel", "cold"):
             raise Invalid(f"there is no setting {key!r}", hint=f"the settings are: {', '.join(Asked.__annotations__)}")
+    names = fields.get("runtime", ())
     return Settings(
         **fields,
+        annotations=of_machines(names, asked.get("kernel", ""), bool(asked.get("cold"))),
         mounts=mounts,
         networks=_networks(asked.get("network", "bridge"), tuple(asked.get("aliases", ()))),
         limits=Limits(**parts["limits"]),
