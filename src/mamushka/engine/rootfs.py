@@ -68,7 +68,7 @@ def reach(engine: Engine, workload: Workload, path: str) -> tuple[int, str]:
     from mamushka.engine.workload import ACTIVE
 
     if workload.runtime == "vm" and workload.status in ACTIVE:
-        wanted = os.path.normpath(f"/{path}")
+        wanted = os.path.normpath("/" + path.lstrip("/"))  # two slashes would stay two
         for destination, source in sorted(_over(engine, workload).items(), key=lambda item: -len(item[0])):
             if wanted != destination and not wanted.startswith(f"{destination}/"):
                 continue
@@ -79,7 +79,8 @@ def reach(engine: Engine, workload: Workload, path: str) -> tuple[int, str]:
                 )
             rest = wanted[len(destination) :]
             if not os.path.isdir(source):
-                source, rest = os.path.split(source)
+                source, name = os.path.split(source)
+                rest = f"/{name}"
             return os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), rest or "/"
     return open_root(engine, workload), path
 

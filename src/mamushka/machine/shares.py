@@ -15,6 +15,7 @@ import stat
 
 from mamushka.errors import NotFound
 from mamushka.linux import mount as kernel
+from mamushka.linux.fd import AT_RECURSIVE
 from mamushka.linux.process import CLONE_NEWNS, unshare
 
 TYPE_CHECKING = False
@@ -92,7 +93,14 @@ def _show(source: str, target: str, item: Mount) -> None:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     recursive = kernel.MS_REC if "rbind" in item.options else 0
     kernel.mount(os.fsencode(source), os.fsencode(target), None, kernel.MS_BIND | recursive, None)
-    if "ro" in item.options:
-        kernel.mount(
-            None, os.fsencode(target), None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY, None
-        )  # the guest's own read-only mount is the guest's word
+    if "ro" in item.options or "rro" in item.options:
+        _forbid_writing(target, recursive="rro" in item.options)
+
+
+def _forbid_writing(target: str, *, recursive: bool) -> None:
+    """On this side too: the guest's own read-only mount is the guest's word."""
+    shown = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    try:
+        kernel.set_attributes(shown, set=kernel.MOUNT_ATTR_RDONLY, flags=AT_RECURSIVE if recursive else 0)
+    finally:
+        os.close(shown)
