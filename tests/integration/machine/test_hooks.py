@@ -25,7 +25,7 @@ def _hook(text: str) -> Hook:
     return Hook("/bin/sh", ("sh", "-c", text), ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",))
 
 
-def _bundle(ground: Ground, command: str, *, network: str = "", **hooks: tuple[Hook, ...]) -> Bundle:
+def _bundle(ground: Ground, command: str, *, network: str = "", **hooks: Any) -> Bundle:
     bundle = ground.bundle(command)
     linux = bundle.config.linux
     others = (item for item in linux.namespaces if item.type != "network")
