@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused_with_the_reason(linux: dict[str, Any], reason
 
 def test_hooks_and_descriptors_are_refused() -> None:
     with pytest.raises(Unsupported, match="hooks"):
-        shape.check(replace(config(), hooks=Hooks(prestart=(Hook("/bin/true"),))))
+        shape.check(replace(config(), hooks=Hooks(create_container=(Hook("/bin/true"),))))
     with pytest.raises(Unsupported, match="preserve-fds"):
         shape.check(config(), preserve=(3,))
 
