@@ -160,6 +160,7 @@ enum {
 	K_READONLY,          /* number: 1 */
 	K_INNER,             /* number: the pid as the container counts */
 	K_CGROUPS,           /* string: where cgroup2 is mounted */
+	K_COPY_UP,           /* number: 1 */
 };
 
 enum { FAILED, COMMAND_NOT_FOUND, CANNOT_EXECUTE, BAD_DIRECTORY, BAD_REQUEST, NO_SUCH_PROCESS };
@@ -297,6 +298,7 @@ void become(const struct child *child) __attribute__((noreturn));
 void perform_task(unsigned kind, struct fields request, int report, uint64_t process,
 		  const struct process *container) __attribute__((noreturn));
 int enter(const struct process *container, int namespaces, struct failure *failure);
+int copy_up(int from, int to, int level);
 int perform_steps(int root, struct fields fields, struct failure *failure);
 int make_directory(int root, const char *path, unsigned mode);
 int bind_descriptor(int fd, int root, const char *target, struct failure *failure);

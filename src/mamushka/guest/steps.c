@@ -157,10 +157,12 @@ static int mount_step(int root, struct fields step, const char *target, struct f
 {
 	char *type = text_of(step, K_TYPE), *source = text_of(step, K_SOURCE), *data = text_of(step, K_DATA);
 	unsigned long flags = number_of(step, K_FLAGS, 0);
-	int place, result;
+	int place, result, from = -1;
 	if (flags & MS_BIND)
 		return bind(AT_FDCWD, source ? source : "", root, target, step, failure);
 	if ((place = make_directory(root, target, 0755)) < 0)
+		return fail(failure, FAILED, "open", target);
+	if (number_of(step, K_COPY_UP, 0) && (from = openat(place, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
 		return fail(failure, FAILED, "open", target);
 	/* By ".", because no path leads safely to what the descriptor names. */
 	if (fchdir(place) < 0 || mount(source ? source : "none", ".", type, flags, data) < 0)
@@ -168,6 +170,13 @@ static int mount_step(int root, struct fields step, const char *target, struct f
 	close(place);
 	if ((place = open_in_root(root, target, O_PATH, 0)) < 0)
 		return fail(failure, FAILED, "open", target);
+	if (from >= 0) {
+		int to = open_in_root(root, target, O_RDONLY | O_DIRECTORY, 0);
+		if (to < 0 || copy_up(from, to, 0) < 0)
+			return fail(failure, FAILED, "copy what is in", target);
+		close(to);
+		close(from);
+	}
 	result = set_attributes(place, step) < 0 ? fail(failure, FAILED, "mount_setattr", target) : 0;
 	close(place);
 	free(type);

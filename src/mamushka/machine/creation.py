@@ -14,6 +14,7 @@ import os
 
 from mamushka import trace
 from mamushka.errors import Invalid
+from mamushka.linux import procfs
 from mamushka.linux.abi import address_of
 from mamushka.linux.process import CLONE_NEWNET, PR_SET_NAME, clone3, prctl, unshare
 from mamushka.machine import control, terminal
@@ -168,7 +169,10 @@ class BearMonitor:
             leave(exit)
 
     def _prepare(self, theirs: Line) -> None:
-        """In the child: be where hooks and callers look for it."""
+        """In the child: be where hooks and callers look for it, and as dear to the kernel as the program is to be."""
+        process = self.kept.config.process
+        if process is not None and process.oom_score_adj is not None:
+            procfs.write("self/oom_score_adj", b"%d" % process.oom_score_adj)
         if self._linked():
             unshare(CLONE_NEWNET)
         if self._hooks():

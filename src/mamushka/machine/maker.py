@@ -135,6 +135,7 @@ class Maker:
         # The last look at the host's own paths; what follows happens in a mount namespace of our own.
         wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
         executor = KvmExecutor()
+        bundle = replace(bundle, config=shares.local(bundle.config))
         tree, inside, sources = shares.tree(place, bundle, root)
         server = Virtiofsd(Share(tree), f"{place}/served")
         memory = ram(shape.memory)

@@ -15,26 +15,58 @@ import stat
 
 from mamushka.errors import NotFound
 from mamushka.linux import mount as kernel
+from mamushka.linux import procfs
 from mamushka.linux.fd import AT_RECURSIVE
 from mamushka.linux.process import CLONE_NEWNS, unshare
+from mamushka.spec.runtime import Mount
+from mamushka.values import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mamushka.runtime import Bundle
-    from mamushka.spec.runtime import Mount
+    from mamushka.spec.runtime import Config
 
 TAG = "mamushka"
 # Where a guest mounts it.
 INSIDE = "/run/host"
 # Names alone: no content lies on the file system that holds the tree together.
 _SIZE = b"1m"
+_TMPFS_MAGIC = 0x01021994  # linux/magic.h
 
 
 def binds(item: Mount) -> bool:
     """Whether a mount shows something that exists on the host."""
     return item.type == "bind" or "bind" in item.options or "rbind" in item.options
+
+
+def local(config: Config) -> Config:
+    """The bundle with memory of the guest's where a caller binds a tmpfs of the host's at /dev/shm.
+
+    What programs share there they map into their memory, which only one kernel can keep the same for all of them.
+    """
+    return replace(config, mounts=tuple(_local(item) if binds(item) else item for item in config.mounts))
+
+
+def _local(item: Mount) -> Mount:
+    if item.destination.rstrip("/") != "/dev/shm":
+        return item
+    try:
+        fd = os.open(item.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return item  # told when it is to be shared
+    try:
+        found = procfs.statfs()
+        procfs.fstatfs(fd, found)
+    finally:
+        os.close(fd)
+    if found.f_type != _TMPFS_MAGIC:
+        return item
+    size = found.f_blocks * found.f_bsize
+    # 1777: everybody's, as everywhere. Without a limit (0) the kernel's own, half of the memory.
+    words = ("nosuid", "nodev", "noexec", "mode=1777", *((f"size={size}",) if size else ()))
+    return Mount(item.destination, "tmpfs", "shm", words)
 
 
 def tree(place: str, bundle: Bundle, root: int) -> tuple[int, str, Mapping[str, str]]:

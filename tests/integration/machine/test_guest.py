@@ -16,7 +16,7 @@ from mamushka.errors import MamushkaError, NotFound, Unavailable
 from mamushka.guest import build
 from mamushka.machine.agent import settings, words
 from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
-from mamushka.spec.runtime import Box, Capabilities, Linux, Rlimit, Seccomp, SyscallRule, User
+from mamushka.spec.runtime import Box, Capabilities, Config, Linux, Mount, Rlimit, Seccomp, SyscallRule, User
 from tests.guests import PATH, Guest
 
 SIZE_MAX = 100_000  # of the stripped program: it waits in the memory of every machine
@@ -176,6 +176,28 @@ def test_a_link_of_the_image_leads_nowhere_else(guest: Guest, tmp_path: Path) ->
     guest.run("true", steps=steps)
     assert list(outside.iterdir()) == []
     assert Path(f"{guest.rootfs}{outside}/file").exists()
+
+
+def test_a_tmpfs_that_starts_with_what_was_there(guest: Guest) -> None:
+    """As podman asks for, with --tmpfs and with --read-only."""
+    deep = f"{guest.rootfs}/full/deep"
+    os.makedirs(deep)
+    os.chmod(deep, 0o750)
+    os.chown(deep, 7, 8)
+    for name in ("file", "private"):
+        with open(f"{deep}/{name}", "w") as file:
+            file.write(name)
+        os.chmod(f"{deep}/{name}", 0o600 if name == "private" else 0o4755)
+    os.symlink("/etc/passwd", f"{deep}/link")
+    os.mkfifo(f"{deep}/fifo")
+    item = Mount("/full", "tmpfs", "tmpfs", ("tmpcopyup", "size=1m", "ro", "nosuid"))
+    said = guest.run(
+        "cd /full/deep; stat -c '%n %a %u:%g' . *; cat file private; readlink link; grep /full /proc/mounts",
+        steps=settings.container_steps(Config("1.0.0", mounts=(item,)), {}),
+    )[1].splitlines()
+    assert said[:4] == [". 750 7:8", "file 4755 0:0", "link 777 0:0", "private 600 0:0"]
+    assert said[4] == "fileprivate/etc/passwd"
+    assert said[5].startswith("tmpfs /full tmpfs ro,nosuid,") and "size=1024k" in said[5]
 
 
 def test_exec_is_in_the_same_place(guest: Guest) -> None:

@@ -25,11 +25,11 @@ def _hook(text: str) -> Hook:
     return Hook("/bin/sh", ("sh", "-c", text), ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",))
 
 
-def _bundle(ground: Ground, command: str, *, network: str = "", **hooks: tuple[Hook, ...]) -> Bundle:
+def _bundle(ground: Ground, command: str, **hooks: tuple[Hook, ...]) -> Bundle:
     bundle = ground.bundle(command)
     linux = bundle.config.linux
     others = (item for item in linux.namespaces if item.type != "network")
-    linux = replace(linux, namespaces=(*others, Namespace("network", network)))
+    linux = replace(linux, namespaces=(*others, Namespace("network")))
     return Bundle(bundle.path, replace(bundle.config, hooks=Hooks(**hooks), linux=linux))
 
 

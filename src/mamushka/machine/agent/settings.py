@@ -52,7 +52,7 @@ _PROPAGATION = {
     "unbindable": kernel.MS_UNBINDABLE,
 }
 _NOTHING = ("defaults", "async", "diratime", "atime", "norelatime", "nostrictatime", "nofail", "_netdev")
-_REFUSED = ("remount", "tmpcopyup", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink")
+_REFUSED = ("remount", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink")
 
 # config-linux.md#default-devices and #dev-symbolic-links.
 _DEVICES = tuple(
@@ -207,9 +207,14 @@ def _mount(item: Mount, sources: Mapping[str, str]) -> bytes:
     flags, setting, clearing, propagation, recursive, bind, data = _options(item)
     if not bind:
         type = "cgroup2" if item.type == "cgroup" else item.type
+        filled = item.type == "tmpfs" and "tmpcopyup" in item.options
+        if filled:  # read-only only when it has its content
+            flags &= ~kernel.MS_RDONLY
         fields = [text(words.K_TYPE, type), text(words.K_SOURCE, item.source or type), number(words.K_FLAGS, flags)]
         if data:
             fields.append(text(words.K_DATA, ",".join(data)))
+        if filled:
+            fields += [number(words.K_COPY_UP, 1), number(words.K_SET, setting)]
     else:
         source = sources.get(item.destination)
         if source is None:
@@ -240,6 +245,8 @@ def _options(item: Mount) -> tuple[int, int, int, int, bool, bool, list[str]]:
             bind, recursive = True, recursive or word == "rbind"
         elif word.partition("=")[0] in _REFUSED:
             raise Unsupported(f"cannot mount {item.destination} in a machine with the option {word!r}")
+        elif word == "tmpcopyup" and item.type == "tmpfs":
+            pass
         elif word and word not in _NOTHING:
             data.append(word)
     return flags, setting, clearing, propagation, recursive, bind, data

@@ -121,6 +121,7 @@ K_SHARE = 81
 K_READONLY = 82
 K_INNER = 83
 K_CGROUPS = 84
+K_COPY_UP = 85
 
 # Kinds of failures.
 FAILED = 0
