@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.machine.executors.kvm.probe import probe
+from mamushka.storage.qcow2.create import create_qcow2
 from tests.integration.machine.guests import needs_kvm
 from tests.integration.machine.test_bare import program
 
@@ -103,6 +104,16 @@ def test_pipes_and_a_status(kernel: Path) -> None:
     done = run(kernel, "--append", "one two=3", given=b"abcq rest")
     assert done.stdout == b"one two=3abcq", done.stderr
     assert done.returncode == 0x15 * 2 + 1
+
+
+def test_disks_that_no_driver_looks_at(kernel: Path, tmp_path: Path) -> None:
+    raw, written = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(bytes(1 << 20))
+    create_qcow2(str(written), 1 << 20)
+    done = run(
+        kernel, "--append", "x", "--disk", f"{raw}:ro", "--disk", f"{written},format=qcow2", "--cpus", "2", given=b"q"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (b"xq", b"", 43)
 
 
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86")
