@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from mamushka.errors import Invalid
+from mamushka.errors import Conflict, Invalid
 from mamushka.interfaces.cli.options import Command, flag, many, one
 from mamushka.interfaces.cli.table import FORMAT
 from mamushka.interfaces.docker import units
@@ -84,7 +84,6 @@ def gdb(arguments: Arguments, session: Session) -> int:
 def _introduce(session: Session, name: str, listener: _socket.socket) -> None:
     """Hand the next who connects to the machine; who cannot be taken now is told by the end of the connection."""
     from mamushka.engine import figures
-    from mamushka.errors import Conflict
     from mamushka.interfaces.cli.output import talk
     from mamushka.machine.gdb import accept
 
@@ -129,7 +128,10 @@ def listen(where: str) -> _socket.socket:
     port = where.isdecimal()
     if port and int(where) > 0xFFFF:
         raise Invalid(f"there is no port {where}", hint="0 to 65535, or the path of a Unix socket")
-    listener = gdb.listen(port=int(where)) if port else gdb.listen(unix=where)
+    try:
+        listener = gdb.listen(port=int(where)) if port else gdb.listen(unix=where)
+    except OSError as error:
+        raise Conflict(f"cannot listen for a debugger at {where}: {error.strerror}", hint="choose another") from error
     place = f"127.0.0.1:{listener.getsockname()[1]}" if port else where
     talk(f"a debugger is waited for: gdb -ex 'target remote {place}'")
     return listener
