@@ -204,7 +204,6 @@ class _Held:
         import termios
 
         machine = self._board.machine
-        _enter_user_namespace()
         self._cage.close()
         if self._debugger is not None:
             self._debugger.begin()
@@ -289,11 +288,3 @@ def _debugger(machine: Machine, listener: _socket.socket, cage: Cage) -> Server:
     from mamushka.machine.gdb import Server
 
     return Server(machine, listener=listener, confine=lambda: cage.enter(DEBUGGER))
-
-
-def _enter_user_namespace() -> None:
-    """Whoever is not root has the rights to close a cage in a user namespace of his own alone."""
-    if os.geteuid():
-        from mamushka.linux.process import CLONE_NEWUSER, unshare
-
-        unshare(CLONE_NEWUSER)

@@ -29,6 +29,7 @@ from mamushka.linux.process import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL,
@@ -84,7 +85,10 @@ class Cage:
         self._filters[kind].install()
 
     def _leave_namespaces(self) -> None:
-        unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+        _, permitted, _ = capabilities.current()
+        # Whoever is not root here becomes it in a user namespace of his own, which nobody has any ids in.
+        own = 0 if permitted >> capabilities.NUMBERS["CAP_SYS_ADMIN"] & 1 else CLONE_NEWUSER
+        unshare(own | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
 
     def _empty_root(self) -> None:
         """Pivot into an empty tmpfs, attached over a directory that every host has; the old root goes at once."""

@@ -6,17 +6,20 @@ in order; what comes of them is told from there.
 
 from __future__ import annotations
 
+import _socket
 import os
 import threading
 from collections import deque
 
 from mamushka import trace
-from mamushka.errors import GuestFault, MamushkaError, Unavailable
+from mamushka.errors import Conflict, GuestFault, MamushkaError, Unavailable
+from mamushka.machine import statistics
 from mamushka.machine.agent import Agent
 from mamushka.machine.agent.settings import container_steps, mount, process_settings
 from mamushka.machine.agent.words import HOST_PORT
+from mamushka.machine.gdb import Conversation
 from mamushka.machine.inside import MAIN, Streams
-from mamushka.machine.machine import CONTROL, FAULT, STUCK
+from mamushka.machine.machine import CONTROL, DEBUGGER, FAULT, STUCK
 from mamushka.machine.shares import INSIDE, TAG
 from mamushka.machine.streams import VsockStream
 from mamushka.runtime import Exit
@@ -63,6 +66,11 @@ class Computer:
         self._agent = Agent(self._machine.loop, self._lied)
         self._console = bytearray()
         self._worker = Worker("agent")
+        self._debugging = Worker("gdb")
+        self._conversation = Conversation(self._machine)
+        self._debugged = False
+        # The mappings of this process, which are looked at again and again; opened while there are paths.
+        self._mappings = os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
         vsock.listen(HOST_PORT, self._accept)
         board.console(self._heard)
 
@@ -83,6 +91,7 @@ class Computer:
         """See ``Guest``."""
         cage.close()
         self._worker.start(lambda: cage.enter(CONTROL))
+        self._debugging.start(lambda: cage.enter(DEBUGGER))
         self._machine.start(self._entry, confine=cage.enter)
         self._worker.do(lambda: self._come_up(process, streams), lambda _: ready(), lambda error: broken(error))
 
@@ -147,6 +156,8 @@ class Computer:
 
     def pause(self) -> None:
         """See ``Guest``."""
+        if self._debugged:
+            raise Conflict("a debugger is attached to this machine", hint="let it detach first")
         self._machine.pause()
 
     def resume(self) -> None:
@@ -155,6 +166,12 @@ class Computer:
 
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         """See ``Guest``."""
+        if verb == "figures":  # of the machine, not of its guest, which may be silent
+            answer(statistics.document(statistics.take(self._machine, mappings=self._mappings)))
+            return
+        if verb == "gdb":
+            self._debug(question["descriptors"], answer)
+            return
         known = {
             "processes": self._processes,
             "update": self._update,
@@ -211,8 +228,31 @@ class Computer:
             self._agent.update(MAIN, files)
         return "updated"
 
-    def _statistics(self, _question: dict[str, Any]) -> Any:
-        return {"kvm": self._machine.executor.counts(), "exits": list(self._machine.exits)}
+    # A debugger
+
+    def _debug(self, descriptors: list[int], answer: Callable[[Any], None]) -> None:
+        """Serve the debugger at the other end of a socket, which becomes ours; the answer is that it is there."""
+        if len(descriptors) != 1 or self._debugged:
+            for fd in descriptors:
+                os.close(fd)
+            raise Conflict("a debugger is attached to this machine already")
+        self._debugged = True
+        self._debugging.do(
+            lambda: self._converse(descriptors[0], answer),
+            lambda _: self._left(),
+            lambda error: self._refuse(error, answer),
+        )
+
+    def _converse(self, fd: int, answer: Callable[[Any], None]) -> None:
+        os.set_blocking(fd, True)
+        self._conversation.serve(_socket.socket(fileno=fd), lambda: answer("attached"))
+
+    def _left(self) -> None:
+        self._debugged = False
+
+    def _refuse(self, error: BaseException, answer: Callable[[Any], None]) -> None:
+        self._debugged = False
+        answer(error)
 
     # What the machine tells, in the loop's thread
 

@@ -338,6 +338,7 @@ def settle(keep: tuple[int, ...], console: int) -> None:
 
     gc.freeze()  # a collection would copy the pages that are shared with the caller
     os.setsid()
+    _signal.set_wakeup_fd(-1)  # the caller's descriptor, soon another's number
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in range(3):
         if fd not in keep:

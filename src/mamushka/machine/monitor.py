@@ -389,10 +389,18 @@ class _Caller:
             key = 0 if packet.get("all") else MAIN
             self._monitor.signal(key, _number(packet, "number", 64))
             self._answer({"answer": verb})
+        elif verb == "gdb":
+            self._debug(packet, descriptors)
         elif isinstance(verb, str):
             self._monitor.ask(verb, packet, self._told)
         else:
             raise Invalid("a message that asks nothing")
+
+    def _debug(self, packet: Packet, descriptors: list[int]) -> None:
+        """A debugger's connection; from here on it is the guest's."""
+        self._monitor.check_running()
+        own, descriptors[:] = descriptors[:], []
+        self._monitor.ask("gdb", {**packet, "descriptors": own}, self._told)
 
     def _told(self, found: object) -> None:
         self._answer(control.failed(found) if isinstance(found, BaseException) else {"answer": found})

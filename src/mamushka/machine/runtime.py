@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from mamushka.machine.creation import Make
+    from mamushka.machine.statistics import Sample
     from mamushka.runtime import Bundle, Cgroup, Cgroups, Started, Stats, Stdio
     from mamushka.spec.runtime import Config, Mount, Process, Resources
 
@@ -197,8 +198,26 @@ class MachineRuntime:
         return self._cgroup(record).processes() or tuple(pid for pid in (record.living(),) if pid)
 
     def ask(self, id: str, verb: str, **question: object) -> Any:
-        """Ask the monitor anything further: ``processes``, ``statistics``, ``files``, …; the answer is a document."""
+        """Ask the monitor anything further: ``processes``, ``statistics``, ``figures``, …; the answer is a document."""
         return self._ask(self._record(id), {"ask": verb, **question})
+
+    def sample(self, id: str) -> Sample:
+        """What was counted of the machine since it began: exits, page faults, memory. For ``statistics.rates``."""
+        from mamushka.machine.statistics import sample
+
+        return sample(self.ask(id, "figures"))
+
+    def debug(self, id: str, connection: int) -> None:
+        """Let the debugger at the other end of a socket have the machine, which holds still when this returns.
+
+        The descriptor stays the caller's. Conflict where another has it, or while it is paused.
+        """
+        record = self._record(id)
+        try:
+            control.ask(f"{record.path}/{CONTROL}", {"ask": "gdb"}, (connection,))
+        except NotRunning:
+            record.read()  # NotFound for an unknown id
+            raise
 
     def stats(self, id: str) -> Stats:
         """Resource use now: the monitor's, whose processor time and memory are the guest's and its own.

@@ -9,6 +9,7 @@ interpret, how often memory was missing, and what the machine costs in memory th
 
 from __future__ import annotations
 
+import os
 import time
 
 from mamushka.values import EMPTY, value
@@ -16,6 +17,7 @@ from mamushka.values import EMPTY, value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from mamushka.machine.machine import Machine
     from mamushka.machine.memory import Memory
@@ -32,6 +34,7 @@ CLASSES = (
     ("hypercall", "hypercalls"),
 )
 OTHER = "other"
+_PIECE = 1 << 16  # the kernel gives a page at a time, whatever is asked for
 
 
 @value
@@ -77,18 +80,38 @@ class Figures:
     memory: MemoryUse
 
 
-def take(machine: Machine, *, memory: bool = True, process: str = "self") -> Sample:
+def take(machine: Machine, *, memory: bool = True, process: str = "self", mappings: int = -1) -> Sample:
     """Count now; from any thread, also while it runs, so values can lie microseconds apart.
 
     ``memory=False`` leaves out what takes longest, the look through the process's mappings. ``process`` is the one
-    that holds the machine's memory. OSError where /proc is not there.
+    that holds the machine's memory; ``mappings`` is its smaps, open, for whoever has no paths any more. OSError where
+    /proc is not there.
     """
     user: dict[str, int] = {}
     for counts in machine.exits:
         for name, count in tuple(counts.items()):
             user[name] = user.get(name, 0) + count
     now = time.monotonic()
-    return Sample(now, machine.executor.counts(), user, memory_of(machine.memory, process) if memory else MemoryUse())
+    use = MemoryUse()
+    if memory:
+        use = memory_of(machine.memory, process) if mappings < 0 else memory_at(machine.memory, mappings)
+    return Sample(now, machine.executor.counts(), user, use)
+
+
+def document(sample: Sample) -> dict[str, object]:
+    """A sample as a document."""
+    use = sample.memory
+    return {
+        "time": sample.time,
+        "counts": dict(sample.counts),
+        "user": dict(sample.user),
+        "memory": [use.guest_private, use.guest_pss, use.monitor_pss],
+    }
+
+
+def sample(found: Mapping[str, Any]) -> Sample:
+    """The inverse of ``document``."""
+    return Sample(float(found["time"]), found["counts"], found["user"], MemoryUse(*found["memory"]))
 
 
 def rates(before: Sample, after: Sample, *, instructions: int = 0) -> Figures:
@@ -133,6 +156,15 @@ def memory_of(memory: Memory, process: str = "self") -> MemoryUse:
     """What the process that has this memory costs. OSError where /proc is not there."""
     with open(f"/proc/{process}/smaps", "rb") as file:
         return memory_use(file, [(region.hva, region.hva + region.length) for region in memory])
+
+
+def memory_at(memory: Memory, smaps: int) -> MemoryUse:
+    """The same of an open smaps, read from its beginning; it stays the caller's, and one thread uses it."""
+    os.lseek(smaps, 0, os.SEEK_SET)
+    pieces = []
+    while piece := os.read(smaps, _PIECE):
+        pieces.append(piece)
+    return memory_use(b"".join(pieces).splitlines(), [(region.hva, region.hva + region.length) for region in memory])
 
 
 def memory_use(smaps: Iterable[bytes], ranges: Iterable[tuple[int, int]]) -> MemoryUse:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.machine.executors.kvm.probe import probe
+from mamushka.storage.qcow2.create import create_qcow2
 from tests.integration.machine.guests import needs_kvm
 from tests.integration.machine.test_bare import program
 
@@ -79,6 +80,57 @@ next:
     out 0xf4, eax
     hlt
 """
+# The first processor copies real-mode code to 0x8000, wakes the second by INIT and SIPI, waits for its mark and leaves
+# with 7. Each says its number. Then fw_cfg's count of processors, as a digit.
+SMP = f"""{HEADER}
+start:
+    mov esp, offset stack
+    mov esi, offset code
+    mov edi, 0x8000
+    mov ecx, 64
+    rep movsb
+    mov byte ptr [0x9000], 0
+    mov dword ptr [0xfee000f0], 0x1ff
+    mov dword ptr [0xfee00310], 0x01000000
+    mov dword ptr [0xfee00300], 0x4500
+    mov ecx, 2000
+pause1: in al, 0x80
+    loop pause1
+    mov dword ptr [0xfee00310], 0x01000000
+    mov dword ptr [0xfee00300], 0x4608
+wake: pause
+    cmp byte ptr [0x9000], 1
+    jne wake
+    mov dx, 0x3f8
+    mov al, 0x31
+    out dx, al
+    mov dx, 0x510
+    mov ax, 5
+    out dx, ax
+    inc dx
+    in al, dx
+    add al, 0x30
+    mov dx, 0x3f8
+    out dx, al
+    mov eax, 7
+    out 0xf4, eax
+    hlt
+code:
+    .code16
+    mov dx, 0x3f8
+    mov al, 0x32
+    out dx, al
+    mov ax, 0x900
+    mov ds, ax
+    mov byte ptr [0], 1
+    cli
+    hlt
+    .space 64
+    .code32
+    .bss
+    .space 4096
+stack: .long 0
+"""
 COUNTING = f"{HEADER}\nstart: xor ebx, ebx\nagain: inc ebx\nmov [0x200000], ebx\njmp again\n"
 
 
@@ -105,15 +157,29 @@ def test_pipes_and_a_status(kernel: Path) -> None:
     assert done.returncode == 0x15 * 2 + 1
 
 
+def test_disks_that_no_driver_looks_at(kernel: Path, tmp_path: Path) -> None:
+    raw, written = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(bytes(1 << 20))
+    create_qcow2(str(written), 1 << 20)
+    done = run(
+        kernel, "--append", "x", "--disk", f"{raw}:ro", "--disk", f"{written},format=qcow2", "--cpus", "2", given=b"q"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (b"xq", b"", 43)
+
+
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86")
-def test_serial_output_and_status_are_qemus(kernel: Path) -> None:
+@pytest.mark.parametrize("source", [ECHO, SMP, LONG], ids=["echo", "smp", "long"])
+def test_serial_output_and_status_are_qemus(tmp_path: Path, source: str) -> None:
+    kernel = made(tmp_path, source)
     qemu = subprocess.run(
-        ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-serial", "stdio",
-         "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(kernel), "-append", "one two=3"],
+        ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-smp", "2", "-nodefaults", "-display", "none",
+         "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(kernel),
+         "-append", "one two=3"],
         input=b"abcq", capture_output=True, timeout=60, check=False,
     )  # fmt: skip
-    ours = run(kernel, "--append", "one two=3", given=b"abcq")
-    assert (ours.stdout, ours.returncode) == (qemu.stdout, qemu.returncode)
+    ours = run(kernel, "--append", "one two=3", "--cpus", "2", given=b"abcq")
+    assert (ours.stdout, ours.returncode) == (qemu.stdout, qemu.returncode), ours.stderr
+    assert qemu.stdout
 
 
 def test_off_is_zero_and_a_triple_fault_is_named(tmp_path: Path) -> None:

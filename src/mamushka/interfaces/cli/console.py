@@ -10,7 +10,7 @@ import os
 import select
 
 from mamushka.interfaces.cli.foreground import DetachKeys, RawTerminal, Signals
-from mamushka.interfaces.cli.output import talk
+from mamushka.interfaces.cli.output import talk, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,3 +144,25 @@ class _Console:
             self._line.send({"ask": "end"})
         except OSError:
             pass  # it ends already
+
+
+def relay(hand: Callable[[int], None]) -> int:
+    """Standard input and output as one connection, whose other end is handed on; until either side ends."""
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        hand(theirs.fileno())
+    finally:
+        theirs.close()
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(ours.fileno(), select.POLLIN)
+    wire = ours.fileno()
+    while True:
+        for fd, _ in poll.poll():
+            data = os.read(fd, _PIECE)
+            if not data:
+                ours.close()
+                return 0
+            write_all(1 if fd == wire else wire, data)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 
-from mamushka.errors import Invalid
+from mamushka.errors import Conflict, Invalid
 from mamushka.interfaces.cli.options import Command, flag, many, one
+from mamushka.interfaces.cli.table import FORMAT
 from mamushka.interfaces.docker import units
 
 TYPE_CHECKING = False
@@ -50,8 +52,72 @@ def run(arguments: Arguments, session: Session) -> int:
     finally:
         if listener is not None:
             listener.close()
-            if not arguments.gdb.isdecimal():
-                os.unlink(arguments.gdb)
+            _forget(arguments.gdb)
+
+
+def gdb(arguments: Arguments, session: Session) -> int:
+    """Over standard input and output where they are a debugger's; else whoever connects, until interrupted."""
+    from mamushka.engine import figures
+
+    name = arguments.operands[0]
+    figures.check(session.engine, name)
+    if not arguments.listen and not os.isatty(0):
+        from mamushka.interfaces.cli.console import relay
+
+        return relay(lambda connection: figures.debug(session.engine, name, connection))
+    if not arguments.listen:
+        raise Invalid(
+            "nobody speaks a debugger's language at a terminal",
+            hint=f"gdb -ex 'target remote | mamushka machine gdb {name}', or --listen PATH|PORT",
+        )
+    listener = listen(arguments.listen)
+    try:
+        while True:
+            _introduce(session, name, listener)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        listener.close()
+        _forget(arguments.listen)
+
+
+def _introduce(session: Session, name: str, listener: _socket.socket) -> None:
+    """Hand the next who connects to the machine; who cannot be taken now is told by the end of the connection."""
+    from mamushka.engine import figures
+    from mamushka.interfaces.cli.output import talk
+    from mamushka.machine.gdb import accept
+
+    peer = accept(listener)
+    try:
+        figures.debug(session.engine, name, peer.fileno())
+        talk(f"a debugger is attached to {name}")
+    except Conflict as error:
+        figures.check(session.engine, name)
+        talk(f"a debugger was turned away: {error}")
+    finally:
+        peer.close()
+
+
+def _forget(where: str) -> None:
+    if not where.isdecimal():
+        os.unlink(where)
+
+
+def stats(arguments: Arguments, session: Session) -> int:
+    """All figures of a machine between two looks, as rows of class and number."""
+    from mamushka.engine import figures
+    from mamushka.errors import NotFound
+    from mamushka.interfaces.cli import machine_figures
+
+    name = arguments.operands[0]
+    figures.check(session.engine, name)
+    before = figures.sample(session.engine, name)
+    time.sleep(arguments.interval)
+    after = figures.sample(session.engine, name)
+    if before is None or after is None:
+        raise NotFound(f"there are no figures of {name}")
+    machine_figures.show(before, after, arguments.format)
+    return 0
 
 
 def listen(where: str) -> _socket.socket:
@@ -62,7 +128,10 @@ def listen(where: str) -> _socket.socket:
     port = where.isdecimal()
     if port and int(where) > 0xFFFF:
         raise Invalid(f"there is no port {where}", hint="0 to 65535, or the path of a Unix socket")
-    listener = gdb.listen(port=int(where)) if port else gdb.listen(unix=where)
+    try:
+        listener = gdb.listen(port=int(where)) if port else gdb.listen(unix=where)
+    except OSError as error:
+        raise Conflict(f"cannot listen for a debugger at {where}: {error.strerror}", hint="choose another") from error
     place = f"127.0.0.1:{listener.getsockname()[1]}" if port else where
     talk(f"a debugger is waited for: gdb -ex 'target remote {place}'")
     return listener
@@ -132,5 +201,30 @@ COMMANDS = {
         notes="The serial port is this terminal, which gives every key to the machine; ctrl-a x ends it.\n"
         "The exit code is 0 for a machine that switched itself off or rebooted, 2v+1 for a program that\n"
         "wrote v to port 0xf4, and 126 for one that broke, with the reason.",
+    ),
+    "machine gdb": Command(
+        gdb,
+        "WORKLOAD",
+        (one("--listen", "Where debuggers connect: a path, or a port of 127.0.0.1; 0 is any", "path|port"),),
+        minimum=1,
+        maximum=1,
+        failure=FAILED,
+        complete="running",
+        notes="Without --listen the debugger is at standard input and output:\n"
+        "    gdb -ex 'target remote | mamushka machine gdb WORKLOAD' vmlinux\n"
+        "The machine holds still while a debugger is attached and has not let it go on. Whoever reaches the path or\n"
+        "the port owns the machine; a port can be reached by every user of this host.",
+    ),
+    "machine stats": Command(
+        stats,
+        "WORKLOAD",
+        (
+            FORMAT,
+            one("--interval", "Seconds between the two looks", "seconds", default=1.0, convert=units.number),
+        ),
+        minimum=1,
+        maximum=1,
+        failure=FAILED,
+        complete="running",
     ),
 }  # fmt: skip

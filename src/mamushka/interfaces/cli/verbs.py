@@ -65,7 +65,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "container restore": ("checkpoints", "Let workloads go on where they were written down, perhaps from a file"),
     },
     "machine": {
+        "machine gdb": ("machine", "Let a debugger have a running workload's machine"),
         "machine run": ("machine", "Boot a kernel or a bare-metal program, without an image"),
+        "machine stats": ("machine", "Show why a workload's machine left its processor, and what it costs"),
     },
     "checkpoint": {
         "checkpoint create": ("checkpoints", "Write a running workload down under a name"),

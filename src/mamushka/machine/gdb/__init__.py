@@ -9,6 +9,6 @@ server.py    the socket, and one conversation after the other
     with Server(machine, unix="/run/…/gdb") as server: ...      gdb -ex 'target remote /run/…/gdb' vmlinux
 """
 
-from mamushka.machine.gdb.server import Conversation, Server, listen
+from mamushka.machine.gdb.server import Conversation, Server, accept, listen
 
-__all__ = ["Conversation", "Server", "listen"]
+__all__ = ["Conversation", "Server", "accept", "listen"]
