@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from mamushka.errors import MamushkaError
+from mamushka.machine.computer import Worker
 from mamushka.machine.machine import CONTROL, DEVICES, ENDED, STUCK, VCPU, Machine
 from mamushka.machine.memory import Memory
 from mamushka.machine.vcpu import Interrupted
@@ -65,3 +67,30 @@ def test_a_thread_that_cannot_be_confined_stops_the_start(kind: str) -> None:
     machine.close()
     assert not any(vcpu.ran for vcpu in machine.vcpus)  # type: ignore[attr-defined]
     assert not any(thread.name.startswith(("vcpu", "devices")) for thread in threading.enumerate())
+
+
+def test_a_worker_is_confined_before_anybody_goes_on() -> None:
+    names: list[str] = []
+    worker = Worker("patient")
+
+    def confine() -> None:
+        time.sleep(0.05)
+        names.append(threading.current_thread().name)
+
+    worker.start(confine)
+    assert names == ["patient"]
+    done = threading.Event()
+    worker.do(done.set)
+    assert done.wait(5)
+
+
+def test_a_worker_that_cannot_be_confined_does_nothing() -> None:
+    def refused() -> None:
+        raise OSError(22, "seccomp: Invalid argument")
+
+    worker = Worker("unconfined")
+    with pytest.raises(OSError, match="seccomp"):
+        worker.start(refused)
+    done = threading.Event()
+    worker.do(done.set)
+    assert not done.wait(0.1)
