@@ -140,10 +140,6 @@ def test_what_is_wrong_is_told_by_the_status(
         assert driver.read(0, 512) == bytes(512)
 
 
-@pytest.mark.parametrize(
-    ("readable", "writable"),
-    [([(0x1000, 15)], [(0x11000, 513)]), ([(0x1000, 16)], []), ([(0x1000, 16)], [(0x11000, 0)]), ([], [(0x11000, 1)])],
-)
 def test_one_request_is_short_work(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_device, "REQUEST_MAX", 8192)
     with driven(Block(disk)) as driver:
@@ -154,6 +150,10 @@ def test_one_request_is_short_work(disk: Disk, monkeypatch: pytest.MonkeyPatch) 
         assert driver.read(0, 8192) == b"x" * 8192
 
 
+@pytest.mark.parametrize(
+    ("readable", "writable"),
+    [([(0x1000, 15)], [(0x11000, 513)]), ([(0x1000, 16)], []), ([(0x1000, 16)], [(0x11000, 0)]), ([], [(0x11000, 1)])],
+)
 def test_without_header_or_status_the_guest_ends(
     tmp_path: Path, readable: list[tuple[int, int]], writable: list[tuple[int, int]]
 ) -> None:
