@@ -139,6 +139,12 @@ REQUEST_GROUPS: Mapping[int, str] = {
     0xAE: "KVM: virtual CPUs, memory slots, interrupt routes, state",
     0xAF: "vhost: rings that the kernel serves",
 }
+# Of those groups, what nobody needs once a machine is made, and what much of the kernel stands behind.
+REFUSED: Mapping[int, str] = {
+    0xAE01: "KVM_CREATE_VM",
+    0xAE41: "KVM_CREATE_VCPU",
+    0xC00CAEE0: "KVM_CREATE_DEVICE",
+}
 REQUESTS: Mapping[int, str] = {
     0x400454D0: "TUNSETOFFLOAD: what the driver takes unfinished",
     0x5401: "TCGETS: whether something is a terminal",
@@ -197,7 +203,9 @@ def _requests() -> list[Rule]:
     """The kernel looks at 32 bits of a request; what stands above them is the caller's sign extension."""
     groups = [Comparison(1, MASKED_EQ, group << 8, 0xFF00) for group in REQUEST_GROUPS]
     single = [Comparison(1, MASKED_EQ, request, 0xFFFFFFFF) for request in REQUESTS]
-    return [Rule("ioctl", SECCOMP_RET_ALLOW, (test,)) for test in (*groups, *single)]
+    refused = [Comparison(1, MASKED_EQ, request, 0xFFFFFFFF) for request in REFUSED]
+    no = [Rule("ioctl", SECCOMP_RET_KILL_PROCESS, (test,)) for test in refused]  # the earlier rule counts
+    return [*no, *(Rule("ioctl", SECCOMP_RET_ALLOW, (test,)) for test in (*groups, *single))]
 
 
 def _commands() -> list[Rule]:
