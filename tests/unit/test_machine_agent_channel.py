@@ -103,6 +103,17 @@ def test_another_version_is_a_fault_of_that_connection_only():
     assert not host.broken
 
 
+def test_refusals_make_no_room_for_more_strangers():
+    host = Host()
+    for _ in range(100):
+        host.call(protocol.frame(words.HELLO, 0, number(words.K_VERSION, 2)))
+        host.call(bytes(12))
+    wires = [Wire() for _ in range(200)]
+    for wire in wires:
+        host.channel.accept(wire)
+    assert sum(not wire.closed for wire in wires) == 64
+
+
 def test_streams_need_the_secret_and_someone_who_expects_them():
     host = Host()
     host.call(HELLO)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mamushka.errors import GuestFault
 from mamushka.machine.devices.virtio.block import Block, Disk, Limits
+from mamushka.machine.devices.virtio.block import device as block_device
 from mamushka.machine.devices.virtio.block.request import (
     DISCARD,
     FLUSH,
@@ -137,6 +138,16 @@ def test_what_is_wrong_is_told_by_the_status(
         assert driver.ask(kind, sector, data, room)[0] == status
         assert device.errors == 1
         assert driver.read(0, 512) == bytes(512)
+
+
+def test_one_request_is_short_work(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_device, "REQUEST_MAX", 8192)
+    with driven(Block(disk)) as driver:
+        driver.write(0, b"x" * 8192)
+        assert driver.read(0, 8192) == b"x" * 8192
+        assert driver.ask(IN, room=8704)[0] == IOERR
+        assert driver.ask(OUT, data=b"y" * 8704)[0] == IOERR
+        assert driver.read(0, 8192) == b"x" * 8192
 
 
 @pytest.mark.parametrize(

@@ -280,9 +280,24 @@ class Worker:
         self._some = threading.Semaphore(0)
 
     def start(self, confine: Callable[[], None]) -> None:
-        """Make the thread."""
-        self._confine = confine
-        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        """Make the thread; it is confined when this returns. Raises what ``confine`` raised there."""
+        said: list[BaseException | None] = []
+        there = threading.Semaphore(0)
+
+        def run() -> None:
+            try:
+                confine()
+                said.append(None)
+            except BaseException as error:
+                said.append(error)
+            there.release()
+            if said[0] is None:
+                self._run()
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
+        there.acquire()
+        if said[0] is not None:
+            raise said[0]
 
     def do(
         self,
@@ -305,7 +320,6 @@ class Worker:
         self._some.release()
 
     def _run(self) -> None:
-        self._confine()
         while True:
             self._some.acquire()
             self._work.popleft()()

@@ -1,7 +1,8 @@
 """What runtime and monitor say to each other, through a socket in the machine's record.
 
 Each packet (SOCK_SEQPACKET) is one JSON document; descriptors travel beside it. The runtime asks with
-``{"ask": verb, …}`` and is answered ``{"answer": …}`` or ``{"error": kind, "message": …, "hint": …}``. A connection
+``{"ask": verb, …}`` and is answered ``{"answer": …}`` or ``{"error": kind, "message": …, "hint": …}``; where that is
+too long for a packet, ``{"file": true}`` and a memory file with it. A connection
 asks one thing, but for ``exec``: it stays open for as long as the process lives, takes further packets about it
 (``signal``, ``resize``), is told its end (``{"exit": code, "signal": number}``), and its own end is the process's.
 
@@ -34,6 +35,8 @@ _UCRED = 12  # pid, uid, gid: unix(7), struct ucred
 # How long a monitor may take for what it does at once.
 PATIENCE = 10.0
 _BACKLOG = 16
+# Of an error's text and its hint: a guest's words may be in them, and an error always fits into a packet.
+_TEXT_MAX, _HINT_MAX = 4096, 1024
 
 _KINDS: dict[str, type[MamushkaError]] = {
     kind.__name__: kind
@@ -68,6 +71,24 @@ class Line:
         rights = b"".join(fd.to_bytes(_DESCRIPTOR, "little") for fd in descriptors)
         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         self._socket.sendmsg([text], control, _socket.MSG_NOSIGNAL)
+
+    def reply(self, packet: Packet) -> None:
+        """Say something of any length: a guest decides how long a list of its processes is. What no document may have
+        is told as an error."""
+        try:
+            self.send(packet)
+            return
+        except Invalid:
+            pass
+        text = document.dump(packet)
+        if len(text) > document.SIZE_MAX:
+            self.send(failed(Invalid(f"an answer of {len(text)} bytes, more than {document.SIZE_MAX}")))
+            return
+        fd = file_of(text)
+        try:
+            self.send({"file": True}, (fd,))
+        finally:
+            os.close(fd)
 
     def receive(self) -> tuple[Packet, list[int]]:
         """The next packet and its descriptors, the caller's to close; an empty packet at the end. Invalid otherwise."""
@@ -187,7 +208,11 @@ def say(line: Line, question: Mapping[str, object], descriptors: Sequence[int] =
         raise Unavailable(f"the machine's monitor did not answer within {PATIENCE:.0f} s") from None
     except (BrokenPipeError, ConnectionError):
         raise NotRunning("container not running") from None
-    close(given)
+    try:
+        if packet.get("file") is True and given:
+            packet = document.parse(content_of(given[0]), "an answer")
+    finally:
+        close(given)
     if not packet:
         raise NotRunning("container not running")
     return answered(packet)
@@ -204,9 +229,11 @@ def answered(packet: Packet) -> Any:
 def failed(error: BaseException) -> Packet:
     """An error as a packet."""
     if isinstance(error, MamushkaError):
-        return {"error": type(error).__name__, "message": str(error), "hint": error.hint}
-    text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return {"error": "MamushkaError", "message": text, "hint": ""}
+        kind, text, hint = type(error).__name__, str(error), error.hint
+    else:
+        kind, hint = "MamushkaError", ""
+        text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return {"error": kind, "message": text[:_TEXT_MAX], "hint": hint[:_HINT_MAX]}
 
 
 def ended(exit: Exit) -> Packet:

@@ -46,7 +46,7 @@ INTERPRETER: Calls = {
 }
 
 KICKED: Calls = {
-    "ioctl": "KVM_RUN and what belongs to a virtual CPU or the machine; by descriptor, /dev/kvm itself is closed",
+    "ioctl": "KVM_RUN and what belongs to a virtual CPU or the machine; REQUESTS says which",
     "write": "a doorbell is rung for a device",
     "read": "a count is taken from a doorbell",
 }
@@ -143,6 +143,40 @@ LISTS: Mapping[str, tuple[Calls, ...]] = {
     DEBUGGER: (INTERPRETER, OF_DEBUGGER),
 }
 
+# Requests on descriptors, in groups by the byte that says whose they are; and single ones. All others are refused: some
+# make a descriptor's owner be signalled (FIOSETOWN, SIOCSPGRP), put bytes into a terminal's input (TIOCSTI), or change
+# links and mounts. Documentation/userspace-api/ioctl/ioctl-number.rst.
+REQUEST_GROUPS: Mapping[int, str] = {
+    0xAE: "KVM: virtual CPUs, memory slots, interrupt routes, state",
+    0xAF: "vhost: rings that the kernel serves",
+}
+# Of those groups, what nobody needs once a machine is made, and what much of the kernel stands behind.
+REFUSED: Mapping[int, str] = {
+    0xAE01: "KVM_CREATE_VM",
+    0xAE41: "KVM_CREATE_VCPU",
+    0xC00CAEE0: "KVM_CREATE_DEVICE",
+}
+REQUESTS: Mapping[int, str] = {
+    0x400454D0: "TUNSETOFFLOAD: what the driver takes unfinished",
+    0x5401: "TCGETS: whether something is a terminal",
+    0x5402: "TCSETS: a caller's terminal as it was, where the caller was killed",
+    0x5413: "TIOCGWINSZ: a terminal's size",
+    0x5421: "FIONBIO: the interpreter makes sockets non-blocking by it",
+    0x5450: "FIONCLEX: and inheritable",
+    0x5451: "FIOCLEX: or not",
+}
+# Commands on descriptors, fcntl(2). None makes anybody its owner or chooses a signal (F_SETOWN, F_SETSIG): the kernel
+# sends those in the name of who asked, and to anybody of the same user, which may be root.
+COMMANDS: Mapping[int, str] = {
+    1: "F_GETFD: whether it is inherited",
+    3: "F_GETFL: whether it is non-blocking",
+    4: "F_SETFL: make it so",
+    36: "F_OFD_GETLK: who holds a lock",
+    37: "F_OFD_SETLK: the lock by which others see that the machine is paused",
+    1030: "F_DUPFD_CLOEXEC: a copy of a stream's, to be watched by itself",
+}
+
+_F_SETFL, _O_ASYNC = 4, 0x2000
 _PROT_EXEC = 4
 # CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID and CHILD_CLEARTID: what a thread is made with.
 _THREAD = 0x3D0F00
@@ -173,5 +207,24 @@ def _rules(name: str, pid: int) -> list[Rule]:
         "kill": Comparison(0, EQ, pid),
         "socket": Comparison(0, EQ, _AF_UNIX),
     }
+    if name == "ioctl":
+        return _requests()
+    if name == "fcntl":
+        return _commands()
     test = own.get(name)
     return [Rule(name, SECCOMP_RET_ALLOW, (test,) if test else ())]
+
+
+def _requests() -> list[Rule]:
+    """The kernel looks at 32 bits of a request; what stands above them is the caller's sign extension."""
+    groups = [Comparison(1, MASKED_EQ, group << 8, 0xFF00) for group in REQUEST_GROUPS]
+    single = [Comparison(1, MASKED_EQ, request, 0xFFFFFFFF) for request in REQUESTS]
+    refused = [Comparison(1, MASKED_EQ, request, 0xFFFFFFFF) for request in REFUSED]
+    no = [Rule("ioctl", SECCOMP_RET_KILL_PROCESS, (test,)) for test in refused]  # the earlier rule counts
+    return [*no, *(Rule("ioctl", SECCOMP_RET_ALLOW, (test,)) for test in (*groups, *single))]
+
+
+def _commands() -> list[Rule]:
+    tests = [(Comparison(1, MASKED_EQ, command, 0xFFFFFFFF),) for command in COMMANDS if command != _F_SETFL]
+    quietly = Comparison(1, MASKED_EQ, _F_SETFL, 0xFFFFFFFF), Comparison(2, MASKED_EQ, 0, _O_ASYNC)
+    return [Rule("fcntl", SECCOMP_RET_ALLOW, test) for test in (*tests, quietly)]

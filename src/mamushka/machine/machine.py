@@ -14,7 +14,7 @@ import os
 import threading
 
 from mamushka import trace
-from mamushka.errors import Conflict, GuestFault
+from mamushka.errors import Conflict, GuestFault, MamushkaError
 from mamushka.machine.bus import Bus
 from mamushka.machine.loop import Loop
 from mamushka.machine.vcpu import Debug, Halted, Interrupted, Read, Reset, Shutdown, Stuck, Write
@@ -96,14 +96,26 @@ class Machine:
             self.vcpus[0].enter(entry)
         with self._changed:
             self._happen("hold" if held else "start")
-        self.loop.start()
         confine = confine or _freely
         gate = threading.Barrier(len(self.vcpus) + 1)
+        try:
+            self._confined(confine, gate)
+        except threading.BrokenBarrierError:  # one of the threads has ended it
+            assert self.end is not None
+            raise MamushkaError(f"the machine could not be started: {self.end.cause}") from None
+        except BaseException as error:
+            self._failed(error)
+            gate.abort()
+            raise
+
+    def _confined(self, confine: Callable[[str], None], gate: threading.Barrier) -> None:
+        """Make the threads, and wait until all are confined."""
+        self.loop.start()
         for vcpu in self.vcpus:
             arguments = (vcpu, confine, gate)
             thread = threading.Thread(target=self._serve, args=arguments, name=f"vcpu {vcpu.index}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
         self.loop.call(lambda: confine(DEVICES))
         confine(CONTROL)
         gate.wait()
@@ -126,7 +138,7 @@ class Machine:
     def settle(self) -> None:
         """Wait until it holds still, after ``hold``. Conflict where it has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._parked == len(self._threads) or self.state == ENDED)
+            self._changed.wait_for(lambda: self._parked == len(self.vcpus) or self.state == ENDED)
             if self.state == ENDED:
                 raise Conflict("the machine has ended meanwhile")
         self.loop.hold()  # without the lock: the loop may be waiting for it
@@ -193,6 +205,11 @@ class Machine:
         try:
             confine(VCPU)
             gate.wait()
+        except BaseException as error:
+            self._failed(error)
+            gate.abort()  # those who wait for this one to be confined wait for nothing
+            return
+        try:
             while self._go_on(vcpu):
                 self._answer(vcpu, vcpu.run())
         except BaseException as error:

@@ -448,7 +448,7 @@ class _Caller:
         if self._gone:
             return
         try:
-            self._line.send(packet)
+            self._line.reply(packet)
         except OSError as error:  # it has gone, or does not listen
             trace.event("machine.caller_gone", error=str(error))
             self._lost()

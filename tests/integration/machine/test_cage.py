@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +86,12 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
     "change ids": lambda: os.setuid(1),
     "look": lambda: os.stat("/"),
     "map executable": lambda: memory.mmap(0, 4096, 5, memory.MAP_PRIVATE | memory.MAP_ANONYMOUS, -1, 0),
+    "have another signalled": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, 1),
+    "choose by what": lambda: fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL),
+    "have it signalled at all": lambda: fcntl.fcntl(0, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC),
+    "have another signalled by a socket": lambda: fcntl.ioctl(0, 0x8901, struct.pack("i", 1)),
+    "type for another": lambda: fcntl.ioctl(0, termios.TIOCSTI, b"x"),
+    "make a machine": lambda: fcntl.ioctl(0, 0xAE01, 0),
     "make executable": lambda: mprotect(memory.mmap(0, 4096, 3, memory.MAP_PRIVATE | memory.MAP_ANONYMOUS, -1, 0)),
 }
 
@@ -91,6 +100,20 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_what_is_not_listed_ends_the_process(kind: str, what: str) -> None:
     assert caged(FORBIDDEN[what], kind) == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_asked_of_kvm_and_of_streams_is_allowed(kind: str) -> None:
+    def ask() -> None:
+        assert _refused(lambda: fcntl.ioctl(null, 0xAE80, 0))  # by /dev/null, which is no virtual CPU
+        if kind != VCPU:
+            os.set_blocking(os.dup(null), False)
+
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        assert caged(ask, kind) == 0
+    finally:
+        os.close(null)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ import pytest
 
 from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.storage.block import create_raw, open_disk
+from mamushka.storage.qcow2 import recount
 from mamushka.storage.qcow2.create import create_qcow2
 from tests.integration.storage.disks import check, content, img, io, needs_qemu, pattern
 
@@ -269,6 +270,24 @@ def test_an_image_of_a_qemu_that_counts_lazily_and_was_killed_is_counted_anew(tm
     check(path, leaks=True)
     assert not path.read_bytes()[79] & 1
     assert content(path) == b"x" * 8192 + before[8192:]
+
+
+def test_an_image_to_be_counted_anew_that_claims_too_much_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.qcow2"
+    create_qcow2(str(path), SIZE)
+    disk = open_disk(str(path), "qcow2", writable=True)
+    write(disk, 0, b"x" * SIZE)
+    disk.close()
+    raw = bytearray(path.read_bytes())
+    raw[79] |= 1
+    path.write_bytes(raw)
+    monkeypatch.setattr(recount, "_CLUSTERS_MAX", 4)
+    with pytest.raises(Invalid, match="clusters to count"):
+        open_disk(str(path), "qcow2", writable=True)
+    monkeypatch.undo()
+    assert read(open_disk(str(path), "qcow2", writable=True)) == b"x" * SIZE
 
 
 def test_backing_files_are_confined(tmp_path: Path) -> None:

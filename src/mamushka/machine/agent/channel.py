@@ -175,12 +175,14 @@ class Channel:
         self._control.send(data)
 
     def _opened(self, opening: _Opening, event: Event, rest: bytes) -> None:
-        """A connection's first frame."""
-        self._unknown -= 1
+        """A connection's first frame. A GuestFault leaves the connection unknown, and its refusal counts it."""
         connection = opening.connection
         if isinstance(event, Hello):
             self._greet(connection, event, rest)
-        elif isinstance(event, Opened) and event.token == self.token:
+            self._unknown -= 1
+            return
+        self._unknown -= 1
+        if isinstance(event, Opened) and event.token == self.token:
             opened = self._expected.pop((event.process, event.stream), None)
             if opened is None:
                 connection.close()

@@ -28,6 +28,8 @@ _SNAPSHOT = Struct(">QIHHIIQII")  # L1 offset and entries, lengths of id and nam
 _EXTRA_MAX = 1024  # bytes of a snapshot's extra data; QEMU's bound too
 # Bytes of tables that are walked while somebody waits for his machine: some seconds' worth, which map 4 TiB.
 _TABLES_MAX = 512 << 20
+# Clusters that are counted, each a hundred bytes meanwhile: 256 GiB of usual ones. A sparse file claims any number.
+_CLUSTERS_MAX = 4 << 20
 
 
 def recount(fd: int, header: Header) -> None:
@@ -41,6 +43,8 @@ def recount(fd: int, header: Header) -> None:
             raise Invalid(f"qcow2: a table leads to {offset:#x}, behind the file's end", hint=hint)
         for cluster in range(offset >> header.cluster_bits, (offset + length - 1 >> header.cluster_bits) + 1):
             counts[cluster] = counts.get(cluster, 0) + 1
+        if len(counts) > _CLUSTERS_MAX:
+            raise Invalid(f"qcow2: more than {_CLUSTERS_MAX} clusters to count anew", hint=hint)
     for cluster, count in counts.items():
         if count > refcounts.most:
             raise Invalid(f"qcow2: cluster {cluster} is used {count} times", hint=hint)

@@ -33,7 +33,8 @@ _PAE = 1 << 5
 _LME, _LMA = 1 << 8, 1 << 10
 
 # CPUID.1:ECX and EDX. Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E.
-_PDCM, _X2APIC, _TSC_DEADLINE, _HYPERVISOR = 1 << 15, 1 << 21, 1 << 24, 1 << 31
+_VMX, _PDCM, _X2APIC, _TSC_DEADLINE, _HYPERVISOR = 1 << 5, 1 << 15, 1 << 21, 1 << 24, 1 << 31
+_SVM = 1 << 2  # of CPUID.80000001:ECX
 _HTT = 1 << 28
 
 _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
@@ -59,8 +60,7 @@ def supported(kvm_fd: int) -> bytes:
 
 def identify(fd: int, cpuid: bytes, index: int, *, interrupts: bool) -> None:
     """Tell a virtual CPU what it is, and set its registers as at reset where KVM does not by itself."""
-    leaves = [_normal(list(leaf), index, interrupts) for leaf in _LEAF.iter_unpack(cpuid)]
-    body = b"".join(_LEAF.pack(*leaf) for leaf in leaves if leaf)
+    body = told(cpuid, index, interrupts=interrupts)
     table = bytearray(pack(kvm_x86.kvm_cpuid2(nent=len(body) // _LEAF.size)) + body)
     kvm_x86.KVM_SET_CPUID2(fd, over(kvm_x86.kvm_cpuid2, table))
     kvm_x86.KVM_SET_FPU(fd, kvm_x86.kvm_fpu(fcw=0x37F, mxcsr=0x1F80))
@@ -69,28 +69,35 @@ def identify(fd: int, cpuid: bytes, index: int, *, interrupts: bool) -> None:
         _wire(fd)
 
 
+def told(cpuid: bytes, index: int, *, interrupts: bool) -> bytes:
+    """What a virtual CPU answers, of what ``supported`` gave; entries in the same form."""
+    leaves = [_normal(list(leaf), index, interrupts) for leaf in _LEAF.iter_unpack(cpuid)]
+    return b"".join(_LEAF.pack(*leaf) for leaf in leaves if leaf)
+
+
 def _normal(leaf: list[int], index: int, interrupts: bool) -> list[int]:
     """What the host says of itself becomes what the guest is to know; empty for a leaf that it is not to have.
 
-    Each virtual CPU is a package of one core with one thread: the guest's scheduler sees equals.
+    Each virtual CPU is a package of one core with one thread: the guest's scheduler sees equals. In a machine
+    there are no machines: the part of KVM that runs them is large, and what they are is not in a state that is saved.
     """
     function, subleaf, _, eax, ebx, ecx, edx = leaf
     if function == 1:
-        ebx = ebx & 0xFFFF | 1 << 16 | index << 24
-        ecx = ecx & ~_PDCM | _HYPERVISOR
+        ebx = ebx & 0xFFFF | 1 << 16 | (index & 0xFF) << 24
+        ecx = ecx & ~(_PDCM | _VMX) | _HYPERVISOR
         ecx = ecx | _TSC_DEADLINE | _X2APIC if interrupts else ecx & ~(_TSC_DEADLINE | _X2APIC)
         edx &= ~_HTT
     elif function == 4:
         eax &= 0x3FFF  # caches belong to one core
     elif function == 7 and subleaf == 0:
         edx &= ~(1 << 29)  # ARCH_CAPABILITIES, which not every KVM that offers it lets us write
-    elif function in (0xA, 0x80000022):
-        eax = ebx = ecx = edx = 0  # performance counters
+    elif function in (0xA, 0x80000022, 0x8000000A):
+        eax = ebx = ecx = edx = 0  # performance counters; what SVM can do
     elif function in (0xB, 0x1F):
         eax, edx = 0, index
         ebx, ecx = (1, subleaf | subleaf + 1 << 8) if subleaf < 2 else (0, subleaf)
     elif function == 0x80000001:
-        ecx &= ~(1 << 1 | 1 << 22)  # CMP_LEGACY, TOPOEXT
+        ecx &= ~(1 << 1 | 1 << 22 | _SVM)  # CMP_LEGACY, TOPOEXT
     elif function == 0x80000008:
         ecx = 0  # one core
     elif function in (0x8000001D, 0x8000001E):

@@ -59,6 +59,7 @@ PATIENCE = 0.002  # seconds
 # Ranges in one request, and sectors of each: what bounds how long the thread is busy with one.
 RANGES_MAX = 64
 DISCARD_MAX = (2 << 30) // SECTOR
+REQUEST_MAX = 64 << 20  # bytes to read or write: Linux asks for a few MiB; buffers may overlap, so memory is no bound
 ZEROES_MAX = (128 << 20) // SECTOR  # where the host cannot make holes they are written
 
 
@@ -220,9 +221,9 @@ class Block(Device):
         return request.room + 1 if status == OK or not request.room else 0
 
     def _place(self, request: Request, length: int) -> int:
-        """The offset of a request for whole sectors; -1 where it does not lie on the disk."""
+        """The offset of a request for whole sectors; -1 where it does not lie on the disk, or is too long."""
         offset: int = request.sector * SECTOR
-        return -1 if length % SECTOR or offset + length > self._disk.size else offset
+        return -1 if length % SECTOR or length > REQUEST_MAX or offset + length > self._disk.size else offset
 
     def _read(self, request: Request) -> tuple[int, int]:
         offset = self._place(request, request.room)
