@@ -176,7 +176,7 @@ class Channel:
 
     def _opened(self, opening: _Opening, event: Event, rest: bytes) -> None:
         """A connection's first frame."""
-        self._unknown -= 1
+        opening.leave()
         connection = opening.connection
         if isinstance(event, Hello):
             self._greet(connection, event, rest)
@@ -237,6 +237,7 @@ class _Opening:
         self.channel, self.connection = channel, connection
         self._parser = Parser()
         self._size = 0
+        self._counted = True  # among those that have said nothing
 
     def received(self, data: memoryview) -> None:
         self._size += len(data)
@@ -257,8 +258,14 @@ class _Opening:
     def writable(self) -> None:
         pass
 
+    def leave(self) -> None:
+        """It is none of those any more that have said nothing."""
+        if self._counted:
+            self._counted = False
+            self.channel._unknown -= 1
+
     def _refuse(self) -> None:
-        self.channel._unknown -= 1
+        self.leave()
         self.connection.close()
 
 
