@@ -149,6 +149,42 @@ def test_strangers_that_say_nothing_are_few():
     assert not host.call(HELLO).closed
 
 
+def test_a_stranger_is_counted_once():
+    """A version that nobody speaks is no way to make room for more that say nothing."""
+    host = Host()
+    for _ in range(100):
+        assert host.call(protocol.frame(words.HELLO, 0, number(words.K_VERSION, 2))).closed
+    wires = [Wire() for _ in range(100)]
+    for wire in wires:
+        host.channel.accept(wire)
+    assert sum(not wire.closed for wire in wires) == 64
+
+
+def test_the_ends_of_processes_that_nobody_made_are_no_way_to_fill_the_host():
+    faults: list[BaseException] = []
+    agent = Agent(Loop("test", lambda _: None), faults.append)
+    wire = Wire()
+    agent.channel.accept(wire)
+    wire.say(HELLO)
+    for process in range(5000):
+        wire.say(protocol.frame(words.EXITED, 0, number(words.K_PROCESS, process)))
+    assert len(agent._ended) <= 4096
+    (fault,) = faults[:1]
+    assert isinstance(fault, GuestFault) and "which nobody made" in str(fault)
+    assert wire.closed
+
+
+def test_an_end_that_is_told_twice_counts_once():
+    agent = Agent(Loop("test", lambda _: None), lambda _: None)
+    wire = Wire()
+    agent.channel.accept(wire)
+    wire.say(HELLO)
+    ended = agent.ended(1)
+    for code in (3, 4):
+        wire.say(protocol.frame(words.EXITED, 0, number(words.K_PROCESS, 1), number(words.K_CODE, code)))
+    assert ended.result(0).code == 3
+
+
 def test_answers_find_their_requests():
     host = Host()
     control = host.call(HELLO)

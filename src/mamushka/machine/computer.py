@@ -175,7 +175,6 @@ class Computer:
         known = {
             "processes": self._processes,
             "update": self._update,
-            "statistics": self._statistics,
             "traffic": self._traffic,
         }
         act = known.get(verb)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # A guest that is alive answers in milliseconds; one that reads through a slow disk may take long.
 PATIENCE = 30.0
+# Processes whose end is told before anybody asks for it: those of a machine that goes on after it was saved.
+_UNASKED_MAX = 4096
 # Of a file that a guest's kernel or image gives as a whole: statistics, a listing.
 _WHOLE_MAX = 64 << 20
 
@@ -369,7 +371,12 @@ class Agent:
         if not self._pumps.get(process):
             self._pumps.pop(process, None)
         # Whoever made it has its Ended; one that nobody has asked for yet is kept.
-        (self._ended.pop(process, None) or self._ended.setdefault(process, Ended())).set(exit)
+        (self._ended.pop(process, None) or self._unasked(process)).set(exit)
+
+    def _unasked(self, process: int) -> Ended:
+        if len(self._ended) >= _UNASKED_MAX:
+            raise GuestFault(f"the guest's agent told the end of process {process:#x}, which nobody made")
+        return self._ended.setdefault(process, Ended())
 
     def _told(self, event: Event) -> None:
         if isinstance(event, Hello):

@@ -175,14 +175,12 @@ class Channel:
         self._control.send(data)
 
     def _opened(self, opening: _Opening, event: Event, rest: bytes) -> None:
-        """A connection's first frame. A GuestFault leaves the connection unknown, and its refusal counts it."""
+        """A connection's first frame."""
+        opening.leave()
         connection = opening.connection
         if isinstance(event, Hello):
             self._greet(connection, event, rest)
-            self._unknown -= 1
-            return
-        self._unknown -= 1
-        if isinstance(event, Opened) and event.token == self.token:
+        elif isinstance(event, Opened) and event.token == self.token:
             opened = self._expected.pop((event.process, event.stream), None)
             if opened is None:
                 connection.close()
@@ -239,6 +237,7 @@ class _Opening:
         self.channel, self.connection = channel, connection
         self._parser = Parser()
         self._size = 0
+        self._counted = True  # among those that have said nothing
 
     def received(self, data: memoryview) -> None:
         self._size += len(data)
@@ -259,8 +258,14 @@ class _Opening:
     def writable(self) -> None:
         pass
 
+    def leave(self) -> None:
+        """It is none of those any more that have said nothing."""
+        if self._counted:
+            self._counted = False
+            self.channel._unknown -= 1
+
     def _refuse(self) -> None:
-        self.channel._unknown -= 1
+        self.leave()
         self.connection.close()
 
 

@@ -1,0 +1,63 @@
+"""Networks: names, ports, and none, across walls: a workload does not see which wall its neighbour is behind."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.walls.conftest import CONTAINER, Wall
+
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.network, pytest.mark.lab, pytest.mark.slow]
+
+SERVE = "while :; do echo served | nc -l -p 80; done"
+
+
+@pytest.fixture(scope="module")
+def server(wall: Wall) -> Iterator[str]:
+    """A workload in a network of its own, that serves at a port of the host's too; the network has its name."""
+    network = "walls-net"
+    assert wall("network", "create", network).returncode == 0
+    name = wall.begin("-p", "127.0.0.1::80", "--", "sh", "-c", SERVE, network=network)
+    yield name
+    wall("rm", "-f", name)
+    assert wall("network", "rm", network).returncode == 0
+
+
+def test_a_published_port(wall: Wall, server: str) -> None:
+    address, _, port = wall("port", server, "80").stdout.decode().split("\n")[0].rpartition(":")
+    answer, end = b"", time.monotonic() + 30
+    while not answer and time.monotonic() < end:
+        try:
+            with socket.create_connection((address, int(port)), timeout=3) as connection:
+                answer = connection.recv(100)
+        except OSError:
+            time.sleep(0.2)
+    assert answer == b"served\n"
+
+
+@pytest.mark.parametrize("client", ["same", CONTAINER])
+def test_names_are_resolved_in_a_network(wall: Wall, server: str, client: str) -> None:
+    """Also by a container, whose neighbour may be a machine."""
+    look = f"for i in 1 2 3 4 5; do nc -w 5 {server} 80 </dev/null && break; sleep 0.5; done"
+    behind = wall.behind
+    if client != "same":
+        wall.behind = ("--runtime", client)
+    try:
+        done = wall.once("sh", "-c", look, network="walls-net")
+    finally:
+        wall.behind = behind
+    assert b"served" in done.stdout, done.stderr.decode()
+
+
+def test_it_reaches_its_neighbour_and_has_an_address(wall: Wall, server: str) -> None:
+    address = wall.show(server, '{{(index .NetworkSettings.Networks "walls-net").IPAddress}}')
+    assert address.encode() in wall.exec(server, "ip", "addr").stdout
+    assert b"eth0" in wall.exec(server, "ip", "route").stdout
+
+
+def test_no_network(wall: Wall) -> None:
+    done = wall.once("sh", "-c", "ls /sys/class/net; ping -c 1 127.0.0.1 | grep -c '1 packets received'")
+    assert done.stdout == b"lo\n1\n", done.stderr.decode()
