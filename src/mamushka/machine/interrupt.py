@@ -15,7 +15,10 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    # What lines mean from now on; None: nothing.
+    Route = Callable[[Mapping[int, "Message | None"]], None]
 
 PINS = 24
 BASE, LENGTH = 0xFEC00000, 0x1000
@@ -46,14 +49,23 @@ def message(entry: int) -> Message | None:
 
 
 class IoApic:
-    """Registers of the I/O APIC. ``route`` is told what a line means from now on, or None: nothing."""
+    """Registers of the I/O APIC. ``route`` is told what lines mean from now on, all that change at once.
 
-    def __init__(self, route: Callable[[int, Message | None], None]) -> None:
+    It says that it has the pins up to the last one that anything is connected to: Linux looks at each several times
+    while it boots, ten exits for every pin.
+    """
+
+    def __init__(self, route: Route) -> None:
         self._lock = threading.Lock()  # guards all below: any virtual CPU may write
         self._route = route
         self._selected = 0
         self._id = 0
+        self._pins = 1
         self._entries = [_MASKED] * PINS
+
+    def connect(self, pin: int) -> None:
+        """Something will raise this pin; told before the guest begins."""
+        self._pins = max(self._pins, pin + 1)
 
     def read(self, offset: int, size: int) -> int:
         """The register that was selected, or which one that is."""
@@ -66,7 +78,7 @@ class IoApic:
         if index in (_ID, _ARBITRATION):
             return self._id << 24
         if index == _VERSION:
-            return 0x11 | PINS - 1 << 16  # what older kernels know
+            return 0x11 | self._pins - 1 << 16  # 0x11: what older kernels know
         pin, high = divmod(index - _TABLE, 2)
         return self._entries[pin] >> 32 * high & 0xFFFFFFFF if 0 <= pin < PINS else 0
 
@@ -90,7 +102,7 @@ class IoApic:
         after = low | value << 32 if high else value & ~_READ_ONLY | upper << 32
         self._entries[pin] = after
         if message(before) != message(after):
-            self._route(pin, message(after))
+            self._route({pin: message(after)})
 
     def save(self) -> bytes:
         """The state: selected register, id, entries."""
@@ -101,5 +113,4 @@ class IoApic:
         """Take what ``save`` gave, and tell what every line means."""
         with self._lock:
             self._selected, self._id, *self._entries = _STATE.unpack(state)
-            for pin, entry in enumerate(self._entries):
-                self._route(pin, message(entry))
+            self._route({pin: message(entry) for pin, entry in enumerate(self._entries)})

@@ -84,6 +84,8 @@ class Maker:
         filter = self._filters(config)
         # Paths may be those of the creator's own descriptors.
         namespace = _network(config) if self._wires is not None else -1
+        if namespace >= 0:
+            import mamushka.machine.devices.virtio.net  # noqa: F401
         host = _own_network()
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
 

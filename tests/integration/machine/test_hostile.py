@@ -288,6 +288,7 @@ def test_any_rings_are_served_or_end_the_guest(name: str) -> None:
 
 # One does not disturb another
 
+
 def test_a_neighbour_in_the_same_process_notices_nothing() -> None:
     count = "again: inc dword ptr [0x4000]\nmov edx, 0x3f8\nmov al, 65\nout dx, al\njmp again"
     with board() as good:

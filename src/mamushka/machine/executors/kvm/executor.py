@@ -118,15 +118,17 @@ class KvmExecutor:
         """An edge-triggered line; the same one for the same number. After the first virtual CPU."""
         if gsi not in self._lines:
             line = self._lines[gsi] = KvmLine()
+            self.ioapic.connect(gsi)
             kvm.KVM_IRQFD(self.vm, kvm.kvm_irqfd(fd=line.fd, gsi=gsi))
         return self._lines[gsi]
 
-    def _route(self, gsi: int, message: Message | None) -> None:
+    def _route(self, changes: Mapping[int, Message | None]) -> None:
         with self._lock:
-            if message is None:
-                self._routes.pop(gsi, None)
-            else:
-                self._routes[gsi] = message
+            after = {**self._routes, **changes}
+            routes = {gsi: message for gsi, message in after.items() if message is not None}
+            if routes == self._routes:
+                return
+            self._routes = routes
             entries = [
                 kvm.kvm_irq_routing_entry_msi(
                     gsi=gsi,
