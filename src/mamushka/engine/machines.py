@@ -11,7 +11,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from mamushka.engine.engine import Engine
@@ -184,12 +184,18 @@ def wires(namespace: int) -> tuple[Wire, ...]:
     return tuple(found)
 
 
-def _link(mac: bytes, interface: Interface) -> bytes:
+def _link(mac: bytes, interface: Interface) -> Callable[[bytes], bytes]:
+    """What the guest is told of an interface, by the address that it knows the card by as yet."""
+    return lambda known: _told(known, mac, interface)
+
+
+def _told(known: bytes, mac: bytes, interface: Interface) -> bytes:
     from mamushka.machine.agent.settings import link
 
     routes = [(_packed(path.destination), path.prefix, _packed(path.gateway)) for path in interface.paths]
     return link(
-        mac,
+        known,
+        new_mac=b"" if known == mac else mac,
         new_name=interface.name,
         mtu=interface.mtu,
         addresses=[(_packed(item.address), item.prefix) for item in interface.addresses],
