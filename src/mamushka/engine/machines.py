@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mamushka.linux.seccomp import Filter
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
+    from mamushka.machine.warm import Shelf
     from mamushka.network.tap import Interface
     from mamushka.spec.runtime import Config
 
@@ -159,6 +160,13 @@ def _process(item: dict[str, Any], inner: Mapping[int, int]) -> Process:
     command = " ".join(item["command"].split("\0")).strip() or f"[{name.partition('(')[2]}]"
     parent = inner.get(numbers[_PARENT], 0)
     return Process(int(item["inner"]), parent, int(item["uid"]), (numbers[_USER] + numbers[_SYSTEM]) / _TICKS, command)
+
+
+def shelf(made: str) -> Shelf:
+    """The machines that others begin from, in what is made for all of them."""
+    from mamushka.machine.warm import Shelf, place
+
+    return Shelf(place(made))
 
 
 def filters(config: Config) -> Filter | None:

@@ -80,7 +80,7 @@ class Maker:
         from mamushka.machine.boot.command_line import command_line
         from mamushka.machine.kit import initramfs
         from mamushka.machine.shape import Shape, asked, shape
-        from mamushka.machine.warm import Shelf
+        from mamushka.machine.warm import Shelf, place
 
         config = bundle.config
         named, cold, append = asked(config.annotations)
@@ -93,7 +93,7 @@ class Maker:
         host = _own_network()
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
         boot = _Boot(kernel, first, command_line((*_WORDS, *append.split())))
-        shelf = None if cold else Shelf(os.path.abspath(f"{self._cache}/warm"))
+        shelf = None if cold else Shelf(place(self._cache))
 
         def make() -> Guest:
             where = namespace

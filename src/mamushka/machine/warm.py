@@ -21,6 +21,7 @@ The memory is a guest's that has run nothing but our own first process, and may 
 from __future__ import annotations
 
 import os
+import sys
 
 from mamushka import trace
 from mamushka.errors import Invalid, Unsupported
@@ -193,11 +194,16 @@ class Shelf:
             pass
 
 
+def place(cache: str) -> str:
+    """Where they are below what is made for all machines."""
+    return f"{os.path.abspath(cache)}/warm"
+
+
 def key_of(parts: Iterable[str]) -> str:
     """The key of a kind: of what its machines are made of, and where."""
-    from mamushka import __version__
+    version = str(sys.modules["mamushka"].__dict__["__version__"])
 
-    said = [str(state.VERSION), __version__, os.uname().release, *_processor(), *parts]
+    said = [str(state.VERSION), version, os.uname().release, *_processor(), *parts]
     return sha256("\0".join(said).encode()).encoded[:32]
 
 
