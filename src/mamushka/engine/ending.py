@@ -257,6 +257,10 @@ def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[st
             freed += size
     if not filters and not any(item.image_id == host.ID for item in workloads(engine, False, {})):
         host.sweep(f"{engine.paths.data}/host")
+    if not filters:
+        from mamushka.engine.machines import shelf
+
+        freed += shelf(engine.paths.made).prune()[1]
     return removed, freed
 
 

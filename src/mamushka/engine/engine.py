@@ -115,7 +115,7 @@ class Engine:
         """The wall of this name."""
         from mamushka.engine.runtimes import open_runtime
 
-        return self._room(name, lambda: open_runtime(name, self.paths.containers))  # type: ignore[return-value]
+        return self._room(name, lambda: open_runtime(name, self.paths.containers, self.paths.made))  # type: ignore[return-value]
 
     def _image_users(self, image_id: str) -> list[str]:
         from mamushka.engine.workload import load

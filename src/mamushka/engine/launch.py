@@ -22,6 +22,7 @@ class Launch:
     id: str
     runtime: str
     containers: str  # the runtime's state directory
+    made: str  # where it keeps what it makes once for many
     bundle: str
     lowers: tuple[str, ...] = ()
     upper: str = ""

@@ -11,7 +11,7 @@ from mamushka.values import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from mamushka.engine.engine import Engine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mamushka.linux.seccomp import Filter
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
+    from mamushka.machine.warm import Shelf
     from mamushka.network.tap import Interface
     from mamushka.spec.runtime import Config
 
@@ -171,6 +172,13 @@ def network_use(engine: Engine, workload: Workload) -> str:
         return ""
 
 
+def shelf(made: str) -> Shelf:
+    """The machines that others begin from, in what is made for all of them."""
+    from mamushka.machine.warm import Shelf, place
+
+    return Shelf(place(made))
+
+
 def filters(config: Config) -> Filter | None:
     """A bundle's rules on system calls, compiled: the same as for a container, for the guest's kernel to hold."""
     from mamushka.container.parts import filter_of
@@ -194,12 +202,18 @@ def wires(namespace: int) -> tuple[Wire, ...]:
     return tuple(found)
 
 
-def _link(mac: bytes, interface: Interface) -> bytes:
+def _link(mac: bytes, interface: Interface) -> Callable[[bytes], bytes]:
+    """What the guest is told of an interface, by the address that it knows the card by as yet."""
+    return lambda known: _told(known, mac, interface)
+
+
+def _told(known: bytes, mac: bytes, interface: Interface) -> bytes:
     from mamushka.machine.agent.settings import link
 
     routes = [(_packed(path.destination), path.prefix, _packed(path.gateway)) for path in interface.paths]
     return link(
-        mac,
+        known,
+        new_mac=b"" if known == mac else mac,
         new_name=interface.name,
         mtu=interface.mtu,
         addresses=[(_packed(item.address), item.prefix) for item in interface.addresses],

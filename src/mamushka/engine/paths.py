@@ -47,6 +47,7 @@ class Paths:
         self.shims = f"{self.run}/shims"
         self.containers = f"{self.run}/containers"
         self.machines = f"{self.run}/machines"
+        self.made = f"{self.data}/machines"  # what is made once for many of them
 
     def make(self) -> None:
         """Create the directories; only root reads them, since images and volumes may hold secrets."""

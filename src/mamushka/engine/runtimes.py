@@ -63,12 +63,15 @@ def choose(names: Sequence[str], kernel: str = "") -> tuple[str, str]:
     )
 
 
-def open_runtime(name: str, root: str) -> Runtime:
-    """The wall itself, with its state under ``root``: what there is can be asked for and ended on any host."""
+def open_runtime(name: str, root: str, made: str) -> Runtime:
+    """The wall itself, with its state under ``root``: what there is can be asked for and ended on any host.
+
+    In ``made`` it keeps what it makes once for many workloads.
+    """
     if name == "vm":
         from mamushka.engine.machines import open_machines
 
-        return open_machines(f"{os.path.dirname(root)}/machines")  # paths.machines
+        return open_machines(f"{os.path.dirname(root)}/machines", cache=made)  # paths.machines
     reason = obstacle(name)
     if reason:
         raise Unsupported(f"runtime {name}: {reason}")

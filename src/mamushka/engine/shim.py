@@ -318,7 +318,7 @@ def wake(path: str) -> NoReturn:
     with open(f"{post.launch.bundle}/config.json", "rb") as file:
         config = parse(file.read())
     settle_in()
-    Shim(post, config, open_runtime(post.launch.runtime, post.launch.containers), pump).serve()
+    Shim(post, config, open_runtime(post.launch.runtime, post.launch.containers, post.launch.made), pump).serve()
     os._exit(0)
 
 

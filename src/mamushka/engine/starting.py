@@ -181,6 +181,7 @@ def _layers(engine: Engine, workload: Workload) -> Launch:
         id=workload.id,
         runtime=workload.runtime,
         containers=engine.paths.containers,
+        made=engine.paths.made,
         bundle=workload.directory,
         lowers=top.lowers,
         upper=top.upper,

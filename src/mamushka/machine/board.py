@@ -6,7 +6,7 @@ a machine that is plugged together again in the same way, out of a saved state, 
     board = Board(KvmExecutor(), ram(256 << 20), vcpus=2)
     board.pmem(fd, length)             a file as memory, shared with everyone who maps it
     board.add("rng", Rng())            a virtio device
-    board.boot(load, kernel, …)        or: state.reinstate(board.machine, board.transports, saved)
+    board.boot(kernel, …)              or: state.reinstate(board.machine, board.parts, saved)
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mamushka.machine.devices.virtio.device import Device
+    from mamushka.machine.state import Stateful
     from mamushka.machine.vcpu import Entry, Executor
 
 # The I/O APIC's 24 pins, less those below virtio's first.
@@ -93,6 +94,12 @@ class Board:
         machine.resumed.append(transport.resume)
         transport.attach(layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE, machine.bus, machine.executor)
         return transport
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """All that is plugged in and has a state, by name: for ``state.capture`` and ``state.reinstate``."""
+        serial = {} if self.serial is None else {"serial": self.serial}
+        return {**self.transports, **serial}
 
     def boot(
         self,

@@ -2,6 +2,9 @@
 
 The agent's calls wait for its answer, and a guest may be slow or silent. So they are made by one thread of their own,
 in order; what comes of them is told from there.
+
+A guest comes up cold, from a kernel, or goes on warm, from where another one stood (warm.py). There its connections
+are broken, so its agent calls again, and is given the time and entropy before anything else. What follows is the same.
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from __future__ import annotations
 import _socket
 import os
 import threading
+import time
 from collections import deque
 
 from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, Unavailable
-from mamushka.machine import statistics
+from mamushka.machine import state, statistics
 from mamushka.machine.agent import Agent
 from mamushka.machine.agent.settings import container_steps, mount, process_settings
 from mamushka.machine.agent.words import HOST_PORT
@@ -35,11 +39,18 @@ if TYPE_CHECKING:
     from mamushka.machine.cage import Cage
     from mamushka.machine.devices.virtio.vsock import Connection, Vsock
     from mamushka.machine.inside import Watcher
+    from mamushka.machine.state import Saved
     from mamushka.machine.vcpu import Entry
+    from mamushka.machine.warm import Blank
     from mamushka.spec.runtime import Config, Process
 
 # How long a guest may take to call: under emulation a kernel needs half a minute.
 _CALLING = 240.0
+# A guest that is there already calls at once; under emulation that takes a second.
+_CALLING_AGAIN = 60.0
+# The label of a saved machine's secret.
+TOKEN = "token"
+_ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
 
@@ -58,12 +69,16 @@ class Interior:
 class Computer:
     """A machine that runs one bundle. Owns the board and everything plugged into it."""
 
-    def __init__(self, board: Board, vsock: Vsock, interior: Interior) -> None:
-        self._board, self._interior = board, interior
+    def __init__(self, board: Board, vsock: Vsock, interior: Interior, *, saved: Saved | None = None) -> None:
+        """``saved`` is the machine that this one goes on from: see ``enter_again``."""
+        self._board, self._interior, self._saved = board, interior, saved
         self._entry: Entry | None = None
+        self._blank: Blank | None = None
+        self._labels: Mapping[str, str] = EMPTY
         self._machine = board.machine
         self.ended_fd = self._machine.ended_fd
-        self._agent = Agent(self._machine.loop, self._lied)
+        token = bytes.fromhex(saved.labels.get(TOKEN, "")) if saved is not None else b""
+        self._agent = Agent(self._machine.loop, self._lied, token)
         self._console = bytearray()
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
@@ -79,6 +94,15 @@ class Computer:
     def enter_at(self, entry: Entry) -> None:
         """Where the first virtual CPU begins, once a kernel is there. The console is plugged in before."""
         self._entry = entry
+
+    def enter_again(self) -> None:
+        """Take the state of the machine that this one goes on from. Everything is plugged in before."""
+        assert self._saved is not None
+        state.reinstate(self._machine, self._board.parts, self._saved)
+
+    def keep(self, blank: Blank, labels: Mapping[str, str]) -> None:
+        """Write it down, with these labels, once its guest has called. The files become ours."""
+        self._blank, self._labels = blank, labels
 
     def boot(
         self,
@@ -98,6 +122,9 @@ class Computer:
     def _come_up(self, process: Process, streams: Streams) -> None:
         hello = self._await_call()
         trace.event("guest.up", release=hello)
+        if self._saved is not None:
+            self._agent.renew(os.urandom(_ENTROPY), time.time_ns())
+        self._write_down()
         interior = self._interior
         self._agent.steps([mount(INSIDE, "virtiofs", TAG)])
         if interior.links:
@@ -118,10 +145,29 @@ class Computer:
 
     def _await_call(self) -> str:
         try:
-            return self._agent.wait(_CALLING).release
+            return self._agent.wait(_CALLING if self._saved is None else _CALLING_AGAIN).release
         except Unavailable as error:
             last = bytes(self._console).decode(errors="replace").strip().splitlines()[-3:]
             raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=error.hint) from error
+
+    def _write_down(self) -> None:
+        """For those to come; what fails, as for want of room, fails for them alone."""
+        blank, self._blank = self._blank, None
+        if blank is None:
+            return
+        try:
+            self._agent.read(())  # it has understood the greeting: the secret that it knows is ours
+            self._machine.pause()
+            try:
+                labels = {**self._labels, TOKEN: self._agent.channel.token.hex()}
+                written = blank.fill(state.capture(self._machine, self._board.parts, labels), self._machine.memory)
+            finally:
+                self._machine.resume()
+            trace.event("warm.kept", key=blank.key, bytes=written)
+        except (MamushkaError, OSError) as error:
+            trace.event("warm.not_kept", key=blank.key, error=str(error))
+        finally:
+            blank.close()
 
     def start(self, watcher: Watcher) -> None:
         """See ``Guest``."""
@@ -176,6 +222,7 @@ class Computer:
             "processes": self._processes,
             "update": self._update,
             "traffic": self._traffic,
+            "statistics": self._statistics,
         }
         act = known.get(verb)
         if act is None:
@@ -226,6 +273,13 @@ class Computer:
         if files:
             self._agent.update(MAIN, files)
         return "updated"
+
+    def _statistics(self, _question: dict[str, Any]) -> Any:
+        return {
+            "kvm": self._machine.executor.counts(),
+            "exits": list(self._machine.exits),
+            "began": "cold" if self._saved is None else "warm",
+        }
 
     # A debugger
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 
-from mamushka.errors import NotFound, Unsupported
+from mamushka import trace
+from mamushka.errors import MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from mamushka.linux.seccomp import Filter
     from mamushka.machine.board import Board
     from mamushka.machine.boot.kernels import Kernel
+    from mamushka.machine.computer import Computer
     from mamushka.machine.inside import Guest
     from mamushka.machine.memory import Memory
     from mamushka.machine.shape import Shape
+    from mamushka.machine.vcpu import Entry
+    from mamushka.machine.warm import Shelf, Warm
     from mamushka.record import Record
     from mamushka.runtime import Bundle
     from mamushka.spec.runtime import Config
@@ -45,7 +49,7 @@ class Wire:
     tap: int
     mac: bytes
     mtu: int
-    link: bytes  # agent.settings.link
+    link: Callable[[bytes], bytes]  # agent.settings.link, for a guest that knows the card by this address as yet
 
 
 class Maker:
@@ -73,11 +77,13 @@ class Maker:
         preload()
         from mamushka.machine.agent.program import guest_program
         from mamushka.machine.boot import kernels
+        from mamushka.machine.boot.command_line import command_line
         from mamushka.machine.kit import initramfs
         from mamushka.machine.shape import Shape, asked, shape
+        from mamushka.machine.warm import Shelf, place
 
         config = bundle.config
-        named, _, append = asked(config.annotations)
+        named, cold, append = asked(config.annotations)
         kernel = kernels.choose(named, self._kernel)
         _check_device()
         hardware = shape(config, self._otherwise or Shape())
@@ -88,12 +94,14 @@ class Maker:
             import mamushka.machine.devices.virtio.net  # noqa: F401
         host = _own_network()
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
+        boot = _Boot(kernel, first, command_line((*_WORDS, *append.split())))
+        shelf = None if cold else Shelf(place(self._cache))
 
         def make() -> Guest:
             where = namespace
             if namespace < 0 and self._wires is not None and _own_network() != host:
                 where = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)  # with what others have put into it
-            return self._make(record, bundle, root, kernel, hardware, first, where, filter, append)
+            return self._make(record, bundle, root, boot, hardware, where, filter, shelf)
 
         return make, tuple(fd for fd in (first, namespace) if fd >= 0)
 
@@ -114,19 +122,15 @@ class Maker:
         record: Record,
         bundle: Bundle,
         root: int,
-        kernel: Kernel,
+        boot: _Boot,
         shape: Shape,
-        first: int,
         namespace: int,
         filter: Filter | None,
-        append: str,
+        shelf: Shelf | None,
     ) -> Guest:
         """In the monitor: open everything."""
-        import mmap
-
         from mamushka.machine import shares
         from mamushka.machine.board import Board, ram
-        from mamushka.machine.boot.command_line import command_line
         from mamushka.machine.computer import Computer, Interior
         from mamushka.machine.devices.virtio.fs import Fs, Share, Virtiofsd
         from mamushka.machine.devices.virtio.rng import Rng
@@ -140,20 +144,25 @@ class Maker:
         bundle = replace(bundle, config=shares.local(bundle.config))
         tree, inside, sources = shares.tree(place, bundle, root)
         server = Virtiofsd(Share(tree), f"{place}/served")
-        memory = ram(shape.memory)
+        key = _key(boot, shape, wired) if shelf is not None else ""
+        warm = shelf.take(key) if shelf is not None else None
+        memory = ram(shape.memory) if warm is None else warm.memory(shared=True)
         board = Board(executor, memory, vcpus=shape.cpus)
         vsock = Vsock()
         board.add("vsock", vsock)
         board.add("fs", Fs(shares.TAG, server, memory))
         board.add("rng", Rng())
-        links = _plug(board, wired, memory)
+        links = _plug(board, wired, memory, warm)
         interior = Interior(_own(bundle.config), inside, sources, links, filter)
-        computer = Computer(board, vsock, interior)
-        archive = mmap.mmap(first, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        entry = board.boot(
-            kernel.image, command_line=command_line((*_WORDS, *append.split())), initramfs=(memoryview(archive),)
-        )
-        computer.enter_at(entry)
+        computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
+        if warm is not None and shelf is not None:
+            _go_on(computer, warm, shelf)
+            return computer
+        trace.event("machine.cold", kernel=boot.kernel.version)
+        blank = shelf.begin(key) if shelf is not None else None
+        if blank is not None:
+            computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
+        computer.enter_at(boot.load(board))
         return computer
 
 
@@ -174,15 +183,58 @@ def _own_network() -> int:
     return os.stat(_NETWORK).st_ino
 
 
-def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory) -> tuple[bytes, ...]:
-    """A card for each wire; the guest's settings of them."""
+@value
+class _Boot:
+    """What a machine comes up from."""
+
+    kernel: Kernel
+    first: int  # the descriptor of the first file system
+    command_line: bytes
+
+    def load(self, board: Board) -> Entry:
+        """Into memory."""
+        import mmap
+
+        archive = mmap.mmap(self.first, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        return board.boot(self.kernel.image, command_line=self.command_line, initramfs=(memoryview(archive),))
+
+
+def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...]) -> str:
+    """Of the machines that are the same until they are told what they are for."""
+    from mamushka.machine.warm import key_of, stamp
+
+    devices = ("vsock", "fs", "rng", *(f"net {wire.mtu}" for wire in wired))
+    line = boot.command_line.decode(errors="replace")
+    first = stamp(f"/proc/self/fd/{boot.first}")
+    return key_of((stamp(boot.kernel.image), first, line, str(shape.cpus), str(shape.memory), *devices))
+
+
+def _go_on(computer: Computer, warm: Warm, shelf: Shelf) -> None:
+    """From where another one stood. One that does not fit this host is forgotten, so that the next try is cold."""
+    try:
+        computer.enter_again()
+    except (MamushkaError, OSError) as error:
+        shelf.drop(warm.key)
+        raise Unavailable(
+            f"the saved machine {warm.key} cannot go on here: {error}", hint="it is forgotten now: try again"
+        ) from error
+    finally:
+        warm.close()
+    trace.event("machine.warm", key=warm.key)
+
+
+def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory, warm: Warm | None) -> tuple[bytes, ...]:
+    """A card for each wire; the guest's settings of them. A guest that goes on knows them by other addresses."""
     if not wired:
         return ()
     from mamushka.machine.devices.virtio.net import Net
 
     for number, wire in enumerate(wired):
         board.add(f"net{number}", Net(wire.tap, wire.mac, wire.mtu, memory=memory))
-    return tuple(wire.link for wire in wired)
+    labels = {} if warm is None else warm.saved.labels
+    return tuple(
+        wire.link(bytes.fromhex(labels.get(f"net{number}", wire.mac.hex()))) for number, wire in enumerate(wired)
+    )
 
 
 def _own(config: Config) -> Config:
@@ -221,4 +273,5 @@ def preload() -> None:
     import mamushka.machine.kit
     import mamushka.machine.monitor
     import mamushka.machine.shape
-    import mamushka.machine.shares  # noqa: F401
+    import mamushka.machine.shares
+    import mamushka.machine.warm  # noqa: F401

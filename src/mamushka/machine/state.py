@@ -11,6 +11,11 @@ Where the file comes from makes the difference:
     freeze  the memory of a machine that lives: its own file becomes the one that is shared, and the machine itself goes
             on as the first that maps it privately. Nothing is copied, however much memory there is
 
+Who serves a machine's devices in another process must be given its memory, and private pages cannot be given: such a
+machine goes on with a copy (``copied_memory``) of what is not zero.
+
+What a machine maps and cannot change, the files of its image, is not saved: whoever makes it anew maps the same ones.
+
 A machine that was frozen once and ran on has pages of its own; to freeze it again copies its memory to a new file.
 """
 
@@ -18,17 +23,18 @@ from __future__ import annotations
 
 import os
 from binascii import a2b_base64, b2a_base64
+from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.linux.memory import MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, memfd, mmap
 from mamushka.machine.machine import PAUSED
-from mamushka.machine.memory import PAGE, RAM, Memory, Region
+from mamushka.machine.memory import PAGE, PMEM, RAM, Memory, Region
 from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any, Protocol
 
     from mamushka.machine.machine import Machine
@@ -45,10 +51,11 @@ if TYPE_CHECKING:
             """Take it, before the machine starts."""
 
 
-VERSION = 1
+VERSION = 2
 STATE, MEMORY = "machine.json", "memory"
-_STATE_MAX = 64 << 20  # 256 virtual CPUs with 64 KiB each are a third of it, in base64
+SIZE_MAX = 64 << 20  # 256 virtual CPUs with 64 KiB each are a third of it, in base64
 _CHUNK = 2 << 20  # memory is looked through in pieces as large as a huge page
+_READ_MAX = 1 << 30  # a call reads at most 2 GiB less a page: read(2)
 
 
 @value
@@ -71,6 +78,7 @@ class Saved:
     shared: Parts  # of all virtual CPUs together
     devices: Mapping[str, Parts]
     stretches: tuple[Stretch, ...]
+    files: tuple[Stretch, ...] = ()  # mapped, not saved: where, how long, and the names of their regions
     labels: Mapping[str, str] = EMPTY  # whatever else who saved it wants to find again
     version: int = VERSION
 
@@ -85,6 +93,7 @@ def capture(machine: Machine, devices: Mapping[str, Stateful], labels: Mapping[s
             stretches.append(Stretch(region.start, region.length, offset, region.name))
             offset += region.length
     return Saved(
+        files=_files(machine),
         executor=machine.executor.name,
         architecture=os.uname().machine,
         vcpus=tuple(vcpu.save() for vcpu in machine.vcpus),
@@ -110,11 +119,24 @@ def reinstate(machine: Machine, devices: Mapping[str, Stateful], saved: Saved) -
             f"the machine was saved with {len(saved.vcpus)} virtual CPUs and the devices {' '.join(saved.devices)}, "
             f"this one has {len(machine.vcpus)} and {' '.join(devices)}"
         )
+    if saved.files != _files(machine):
+        raise Invalid(f"the machine was saved with other files in its memory: {_named(saved.files)}",
+                      hint=f"this one has {_named(_files(machine))}")  # fmt: skip
     for vcpu, parts in zip(machine.vcpus, saved.vcpus, strict=True):
         vcpu.restore(parts)
     machine.executor.restore(saved.shared)
     for name, device in devices.items():
         device.restore(saved.devices[name])
+
+
+def _files(machine: Machine) -> tuple[Stretch, ...]:
+    return tuple(
+        Stretch(region.start, region.length, 0, region.name) for region in machine.memory if region.kind == PMEM
+    )
+
+
+def _named(files: tuple[Stretch, ...]) -> str:
+    return ", ".join(f"{item.name} ({item.length} bytes)" for item in files) or "none"
 
 
 # Memory
@@ -129,6 +151,49 @@ def private_memory(saved: Saved, fd: int) -> Memory:
             Region(stretch.start, stretch.length, fd=own, offset=stretch.offset, shared=False, name=stretch.name)
         )
     return Memory(tuple(regions))
+
+
+def copied_memory(saved: Saved, fd: int) -> Memory:
+    """The machine's RAM in a file of its own, with what the memory file has in it."""
+    own = memfd("mamushka-ram", sum(stretch.length for stretch in saved.stretches))
+    memory = Memory()
+    try:
+        for item in saved.stretches:
+            duplicate = os.dup(own)
+            region = Region(item.start, item.length, fd=duplicate, offset=item.offset, shared=True, name=item.name)
+            memory.add(region)
+            for begin, end in _filled(fd, item.offset, item.offset + item.length):
+                _read(fd, region.view[begin - item.offset : end - item.offset], begin)
+    except BaseException:
+        memory.close()
+        raise
+    finally:
+        os.close(own)
+    return memory
+
+
+def _filled(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a stretch of a file that are no holes."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == ENXIO:  # nothing but a hole follows
+                return
+            raise
+        if start >= end:
+            return
+        stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        yield start, stop
+        start = stop
+
+
+def _read(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.preadv(fd, [view[:_READ_MAX]], offset)
+        if not count:
+            raise Invalid(f"the memory of a saved machine ends at {offset}")
+        view, offset = view[count:], offset + count
 
 
 def freeze(machine: Machine) -> int:
@@ -161,12 +226,22 @@ def write_memory(memory: Memory, fd: int) -> int:
     for region in memory:
         if region.kind != RAM:
             continue
-        for start in range(0, region.length, _CHUNK):
-            piece = region.view[start : start + _CHUNK]
-            if piece != _ZEROS[: len(piece)]:
-                written += _write_pages(fd, piece, offset + start)
+        for begin, end in _parts_to_write(region):
+            for start in range(begin, end, _CHUNK):
+                piece = region.view[start : min(start + _CHUNK, end)]
+                if piece != _ZEROS[: len(piece)]:
+                    written += _write_pages(fd, piece, offset + start)
         offset += region.length
     return written
+
+
+def _parts_to_write(region: Region) -> Iterator[tuple[int, int]]:
+    """What may be no zeros. To look at a hole of a shared file would fill it; private pages are seen by none but us."""
+    if not region.shared or region.fd < 0:
+        yield 0, region.length
+        return
+    for begin, end in _filled(region.fd, region.offset, region.offset + region.length):
+        yield begin - region.offset, end - region.offset
 
 
 _ZEROS = memoryview(bytes(_CHUNK))
@@ -209,7 +284,7 @@ def write(saved: Saved, memory: Memory, directory: str) -> None:
 def read(directory: str) -> tuple[Saved, int]:
     """A machine that ``write`` wrote, and a descriptor of its memory. Invalid where it is cut short."""
     with open(f"{directory}/{STATE}", "rb") as file:
-        saved = load(file.read(_STATE_MAX + 1))
+        saved = load(file.read(SIZE_MAX + 1))
     fd = os.open(f"{directory}/{MEMORY}", os.O_RDONLY | os.O_CLOEXEC)
     wanted = sum(stretch.length for stretch in saved.stretches)
     if os.fstat(fd).st_size != wanted:
@@ -230,6 +305,7 @@ def dump(saved: Saved) -> bytes:
             "shared": _text(saved.shared),
             "devices": {name: _text(parts) for name, parts in saved.devices.items()},
             "stretches": [[item.start, item.length, item.offset, item.name] for item in saved.stretches],
+            "files": [[item.start, item.length, item.name] for item in saved.files],
             "labels": dict(saved.labels),
         }
     )
@@ -238,7 +314,7 @@ def dump(saved: Saved) -> bytes:
 def load(content: bytes) -> Saved:
     """Out of a document. Invalid where it is none, or of a version that is not known here."""
     try:
-        item: Any = document.parse(content, "the saved machine", size_max=_STATE_MAX)
+        item: Any = document.parse(content, "the saved machine", size_max=SIZE_MAX)
         if item["version"] != VERSION:
             raise Unsupported(f"the machine was saved in version {item['version']}, this knows {VERSION}")
         return Saved(
@@ -248,6 +324,7 @@ def load(content: bytes) -> Saved:
             shared=_parts(item["shared"]),
             devices={str(name): _parts(parts) for name, parts in item["devices"].items()},
             stretches=_checked(tuple(Stretch(*fields) for fields in item["stretches"])),
+            files=tuple(Stretch(start, length, 0, name) for start, length, name in item["files"]),
             labels=item["labels"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

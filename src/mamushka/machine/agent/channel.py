@@ -110,7 +110,8 @@ class Channel:
     """The host's end of all connections to one guest's agent.
 
     ``told`` gets Hello, Exited and Log; ``broken`` a GuestFault, after which the machine is to end. Both are called in
-    the loop's thread. ``token`` is that of a saved machine that goes on; a new machine gets a new one.
+    the loop's thread. ``token`` is that of a saved machine that goes on; a new machine gets a new one, and with every
+    greeting the secret is another: clones of one machine do not know each other's.
     """
 
     def __init__(
@@ -199,6 +200,8 @@ class Channel:
         if hello.version != words.VERSION:
             raise GuestFault(f"the guest's agent speaks version {hello.version}, this host {words.VERSION}")
         self._lost()
+        if self._known:
+            self.token = os.urandom(words.TOKEN_SIZE)
         self._known, self._control = True, connection
         connection.attach(_Control(self, connection))
         welcome = Request("greet")

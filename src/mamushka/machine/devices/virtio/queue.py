@@ -243,6 +243,12 @@ class Queue:
         index: int = _U16.unpack_from(self._used, 2)[0]
         return index
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the driver has never offered anything in it: then nobody can have answered either."""
+        offered: int = _U16.unpack_from(self._available, 2)[0]
+        return not offered
+
     def restore(self, next_available: int, next_used: int) -> None:
         """Take what ``save`` gave."""
         self.next_available, self.next_used, self._signalled = next_available, next_used, next_used
@@ -255,6 +261,11 @@ class Unused(Queue):
         self.depth, self._line, self.addresses = 0, line, (0, 0, 0)
         self.next_available = self.next_used = self._signalled = 0
         self.bell, self.carried = -1, False
+
+    @property
+    def untouched(self) -> bool:
+        """Always."""
+        return True
 
     def pop(self) -> Chain | None:
         """Nothing."""

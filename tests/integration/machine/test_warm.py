@@ -1,0 +1,125 @@
+"""Machines that begin where another one stood: quicker, and nobody's twin. In the lab, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mamushka.engine.machines import obstacle
+from tests import peers
+from tests.lab.kernel import default_cache
+
+Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+SCRIPT = (
+    "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; "
+    "cat /proc/sys/kernel/random/boot_id; date +%s; hostname"
+)
+
+
+@pytest.fixture(autouse=True)
+def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAMUSHKA_KERNEL", f"{default_cache()}/kernel")
+    for module in ("kvm-amd", "kvm-intel", "tun", "vhost_net"):
+        subprocess.run(["modprobe", "-q", module], check=False)
+    lacking = obstacle()
+    if lacking:
+        pytest.skip(f"{lacking}: make lab runs it")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with a static busybox under its usual names."""
+    peers.need("busybox")
+    path = tmp_path / "root"
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
+        (path / name).mkdir(parents=True)
+    subprocess.run(["cp", peers.find("busybox"), path / "bin" / "busybox"], check=True)
+    for name in ("cat", "date", "head", "hostname", "ip", "od", "sh", "tr", "true", "wc", "grep", "sleep"):
+        (path / "bin" / name).symlink_to("busybox")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(roots: tuple[str, str]) -> Iterator[None]:
+    yield
+    assert subprocess.run(["pgrep", "-x", "mamushka-vm"], capture_output=True).stdout == b""
+
+
+def shelf(roots: tuple[str, str]) -> list[str]:
+    path = Path(roots[0], "machines", "warm")
+    return sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+
+
+def test_the_second_of_a_kind_is_warm_and_nobody_is_a_twin(
+    mamushka: Command, root: Path, roots: tuple[str, str]
+) -> None:
+    def run(*words: str) -> tuple[list[str], str, float]:
+        begin = time.monotonic()
+        done = mamushka("--debug", "run", "--rm", "--runtime", "vm", *words, "--rootfs", str(root), "sh", "-c", SCRIPT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().splitlines(), done.stderr.decode(), time.monotonic() - begin
+
+    alone = ("--network", "none")
+    runs = [run(*alone, "-h", f"box{number}") for number in range(3)]
+    assert "machine.cold" in runs[0][1] and "warm.kept" in runs[0][1]
+    for _, said, _ in runs[1:]:
+        assert "machine.warm" in said and "machine.cold" not in said
+    print([f"{seconds:.2f} s" for _, _, seconds in runs])
+    assert len({words[0] for words, _, _ in runs}) == 3, "the same random bytes"
+    assert len({words[1] for words, _, _ in runs}) == 3, "the same identity of a boot"
+    assert [words[3] for words, _, _ in runs] == ["box0", "box1", "box2"]
+    clocks = [int(words[2]) for words, _, _ in runs]
+    assert clocks == sorted(clocks) and abs(clocks[-1] - time.time()) < 60
+    assert runs[2][2] < runs[0][2]
+
+    # Another kind is another machine; and whoever wants none of it says so.
+    assert "machine.cold" in run(*alone, "-m", "256m")[1]
+    said = run(*alone, "--cold")[1]
+    assert "machine.cold" in said and "warm.kept" not in said
+    assert len(shelf(roots)) == 4
+    assert mamushka("system", "prune", "-f").returncode == 0
+    assert shelf(roots) == []
+
+
+def test_a_warm_machine_has_its_own_address(mamushka: Command, root: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        done = mamushka(
+            "--debug", "run", "-d", "--name", name, "--runtime", "vm", "--rootfs", str(root), "sleep", "1000"
+        )
+        assert done.returncode == 0, done.stderr
+        assert (b"machine.warm" in done.stderr) == (name == "two"), done.stderr
+    for name, other in (("one", "two"), ("two", "one")):
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.MacAddress}}{{end}}"
+        address, mac = mamushka("inspect", "-f", form, name).stdout.decode().split()
+        shown = mamushka("exec", name, "ip", "addr", "show", "eth0").stdout.decode()
+        assert address in shown and mac in shown, shown
+        found += [address, mac]
+        assert mamushka("exec", other, "sh", "-c", f"busybox ping -c 1 -W 10 {address}").returncode == 0
+    assert len(set(found)) == 4
+    assert mamushka("rm", "-f", "one", "two").returncode == 0
+
+
+def test_a_monitor_that_was_killed_while_it_wrote_leaves_nothing_that_counts(
+    mamushka: Command, root: Path, roots: tuple[str, str]
+) -> None:
+    program = os.path.join(os.path.dirname(sys.executable), "mamushka")
+    words = ["--data-root", roots[0], "--run-root", roots[1], "run", "--rm", "--runtime", "vm", "--network", "none"]
+    first = subprocess.Popen([program, *words, "--rootfs", str(root), "true"], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not shelf(roots) and time.monotonic() < end:
+        time.sleep(0.05)
+    pid = int(subprocess.run(["pgrep", "-x", "mamushka-vm"], capture_output=True, check=True).stdout.split()[0])
+    os.kill(pid, signal.SIGKILL)
+    first.wait(60)
+    for wanted in (b"machine.cold", b"machine.warm"):
+        done = mamushka("--debug", *words[4:], "--rootfs", str(root), "true")
+        assert done.returncode == 0 and wanted in done.stderr, done.stderr
