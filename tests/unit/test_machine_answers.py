@@ -47,7 +47,7 @@ def test_an_answer_has_any_length_that_a_document_may_have(lines: tuple[Line, Li
     before = len(os.listdir("/proc/self/fd"))
     processes = [{"pid": number, "command": "sleep infinity"} for number in range(count)]
     assert asked(lines, {"answer": processes}) == processes
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # others of this process may have been collected
 
 
 def test_a_longer_one_is_an_error_and_not_the_end_of_the_monitor(lines: tuple[Line, Line]) -> None:
