@@ -27,6 +27,7 @@ from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, Unsupported
+from mamushka.linux.abi import MACHINE
 from mamushka.linux.memory import MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, memfd, mmap
 from mamushka.machine.machine import PAUSED
 from mamushka.machine.memory import PAGE, PMEM, RAM, Memory, Region
@@ -95,7 +96,7 @@ def capture(machine: Machine, devices: Mapping[str, Stateful], labels: Mapping[s
     return Saved(
         files=_files(machine),
         executor=machine.executor.name,
-        architecture=os.uname().machine,
+        architecture=MACHINE,
         vcpus=tuple(vcpu.save() for vcpu in machine.vcpus),
         shared=machine.executor.save(),
         devices=machine.loop.call(lambda: {name: device.save() for name, device in devices.items()}),
@@ -109,10 +110,10 @@ def reinstate(machine: Machine, devices: Mapping[str, Stateful], saved: Saved) -
 
     Unsupported or Invalid where the state is of another kind of machine; such a one is good for nothing any more.
     """
-    if saved.executor != machine.executor.name or saved.architecture != os.uname().machine:
+    if saved.executor != machine.executor.name or saved.architecture != MACHINE:
         raise Unsupported(
             f"the machine was saved by {saved.executor} on {saved.architecture}, "
-            f"this is {machine.executor.name} on {os.uname().machine}"
+            f"this is {machine.executor.name} on {MACHINE}"
         )
     if len(saved.vcpus) != len(machine.vcpus) or saved.devices.keys() != devices.keys():
         raise Invalid(
