@@ -205,7 +205,7 @@ def say(line: Line, question: Mapping[str, object], descriptors: Sequence[int] =
         line.send(question, descriptors)
         packet, given = line.receive()
     except TimeoutError:
-        raise Unavailable(f"the machine's monitor did not answer within {PATIENCE:.0f} s") from None
+        raise Unavailable("the machine's monitor did not answer in time", hint="mamushka kill ends it") from None
     except (BrokenPipeError, ConnectionError):
         raise NotRunning("container not running") from None
     try:

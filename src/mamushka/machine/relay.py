@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from mamushka.spec.runtime import Process
 
 
+# How long a guest may take to execute a program: from a slow disk, or under emulation.
+_PATIENCE = 60.0
+
+
 def further(path: str, process: Process, stdio: Stdio) -> Started:
     """Have the monitor at ``path`` begin a process, and fork what stands for it. Raises why it could not begin."""
     line = control.connect(path)
@@ -34,6 +38,7 @@ def further(path: str, process: Process, stdio: Stdio) -> Started:
         console, streams = streams_of(process, stdio)
         try:
             document = control.file_of(dump(process))
+            line.wait(_PATIENCE)
             control.say(line, {"ask": "exec"}, (document, *members(streams)))
             # A signal that comes before the relay is ready for it waits.
             before = _signal.pthread_sigmask(_signal.SIG_BLOCK, monitor.CAUGHT)

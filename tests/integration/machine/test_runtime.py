@@ -16,9 +16,10 @@ from mamushka.container.cgroups import cgroup as cgroups
 from mamushka.errors import Conflict, MamushkaError, NotFound, Unsupported
 from mamushka.linux.terminal import set_size
 from mamushka.machine.runtime import MachineRuntime
+from mamushka.machine.shape import TASKS_MORE
 from mamushka.record import Record, alive, start_time
 from mamushka.runtime import Bundle, CommandNotFound, NotRunning, Started, Stdio
-from mamushka.spec.runtime import Config, Linux, Process, Root
+from mamushka.spec.runtime import CPU, Config, Linux, Memory, Pids, Process, Resources, Root
 from tests import peers
 from tests.integration.machine.local import LocalMaker
 
@@ -38,7 +39,9 @@ class Ground:
 
     def bundle(self, *args: str, **process: Any) -> Bundle:
         command = args if len(args) != 1 else ("/bin/sh", "-c", args[0])
-        linux = Linux(cgroups_path=f"/mamushka-test/{os.getpid()}-vm", namespaces=defaults.NAMESPACES)
+        resources = process.pop("resources", None)
+        path = f"/mamushka-test/{os.getpid()}-vm"
+        linux = Linux(cgroups_path=path, namespaces=defaults.NAMESPACES, resources=resources)
         given = {"env": ("PATH=/usr/bin:/bin",), **process}
         return Bundle("/", Config("1.2.0", Process(args=command, **given), Root("/"), linux=linux))
 
@@ -235,6 +238,18 @@ def test_pause_and_resume(ground: Ground) -> None:
     ground.runtime.kill("box", signal.SIGKILL)
     assert status(started) == -signal.SIGKILL
     assert ground.runtime.state("box").status == "stopped"
+
+
+def test_limits_change_while_it_runs_but_for_more_memory(ground: Ground) -> None:
+    limit = Resources(memory=Memory(limit=256 << 20), cpu=CPU(quota=100_000, period=100_000))
+    ground.run("sleep 60", resources=limit)
+    ground.runtime.update("box", Resources(cpu=CPU(quota=50_000, period=100_000), memory=Memory(limit=128 << 20)))
+    with pytest.raises(Unsupported, match="of 256 MiB cannot be given 512 MiB"):
+        ground.runtime.update("box", Resources(memory=Memory(limit=512 << 20)))
+    place = ground.runtime._record("box").read().cgroup
+    assert cgroups.open_cgroup(place).stats().pids_limit == 0
+    ground.runtime.update("box", Resources(pids=Pids(limit=10)))
+    assert cgroups.open_cgroup(place).stats().pids_limit == 10 + TASKS_MORE
 
 
 def test_a_terminal_and_its_size(ground: Ground) -> None:
