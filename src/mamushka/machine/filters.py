@@ -121,7 +121,7 @@ OF_CONTROL: Calls = {
 }
 
 OF_DEBUGGER: Calls = {
-    "ioctl": "registers, breakpoints and page tables of virtual CPUs that stand still",
+    "ioctl": "registers, breakpoints and page tables of virtual CPUs that stand still; its socket is made to wait",
     "poll": "waiting for the debugger, or for a virtual CPU that stops",
     "ppoll": "the same, on machines that have no other",
     "accept4": "a debugger connects to the socket that was made before",
@@ -129,7 +129,6 @@ OF_DEBUGGER: Calls = {
     "sendto": "and what it is told",
     "getsockname": "the interpreter looks at each socket that it is handed",
     "getsockopt": "the same",
-    "fcntl": "a socket that came from elsewhere is made to wait",
     "read": "a virtual CPU has stopped",
     "write": "one stops another",
     "close": "the debugger has gone",

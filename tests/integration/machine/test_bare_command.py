@@ -280,6 +280,22 @@ def test_whoever_is_killed_gets_his_terminal_back(kernel: Path) -> None:
         seat.close()
 
 
+def test_it_is_behind_the_cage(kernel: Path) -> None:
+    seat = Seat("--kernel", str(kernel), "--append", "ready")
+    try:
+        seat.until(b"ready")
+        children = Path(f"/proc/{seat.process.pid}/task/{seat.process.pid}/children").read_text().split()
+        assert len(children) == 1
+        threads = list(Path(f"/proc/{children[0]}/task").iterdir())
+        assert len(threads) >= 3  # a virtual CPU, devices, control; some kernels have one more of their own
+        for thread in threads:
+            state = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines() if ":\t" in line)
+            assert (state["Seccomp"], state["NoNewPrivs"], state["CapBnd"]) == ("2", "1", "0" * 16)
+        assert os.listdir(f"/proc/{children[0]}/root") == []
+    finally:
+        seat.close()
+
+
 @pytest.mark.skipif(probe().usable, reason="this KVM runs stock kernels")
 def test_a_stock_kernel_is_refused_with_the_reason() -> None:
     from tests.lab.kernel import Unavailable, default_cache
