@@ -58,10 +58,12 @@ def test_a_container_and_a_machine_in_one_network(mamushka: Command, root: Path)
         words = ("run", "-d", "--name", name, "--runtime", wall, "--network", "app", "--rootfs", str(root))
         done = mamushka(*words, "sh", "-c", serve)
         assert done.returncode == 0, done.stderr
+    where = '{{(index .NetworkSettings.Networks "app").IPAddress}}'
     for name, other in (("box", "machine"), ("machine", "box")):
+        address = mamushka("inspect", "-f", where, other).stdout.decode().strip()
         script = (
             f"busybox nslookup {other} 127.0.0.11; ping -c 1 -w 20 {other} && "
-            f"busybox wget -T 20 -q -O - http://{other}/x && ping -6 -c 1 -w 20 {other}"
+            f"busybox wget -T 20 -q -O - http://{address}/x && ping -6 -c 1 -w 20 {other}"
         )
         done = mamushka("exec", name, "sh", "-c", script)
         assert done.returncode == 0 and b"pong\n" in done.stdout, (name, done.stdout, done.stderr)
@@ -73,6 +75,17 @@ def test_a_container_and_a_machine_in_one_network(mamushka: Command, root: Path)
     done = mamushka("start", "machine")  # in a namespace of its own again
     assert done.returncode == 0, done.stderr
     assert mamushka("exec", "machine", "ping", "-c", "1", "-w", "20", "box").returncode == 0
+
+
+def test_a_killed_shim_leaves_what_rm_removes(mamushka: Command, root: Path) -> None:
+    done = mamushka("run", "-d", "--runtime", "vm", "-p", "18084:80", "--rootfs", str(root), "sleep", "1000")
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.decode().strip()
+    monitor = mamushka("inspect", "-f", "{{.State.Pid}}", name).stdout.decode().strip()
+    status = Path(f"/proc/{monitor}/status").read_text()
+    os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+    assert mamushka("rm", "-f", name).returncode == 0
+    assert not Path(f"/proc/{monitor}").exists()
 
 
 def test_alone_with_its_loopback(mamushka: Command, root: Path) -> None:
