@@ -59,6 +59,7 @@ class Guest:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen(64)
+        self.path = path
         self.loop.watch(self._listener.fileno(), self._called)
         self._make_cgroup()
         self.loop.start()

@@ -124,6 +124,7 @@ def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kern
         otherwise=Shape(common.cpus or CPUS_DEFAULT, common.memory or MEMORY_DEFAULT),
         filters=filters,
         wires=wires,
+        resolver=resolver,
     )
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
 
@@ -184,6 +185,13 @@ def filters(config: Config) -> Filter | None:
     from mamushka.container.parts import filter_of
 
     return filter_of(config)[0]
+
+
+def resolver(namespace: int, resolv_conf: str) -> int:
+    """A socket to the resolver on a network namespace's loopback, where resolv.conf names that; else -1."""
+    from mamushka.network import names, responder
+
+    return responder.ask(namespace) if names.RESPONDER in names.nameservers(resolv_conf) else -1
 
 
 def wires(namespace: int) -> tuple[Wire, ...]:

@@ -161,6 +161,7 @@ enum {
 	K_INNER,             /* number: the pid as the container counts */
 	K_CGROUPS,           /* string: where cgroup2 is mounted */
 	K_COPY_UP,           /* number: 1 */
+	K_RESOLVER,          /* number: the host's port that answers for names */
 };
 
 enum { FAILED, COMMAND_NOT_FOUND, CANNOT_EXECUTE, BAD_DIRECTORY, BAD_REQUEST, NO_SUCH_PROCESS };
@@ -217,6 +218,7 @@ int fail(struct failure *failure, int kind, const char *operation, const char *p
 extern const char *socket_path; /* a Unix socket in place of vsock; for tests */
 extern uint8_t token[TOKEN_SIZE];
 int dial(void);
+int dial_port(unsigned port);
 int dial_stream(uint64_t process, unsigned stream);
 void send_frame(struct out *out);
 void reply(uint32_t id);
@@ -309,6 +311,7 @@ int confine(struct fields settings, struct failure *failure);
 int write_text(int directory, const char *path, const void *text, size_t size);
 
 /* The machine. */
+int resolve(unsigned port);
 int network(struct fields fields, struct failure *failure);
 void boot(void);
 void set_cgroups(const char *path);

@@ -20,13 +20,21 @@ static int host = -1, welcomed;
 /* A connection to the host; blocking, so that it is there or is not. */
 int dial(void)
 {
+	return dial_port(HOST_PORT);
+}
+
+int dial_port(unsigned port)
+{
 	int fd = socket(socket_path ? AF_UNIX : AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0), failed;
 	struct sockaddr_un path = {.sun_family = AF_UNIX};
-	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = HOST_PORT};
+	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = port};
 	if (fd < 0)
 		return -1;
 	if (socket_path) {
-		strncpy(path.sun_path, socket_path, sizeof path.sun_path - 1);
+		if (port == HOST_PORT)
+			strncpy(path.sun_path, socket_path, sizeof path.sun_path - 1);
+		else
+			snprintf(path.sun_path, sizeof path.sun_path, "%s.%u", socket_path, port);
 		failed = connect(fd, (void *)&path, sizeof path);
 	} else {
 		failed = connect(fd, (void *)&address, sizeof address);

@@ -240,6 +240,8 @@ int network(struct fields fields, struct failure *failure)
 	while (!failed && next_field(&fields, &field) > 0)
 		if (field.key == K_LINK)
 			failed = bring_up(route, inside(&field), failure);
+		else if (field.key == K_RESOLVER && resolve(number(&field)) < 0)
+			failed = fail(failure, FAILED, "serve names", NULL);
 	close(route);
 	return failed;
 }

@@ -17,7 +17,7 @@ from collections import deque
 
 from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, Unavailable
-from mamushka.machine import state, statistics
+from mamushka.machine import names, state, statistics
 from mamushka.machine.agent import Agent
 from mamushka.machine.agent.settings import container_steps, mount, process_settings
 from mamushka.machine.agent.words import HOST_PORT
@@ -64,6 +64,7 @@ class Interior:
     sources: Mapping[str, str] = EMPTY  # what is bound, by destination: paths in the guest
     links: tuple[bytes, ...] = ()  # settings.link of each
     filter: Filter | None = None  # of system calls, for every process
+    resolver: int = -1  # a socket to whoever answers for names at 127.0.0.11 of the network; owned
 
 
 class Computer:
@@ -87,6 +88,8 @@ class Computer:
         # The mappings of this process, which are looked at again and again; opened while there are paths.
         self._mappings = os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
         vsock.listen(HOST_PORT, self._accept)
+        if interior.resolver >= 0:
+            vsock.listen(names.PORT, names.Names(self._machine.loop, interior.resolver).accept)
         board.console(self._heard)
 
     # Life
@@ -127,8 +130,8 @@ class Computer:
         self._write_down()
         interior = self._interior
         self._agent.steps([mount(INSIDE, "virtiofs", TAG)])
-        if interior.links:
-            self._agent.network(interior.links)
+        # Also where there is none: the loopback is there in every network.
+        self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
         config = interior.config
         self._agent.create(
             MAIN,

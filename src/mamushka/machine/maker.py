@@ -63,13 +63,16 @@ class Maker:
         otherwise: Shape | None = None,
         filters: Callable[[Config], Filter | None] = lambda config: None,
         wires: Wires | None = None,
+        resolver: Callable[[int, str], int] = lambda namespace, text: -1,
     ) -> None:
         """``cache`` is a directory for what is made once, ``kernel`` the one that a bundle gets that names none.
 
         ``otherwise`` is the machine that a bundle without limits gets;
-        ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network.
+        ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network,
+        ``resolver`` a socket to what answers for names inside one, where a resolv.conf says so.
         """
         self._cache, self._kernel, self._filters, self._wires = cache, kernel, filters, wires
+        self._resolver = resolver
         self._otherwise = otherwise
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
@@ -140,6 +143,7 @@ class Maker:
         place = record.path
         # The last look at the host's own paths; what follows happens in a mount namespace of our own.
         wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
+        asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
         executor = KvmExecutor()
         bundle = replace(bundle, config=shares.local(bundle.config))
         tree, inside, sources = shares.tree(place, bundle, root)
@@ -153,7 +157,7 @@ class Maker:
         board.add("fs", Fs(shares.TAG, server, memory))
         board.add("rng", Rng())
         links = _plug(board, wired, memory, warm)
-        interior = Interior(_own(bundle.config), inside, sources, links, filter)
+        interior = Interior(_own(bundle.config), inside, sources, links, filter, asked)
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
         if warm is not None and shelf is not None:
             _go_on(computer, warm, shelf)

@@ -33,6 +33,7 @@ TAG = "mamushka"
 INSIDE = "/run/host"
 # Names alone: no content lies on the file system that holds the tree together.
 _SIZE = b"1m"
+_CONTENT_MAX = 1 << 16  # of a configuration file
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h
 
 
@@ -47,6 +48,18 @@ def local(config: Config) -> Config:
     What programs share there they map into their memory, which only one kernel can keep the same for all of them.
     """
     return replace(config, mounts=tuple(_local(item) if binds(item) else item for item in config.mounts))
+
+
+def content(bundle: Bundle, destination: str) -> str:
+    """What a small file of the host's says that is bound there; empty where there is none."""
+    for item in bundle.config.mounts:
+        if item.destination == destination and binds(item):
+            try:
+                with open(os.path.join(bundle.path, item.source), "rb") as file:
+                    return file.read(_CONTENT_MAX).decode(errors="replace")
+            except OSError:
+                break  # told when it is to be shared
+    return ""
 
 
 def _local(item: Mount) -> Mount:

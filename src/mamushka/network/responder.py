@@ -57,6 +57,18 @@ def listen(namespace: int) -> tuple[int, int]:
     return datagrams.detach(), streams.detach()
 
 
+def ask(namespace: int) -> int:
+    """A socket (non-blocking, close-on-exec) to whoever answers for names in there, ours or another engine's; or -1."""
+    with Entered(namespace):
+        datagrams = _socket.socket(_socket.AF_INET, _DATAGRAM)
+    try:
+        datagrams.connect((RESPONDER, PORT))
+    except OSError:  # its loopback is down
+        datagrams.close()
+        return -1
+    return datagrams.detach()
+
+
 def _lead(protocol: int, port: int) -> bytes:
     """Our address's port 53 to ``port``."""
     family = nft.meta(nft.META_NFPROTO) + nft.compare(bytes([nft.NFPROTO_IPV4]))

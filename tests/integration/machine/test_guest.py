@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -349,6 +350,46 @@ def test_the_network(guest: Guest) -> None:
     assert "10.1.2.3" in read["/proc/net/fib_trie"]
     with pytest.raises(OSError, match="find the link"):
         guest.agent.network([settings.link(mac=bytes(5) + b"\7")])
+
+
+def test_names_are_asked_of_the_host(guest: Guest) -> None:
+    """Each program gets its own answers, also after a connection that was lost."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{guest.path}.53")
+    listener.listen()
+    ids: list[bytes] = []
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                while True:
+                    question = lines.read(int.from_bytes(lines.read(2), "big"))
+                    if not question:
+                        break
+                    ids.append(question[:2])
+                    known = question[-4:-2] == b"\0\1"  # A, not AAAA
+                    record = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + bytes((10, 9, 8, question[13] - ord("a")))
+                    answer = question[:2] + b"\x81\x80\0\1" + bytes((0, known)) + bytes(4) + question[12:]
+                    answer += record if known else b""
+                    connection.sendall(len(answer).to_bytes(2, "big") + answer)
+                    if question[13] == ord("a") and not known:
+                        break  # hang up
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    guest.agent.network([], resolver=53)
+    ask = "timeout 20 busybox nslookup {}.test 127.0.0.11 2>&1"
+    assert "10.9.8.0" in guest.run(ask.format("a"))[1]
+    time.sleep(0.2)
+    said = guest.run(" & ".join(ask.format(name) for name in "bcdefg") + "; wait")[1]
+    assert [number for number in range(1, 7) if f"10.9.8.{number}" not in said] == []
+    assert len(set(ids)) == len(ids)  # whatever ids the programs chose
+    ended.set()
+    guest.process.kill()
+    server.join(10)
+    listener.close()
 
 
 def test_steps_in_a_container(guest: Guest) -> None:

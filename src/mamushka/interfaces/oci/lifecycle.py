@@ -114,7 +114,9 @@ def _make(options: Arguments, given: Arguments, id: str, *, gated: bool) -> tupl
         bundle = Bundle(bundle.path, replace(bundle.config, process=process))
     wall = runtime(options)
     if not isinstance(wall, ContainerRuntime):
-        check_machines(options.get("kernel", ""))
+        from mamushka.engine.runtimes import KERNEL
+
+        check_machines(bundle.config.annotations.get(KERNEL) or options.get("kernel", ""))
     elif os.geteuid() != 0 or "rootless" in options:
         from mamushka.interfaces.oci import rootless
 

@@ -124,9 +124,13 @@ class Agent:
         where = [number(words.K_CONTAINER, container)] if container else []
         self._ask(words.STEPS, *where, *steps, what="prepare the guest")
 
-    def network(self, links: Iterable[bytes]) -> None:
-        """Bring links up; see settings.link. The loopback is brought up with them."""
-        self._ask(words.NETWORK, *links, what="bring up the network")
+    def network(self, links: Iterable[bytes], resolver: int = 0) -> None:
+        """Bring links up; see settings.link. The loopback is brought up with them.
+
+        What the guest's programs ask 127.0.0.11 comes to the port ``resolver`` of the host's, where there is one.
+        """
+        fields = [number(words.K_RESOLVER, resolver)] if resolver else []
+        self._ask(words.NETWORK, *links, *fields, what="bring up the network")
 
     def renew(self, entropy: bytes = b"", clock_ns: int = 0) -> None:
         """After a restore: reseed the kernel's random pool, set the clock (nanoseconds since the epoch)."""

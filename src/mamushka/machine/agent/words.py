@@ -122,6 +122,7 @@ K_READONLY = 82
 K_INNER = 83
 K_CGROUPS = 84
 K_COPY_UP = 85
+K_RESOLVER = 86
 
 # Kinds of failures.
 FAILED = 0
