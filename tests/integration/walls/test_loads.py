@@ -38,8 +38,9 @@ calls = {
     "delete_module": (176, 0, 0), "iopl": (172, 3), "ioperm": (173, 0, 1, 1), "kexec_load": (246, 0, 0, 0),
     "open_by_handle_at": (304, -1, 0, 0), "name_to_handle_at": (303, -1, 0, 0), "acct": (163, 0), "quotactl": (179, 0),
     "settimeofday": (164, 0, 0), "clock_settime": (227, 0, 0), "sethostname": (170, 0, 0), "syslog": (103, 3, 0, 0),
-    "ptrace": (101, 99, 0, 0), "process_vm_readv": (310, 0, 0, 0), "kcmp": (312, 1, 1, 0), "io_uring_setup": (425, 0, 0),
-    "move_mount": (429, -1, 0, -1), "fsopen": (430, 0, 0), "open_tree": (428, -1, 0, 0), "clone3": (435, 0, 0),
+    "ptrace": (101, 99, 0, 0), "process_vm_readv": (310, 0, 0, 0), "kcmp": (312, 1, 1, 0),
+    "io_uring_setup": (425, 0, 0), "move_mount": (429, -1, 0, -1), "fsopen": (430, 0, 0), "open_tree": (428, -1, 0, 0),
+    "clone3": (435, 0, 0),
     "pidfd_open": (434, -1, 0), "memfd_create": (319, 0, 0), "landlock_create_ruleset": (444, 0, 0, 1),
     "personality": (135, 0x20000), "personality reading": (135, 0xffffffff), "mbind": (237, 0, 0, 0),
     "lookup_dcookie": (212, 0, 0, 0), "nfsservctl": (180, 0, 0, 0), "vhangup": (153,), "chroot": (161, 0),
@@ -90,7 +91,20 @@ def test_python_tests_itself(walls: Walls) -> None:
 
 def test_stress_ng_finds_no_fault(walls: Walls) -> None:
     """It verifies what it calculates, what it finds in memory, and what comes out of pipes."""
-    words = ("stress-ng", "--verify", "--cpu", "1", "--cpu-ops", "10", "--vm", "1", "--vm-bytes", "16M", "--vm-ops", "60")
+    words = (
+        "stress-ng",
+        "--verify",
+        "--cpu",
+        "1",
+        "--cpu-ops",
+        "10",
+        "--vm",
+        "1",
+        "--vm-bytes",
+        "16M",
+        "--vm-ops",
+        "60",
+    )
     more = ("--pipe", "1", "--pipe-ops", "5000", "--fork", "1", "--fork-ops", "50", "--timeout", "60")
     for done in both(walls, *words, *more, "--temp-path", "/work"):
         text = (done.stdout + done.stderr).decode()
