@@ -6,48 +6,24 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from mamushka.machine.board import Board, ram
-from mamushka.machine.boot import initramfs
-from mamushka.machine.boot.command_line import command_line
-from mamushka.machine.boot.initramfs import Member, program
-from mamushka.machine.boot.modules import Modules, module_name
 from mamushka.machine.devices.virtio.block import Block
-from mamushka.machine.executors.kvm import DEVICE, KvmExecutor, probe
-from mamushka.machine.machine import OFF
 from mamushka.storage.block import create_raw, open_disk
 from mamushka.storage.qcow2.create import create_qcow2
+from tests.integration.machine.linux_guest import linux, needs_linux
 from tests.integration.storage.disks import check, img
-from tests.lab.kernel import Kernel, Unavailable, default_cache, kernel
 
 MIB = 1 << 20
 TOOLS = ("/usr/bin/fio", "/sbin/mke2fs", "/sbin/fstrim")
 
 
-def _usable() -> bool:
-    subprocess.run(["/sbin/modprobe", "kvm-amd"], check=False, stderr=subprocess.DEVNULL)  # in the lab
-    return os.access(DEVICE, os.R_OK | os.W_OK) and probe.probe().usable
-
-
 pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not _usable(), reason="no KVM here that runs a stock kernel: make lab"),
-    pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static"),
+    *needs_linux,
     pytest.mark.skipif(not all(map(os.path.exists, TOOLS)), reason="needs fio, e2fsprogs and util-linux"),
 ]
-
-
-@pytest.fixture(scope="module")
-def stock() -> Kernel:
-    try:
-        return kernel(default_cache())
-    except Unavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -82,50 +58,20 @@ class Told:
         self.kernel: dict[str, int] = {}
 
 
-def run(stock: Kernel, script: str, *disks: tuple[str, str, bool]) -> Told:
-    """Boot, perform the script (busybox' shell), switch off. Disks are (path, format, writable), vda and on."""
-    files = Modules(stock.modules)
-    order = files.order(("virtio_mmio", "virtio_blk", "ext4"))
-    insert = "".join(f"insmod /modules/{module_name(path)}.ko\n" for path in order)
-    text = (
-        "#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n"
-        "mkdir -p /proc /sys /dev /tools\nmount -t proc p /proc\nmount -t sysfs s /sys\nmount -t devtmpfs d /dev\n"
-        f"{insert}{script}\npoweroff -f\n"
-    )
-    archives = [
-        initramfs.archive([program("bin/busybox", Path("/bin/busybox").read_bytes()), program("init", text.encode())]),
-        initramfs.archive(Member(f"modules/{module_name(path)}.ko", content=files.read(path)) for path in order),
-    ]
-    board = Board(KvmExecutor(), ram(384 * MIB), vcpus=1)
-    told, said, lock = Told(), bytearray(), threading.Lock()
-
-    def listen(content: bytes) -> None:
-        with lock:
-            said.extend(content)
-
-    try:
-        board.console(listen)
-        blocks = []
-        for number, (path, kind, writable) in enumerate(disks):
-            blocks.append(
-                Block(open_disk(path, kind, writable=writable), name=str(number), serial=f"mamushka-{number}")
-            )
-            board.add(f"disk{number}", blocks[-1])
-        entry = board.boot(stock.image, command_line=command_line(["mitigations=off"], quiet=True), initramfs=archives)
-        begin = time.monotonic()
-        board.machine.start(entry)
-        end = board.machine.wait(200)
-        told.seconds = time.monotonic() - begin
-        with lock:
-            told.text = said.decode(errors="replace")
-        assert end is not None, told.text[-3000:]
-        assert end.kind == OFF, (end, told.text[-3000:])
-        told.counts = blocks[0].counts()
-        told.exits = board.machine.exits[0]
-        told.kernel = board.machine.executor.counts()
-        return told
-    finally:
-        board.close()
+def run(script: str, *disks: tuple[str, str, bool]) -> Told:
+    """Boot, perform the script, switch off. Disks are (path, format, writable), vda and on."""
+    blocks = {
+        f"disk{number}": Block(open_disk(path, kind, writable=writable), name=str(number), serial=f"mamushka-{number}")
+        for number, (path, kind, writable) in enumerate(disks)
+    }
+    told = Told()
+    modules = ("virtio_blk", "ext4")
+    with linux(f"mkdir /tools\n{script}", blocks, modules, memory=384 * MIB, words=("quiet",)) as guest:
+        told.text, told.seconds = guest.finish(), guest.seconds
+        told.counts = blocks["disk0"].counts()
+        told.exits = guest.machine.exits[0]
+        told.kernel = guest.machine.executor.counts()
+    return told
 
 
 WORK = """
@@ -153,15 +99,13 @@ done
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_a_file_system_on_it_keeps_what_it_is_given_and_gives_space_back(
-    kind: str, stock: Kernel, tools: str, tmp_path: Path
-) -> None:
+def test_a_file_system_on_it_keeps_what_it_is_given_and_gives_space_back(kind: str, tools: str, tmp_path: Path) -> None:
     path = str(tmp_path / "disk")
     if kind == "raw":
         create_raw(path, 96 * MIB)
     else:
         create_qcow2(path, 96 * MIB)
-    told = run(stock, WORK, (path, kind, True), (tools, "raw", False))
+    told = run(WORK, (path, kind, True), (tools, "raw", False))
     print(told.text, told.counts, told.exits, told.kernel, f"{told.seconds:.1f} s")
     for line in ("mounted", "fio ended 0", "direct fio ended 0", "unmounted", "mamushka-0"):
         assert line in told.text, told.text[-3000:]
@@ -181,7 +125,7 @@ sync; echo start; dd if=/dev/vda of=/dev/null bs=1M iflag=direct 2>&1 | tail -1;
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_a_sequential_read_costs_few_exits(kind: str, stock: Kernel, tmp_path: Path) -> None:
+def test_a_sequential_read_costs_few_exits(kind: str, tmp_path: Path) -> None:
     size = int(os.environ.get("MAMUSHKA_TEST_READ_MIB", "64")) * MIB
     path = str(tmp_path / "disk")
     with open(path, "wb") as file:
@@ -190,8 +134,8 @@ def test_a_sequential_read_costs_few_exits(kind: str, stock: Kernel, tmp_path: P
     if kind == "qcow2":
         img("convert", "-f", "raw", "-O", "qcow2", path, path + ".qcow2")
         path += ".qcow2"
-    idle = run(stock, "", (path, kind, False))
-    told = run(stock, READ, (path, kind, False))
+    idle = run("", (path, kind, False))
+    told = run(READ, (path, kind, False))
     requests = told.counts["read_requests"] - idle.counts["read_requests"]
     more = {name: count - idle.kernel.get(name, 0) for name, count in told.kernel.items()}
     print(told.text[-400:], told.counts, "idle", idle.exits, idle.counts, "read", told.exits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
@@ -14,41 +13,29 @@ import pytest
 
 from mamushka.machine.boot import acpi, initramfs, kernels, layout, linux, load
 from mamushka.machine.boot.command_line import command_line
-from mamushka.machine.boot.initramfs import Member, program
-from mamushka.machine.boot.modules import Modules, module_name
+from mamushka.machine.boot.initramfs import Member
 from mamushka.machine.devices import pci
 from mamushka.machine.devices.power import LENGTH as POWER_LENGTH
 from mamushka.machine.devices.power import Power
 from mamushka.machine.devices.serial import Serial
 from mamushka.machine.devices.virtio.mmio import Transport
 from mamushka.machine.devices.virtio.rng import Rng
-from mamushka.machine.executors.kvm import DEVICE, KvmExecutor, probe
+from mamushka.machine.executors.kvm import KvmExecutor
 from mamushka.machine.machine import OFF, REBOOT, End, Machine
 from mamushka.machine.memory import PMEM, Memory, Region, shared_region
-from tests.lab.kernel import Unavailable, default_cache, kernel
+from tests.integration.machine import linux_guest
+from tests.integration.machine.linux_guest import first_files, needs_linux
 
 MIB = 1 << 20
 RNGS = 3
 
 
-def _usable() -> bool:
-    subprocess.run(["/sbin/modprobe", "kvm-amd"], check=False, stderr=subprocess.DEVNULL)  # in the lab
-    return os.access(DEVICE, os.R_OK | os.W_OK) and probe.probe().usable
-
-
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not _usable(), reason="no KVM here that runs a stock kernel: make lab"),
-    pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static"),
-]
+pytestmark = needs_linux
 
 
 @pytest.fixture(scope="module")
 def stock() -> kernels.Kernel:
-    try:
-        return kernels.at(os.path.dirname(os.path.dirname(kernel(default_cache()).image)))
-    except Unavailable as error:
-        pytest.skip(str(error))
+    return linux_guest.stock()
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +60,8 @@ def boot(
     image: str, stock: kernels.Kernel, script: str, modules: Sequence[str] = (), *, vcpus: int = 2
 ) -> tuple[str, End]:
     """What the console said, and how it ended. The script is busybox' shell's."""
-    files = Modules(stock.modules)
-    order = files.order(modules)
-    insert = "".join(f"insmod /modules/{module_name(path)}.ko\n" for path in order)
-    text = f"#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{insert}{script}\n"
-    text = text.replace("mount -a", "mkdir /proc /sys\nmount -t proc p /proc\nmount -t sysfs s /sys")
-    archives = [
-        initramfs.archive([program("bin/busybox", Path("/bin/busybox").read_bytes()), program("init", text.encode())]),
-        initramfs.archive(Member(f"modules/{module_name(path)}.ko", content=files.read(path)) for path in order),
-        initramfs.archive([Member("etc/late", content=b"the last archive\n")]),
-    ]
+    archives = first_files(stock, script, modules)
+    archives.append(initramfs.archive([Member("etc/late", content=b"the last archive\n")]))
     memory = Memory((shared_region(0, 256 * MIB), Region(layout.PMEM, 32 * MIB, kind=PMEM)))
     machine = Machine(KvmExecutor(), memory, vcpus=vcpus)
     said, lock = bytearray(), threading.Lock()
@@ -121,7 +100,6 @@ def boot(
 
 
 LOOK = """
-mount -a
 echo processors $(nproc)
 cat /etc/late
 echo line $(cat /proc/cmdline)
@@ -129,7 +107,7 @@ grep -i "persistent\\|ACPI Tables\\|System RAM" /proc/iomem
 ls /sys/bus/virtio/devices /dev 2>/dev/null
 for device in /sys/bus/acpi/devices/LNRO0005*; do echo $(basename $device) $(cat $device/uid); done
 for table in DSDT FACP APIC; do test -s /sys/firmware/acpi/tables/$table && echo has $table; done
-mkdir -p /dev; mount -t devtmpfs d /dev; ls -l /dev/pmem0; wc -c < /dev/pmem0
+ls -l /dev/pmem0; wc -c < /dev/pmem0
 grep -i virtio /proc/interrupts
 echo complaints $(dmesg | grep -i "ACPI.*error\\|ACPI.*warning\\|firmware bug") none
 poweroff -f

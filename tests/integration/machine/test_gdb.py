@@ -234,15 +234,13 @@ def test_a_kernel(tmp_path: Path) -> None:
     if not usable():
         pytest.skip("no KVM here that runs a stock kernel: make lab")
     script = """
-mkdir /proc
-mount -t proc p /proc
 grep -e ' linux_banner$' -e ' __x64_sys_reboot$' /proc/kallsyms
 echo it runs
 sleep 5
 """
-    with linux(script, {}, words=["nokaslr"], vcpus=2) as guest:
+    with linux(script, words=["nokaslr"], vcpus=2) as guest:
         made = guest.board.machine
-        made.start(guest.entry)
+        guest.start()
         text = guest.until("it runs")
         places = (re.search(rf"(\w+) \w {name}", text) for name in ("linux_banner", "__x64_sys_reboot"))
         banner, reboot = (int(place[1], 16) if place else 0 for place in places)

@@ -203,14 +203,10 @@ def test_any_model_specific_register_is_taken_or_refused() -> None:
 
     def program(seed: int) -> bytes:
         dice = random.Random(~seed)
-        registers = (
-            dice.randrange(0x2000),
-            0x4B564D00 + dice.randrange(16),
-            0xC0000080 + dice.randrange(256),
-            0xC0010000 + dice.randrange(0x200),
-            dice.getrandbits(32),
+        first, count = dice.choice(
+            ((0, 0x2000), (0x4B564D00, 16), (0xC0000080, 256), (0xC0010000, 0x200), (0, 1 << 32))
         )
-        register = dice.choice(registers)
+        register = first + dice.randrange(count)
         values = load("ecx", register) + load("eax", number(dice)) + load("edx", number(dice))
         return values + WRMSR + RDMSR + SWITCH_OFF
 

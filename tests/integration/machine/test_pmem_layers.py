@@ -7,62 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mamushka.machine.board import Board, ram
-from mamushka.machine.boot import initramfs
-from mamushka.machine.boot.command_line import command_line
-from mamushka.machine.boot.modules import Modules
-from mamushka.machine.executors.kvm import KvmExecutor
-from mamushka.machine.executors.kvm.vcpu import prepare_to_kick
-from mamushka.machine.machine import Machine
 from mamushka.machine.memory import PMEM
 from mamushka.storage import erofs
-from tests import peers
-from tests.lab.kernel import default_cache
+from tests.integration.machine.linux_guest import Guest, linux, needs_linux
 
-pytestmark = [pytest.mark.root, pytest.mark.lab]
-
-KERNEL = Path(default_cache(), "kernel")
-WANTED = ("nd_e820", "nd_pmem", "erofs", "overlay")
-MEMORY = 256 << 20
+pytestmark = [pytest.mark.root, *needs_linux]
 
 # Files that the guest reads: their digests, whether they are mapped (DAX), and what its own page cache took meanwhile.
-SCRIPT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /0 /1 /o
-/bin/busybox mount -t proc proc /proc; /bin/busybox mount -t sysfs sys /sys; /bin/busybox mount -t devtmpfs dev /dev
-exec >/dev/kmsg 2>&1
-PATH=/bin; /bin/busybox --install -s /bin
-while read file; do insmod "/modules/$file" || echo "says: failed $file"; done </modules/order
+SCRIPT = """mkdir -p /0 /1 /o
 i=0; while [ ! -b /dev/pmem{last} ] && [ $i -lt 50 ]; do i=$((i+1)); sleep 0.1; done
 [ -b /dev/pmem{last} ] || { cat /proc/iomem; ls /sys/bus/nd/devices; }
 {work}
 echo "says: end"
-reboot -f
 """
 
 
-def said(console: bytearray) -> dict[str, str]:
+def told_by(text: str) -> dict[str, str]:
     """What the script told, by its first word."""
-    lines = console.decode("utf-8", "replace").splitlines()
+    lines = text.splitlines()
     told = [line.partition("says: ")[2].partition(" ") for line in lines if "says: " in line]
     return {key: rest for key, _, rest in told}
-
-
-@pytest.fixture(autouse=True)
-def able() -> None:
-    peers.need_root()
-    peers.need("busybox")
-    subprocess.run(["modprobe", "-q", "kvm-amd"], check=False)
-    if not os.path.exists("/sys/module/kvm_amd") and not os.path.exists("/sys/module/kvm_intel"):
-        pytest.skip("whole kernels need KVM on hardware, or the lab: make lab")
-    if not list(KERNEL.glob("boot/vmlinuz-*")):
-        pytest.skip("the lab's kernel is not here: make lab fetches it")
 
 
 def image(tree: Path, path: Path) -> int:
@@ -74,40 +44,16 @@ def image(tree: Path, path: Path) -> int:
     return out
 
 
-def first_files(work: str, last: int) -> bytes:
-    modules = Modules(str(next(KERNEL.glob("lib/modules/*"))))
-    order = modules.order(WANTED)
-    names = [f"{number:02}-{os.path.basename(path)}" for number, path in enumerate(order)]
-    members = [
-        initramfs.program(f"modules/{name}", modules.read(path)) for name, path in zip(names, order, strict=True)
-    ]
-    members += [
-        initramfs.Member("modules/order", content="".join(name + "\n" for name in names).encode()),
-        initramfs.program("bin/busybox", Path(peers.find("busybox") or "").read_bytes()),
-        initramfs.program("init", SCRIPT.replace("{work}", work).replace("{last}", str(last)).encode()),
-    ]
-    return initramfs.archive(members)
-
-
 @contextmanager
-def guest(images: Sequence[int], work: str) -> Iterator[tuple[Machine, bytearray]]:
-    """A started machine whose /dev/pmem0, 1, … are the images, and what its kernel prints."""
-    prepare_to_kick()
-    board, console = Board(KvmExecutor(), ram(MEMORY)), bytearray()
-    board.console(console.extend)
-    for fd in images:
-        board.pmem(os.dup(fd), os.fstat(fd).st_size)
-    entry = board.boot(
-        str(next(KERNEL.glob("boot/vmlinuz-*"))),
-        command_line=command_line(("printk.devkmsg=on",), quiet=False),
-        initramfs=(first_files(work, len(images) - 1),),
-    )
-    board.machine.start(entry)
-    try:
-        yield board.machine, console
-    finally:
-        board.close()
-        print(console.decode("utf-8", "replace"))
+def layers(images: Sequence[int], work: str) -> Iterator[Guest]:
+    """A started guest whose /dev/pmem0, 1, … are the images."""
+    script = SCRIPT.replace("{work}", work).replace("{last}", str(len(images) - 1))
+    with linux(script, modules=("nd_e820", "nd_pmem", "erofs", "overlay")) as guest:
+        for fd in images:
+            guest.board.pmem(os.dup(fd), os.fstat(fd).st_size)
+        guest.start()
+        yield guest
+        print(guest.said)
 
 
 def digest(path: Path) -> str:
@@ -139,10 +85,9 @@ def test_layers_are_mapped_stacked_and_equal(tmp_path: Path) -> None:
         echo "says: cached $before $(cached)"
         echo "says: names $(ls /o /o/hidden | tr '\\n' ' ')"
     """
-    with guest(images, work) as (made, console):
-        assert made.wait(240) is not None
-    told = said(console)
-    assert "end" in told and "failed" not in told
+    with layers(images, work) as guest:
+        told = told_by(guest.finish(240))
+    assert "end" in told
     assert told["mounts"] == "2"
     assert [told[name] for name in ("large", "small", "sparse")] == [
         digest(lower / name) for name in ("large", "small", "sparse")
@@ -161,12 +106,11 @@ def test_two_machines_share_the_hosts_pages(tmp_path: Path) -> None:
         echo "says: large $(sha256sum /0/large)"
     """
     found = []
-    with guest([shared], work) as (one, first), guest([shared], work) as (two, second):
-        for made, console in ((one, first), (two, second)):
-            assert made.wait(400) is not None
-            assert said(console)["large"].startswith(digest(tmp_path / "tree/large"))
-        for made in (one, two):
-            region = next(item for item in made.memory if item.kind == PMEM)
+    with layers([shared], work) as one, layers([shared], work) as two:
+        for guest in (one, two):
+            assert told_by(guest.finish(400))["large"].startswith(digest(tmp_path / "tree/large"))
+        for guest in (one, two):
+            region = next(item for item in guest.machine.memory if item.kind == PMEM)
             found.append(resident(region.hva))
     for rows in found:
         assert rows["Rss"] >= 24 << 10, "all that was read is mapped"

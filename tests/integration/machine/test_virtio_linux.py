@@ -14,23 +14,17 @@ from mamushka.machine.devices.virtio.pmem import Pmem
 from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.machine import OFF
 from mamushka.machine.memory import PMEM, Region
-from tests.integration.machine.shell_guest import can_run_linux, linux_guest
+from tests.integration.machine.linux_guest import needs_linux, shell
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [*needs_linux, pytest.mark.slow]
 
 MIB = 1 << 20
-
-
-def setup_module() -> None:
-    lacking = can_run_linux()
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
 
 
 def test_drivers_of_linux() -> None:
     with (
         tempfile.TemporaryFile() as file,
-        linux_guest("virtio-rng", "virtio_balloon", "virtio_pmem", "nd_pmem") as guest,
+        shell(["virtio-rng", "virtio_balloon", "virtio_pmem", "nd_pmem"]) as guest,
     ):
         board, machine = guest.board, guest.board.machine
         board.add("rng", Rng())
@@ -42,7 +36,7 @@ def test_drivers_of_linux() -> None:
         machine.executor.map(region)
         board.add("pmem", Pmem(region))
         begun = time.monotonic()
-        guest.boot()
+        guest.start()
         assert guest.run("echo ready") == "ready"
         print(f"shell after {time.monotonic() - begun:.1f} s, exits {machine.exits}")
 
@@ -91,7 +85,7 @@ def test_drivers_of_linux() -> None:
         time.sleep(5)
         print(f"exits in 5 idle seconds: {sum(machine.exits[0].values()) - before_idle}; all: {machine.exits}")
 
-        os.write(guest._to, b"poweroff -f\n")
+        guest.tell("poweroff -f")
         end = machine.wait(60)
         assert end is not None and end.kind == OFF, end
 

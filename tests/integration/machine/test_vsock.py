@@ -12,16 +12,11 @@ from pathlib import Path
 import pytest
 
 from mamushka.machine.devices.virtio.vsock import Bridge, Connection, Endpoint, Vsock
-from tests.integration.machine.linux_guest import linux, usable
+from tests.integration.machine.linux_guest import linux, needs_linux
 
 MIB = 1 << 20
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(not usable(), reason="no KVM here that runs a stock kernel: make lab"),
-    pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static"),
-    pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and libc6-dev"),
-]
+pytestmark = [*needs_linux, pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and libc6-dev")]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,7 @@ def test_linux(program: Path) -> None:
         machine = guest.board.machine
         stuck, ours = os.pipe()  # nobody reads, until it is closed
         vsock.listen(1025, lambda connection: _bridge(guest.board.machine.loop, connection, ours))
-        machine.start(guest.entry)
+        guest.start()
         said = guest.until(f"sent {8 * MIB}")
         assert "connect 9: Connection reset by peer" in said, said
         assert f"host got {8 * MIB}, wrong 0" in said, said
