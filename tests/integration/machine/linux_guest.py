@@ -68,7 +68,7 @@ class Guest:
 @contextmanager
 def linux(
     script: str, devices: Mapping[str, Device], modules: Sequence[str] = (), programs: Mapping[str, Path] | None = None,
-    *, vcpus: int = 1, words: Sequence[str] = (),
+    *, vcpus: int = 1, words: Sequence[str] = (), memory: int = 256 << 20,
 ) -> Iterator[Guest]:  # fmt: skip
     """A guest, plugged together and not started: ``guest.board.machine.start(guest.entry)``."""
     kernel = stock()
@@ -86,7 +86,7 @@ def linux(
         ),
         initramfs.archive(Member(f"modules/{module_name(path)}.ko", content=files.read(path)) for path in order),
     ]
-    board = Board(KvmExecutor(), ram(256 << 20), vcpus=vcpus)
+    board = Board(KvmExecutor(), ram(memory), vcpus=vcpus)
     try:
         guest = Guest(board)
         for name, device in devices.items():
