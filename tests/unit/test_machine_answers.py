@@ -55,6 +55,17 @@ def test_a_longer_one_is_an_error_and_not_the_end_of_the_monitor(lines: tuple[Li
         asked(lines, {"answer": "x" * document.SIZE_MAX})
 
 
+@pytest.mark.parametrize("text", (b"1", b"[]", b'"error"', b"", b"{", b"\xff"))
+def test_a_file_that_is_no_answer_is_refused(lines: tuple[Line, Line], text: bytes) -> None:
+    """The monitor may have been taken over by its guest."""
+    ours, theirs = lines
+    fd = control.file_of(text)
+    theirs.send({"file": True}, (fd,))
+    os.close(fd)
+    with pytest.raises(Invalid):
+        control.say(ours, {"ask": "processes"})
+
+
 def test_an_error_always_fits(lines: tuple[Line, Line]) -> None:
     ours, theirs = lines
     for error in (NotFound("\udc80" * PACKET_MAX, hint="\x01" * PACKET_MAX), OSError(2, "x" * PACKET_MAX)):

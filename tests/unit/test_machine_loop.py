@@ -93,3 +93,37 @@ def test_a_companions_failure_is_the_machines() -> None:
 def test_a_loop_that_is_held_can_be_stopped(loop: Loop) -> None:
     loop.start()
     loop.hold()
+
+
+def test_who_gets_a_forgotten_ones_number_is_not_called_for_him(loop: Loop) -> None:
+    """Two descriptors are ready in one round; the first's callback closes the other and opens one that gets its
+    number, which has nothing to be read."""
+    pipes = [os.pipe(), os.pipe()]
+    heard: list[str] = []
+    fresh: list[int] = []
+
+    def swap(mine: int, other: int) -> None:
+        heard.append("first")
+        loop.forget(mine)
+        loop.forget(other)
+        os.close(other)
+        read, write = os.pipe()
+        fresh.extend((read, write))
+        assert other in fresh
+        if read != other:  # the lowest number that is free is the closed one's
+            os.dup2(read, other)
+        loop.watch(other, lambda _events: heard.append("for another"))
+
+    (one, _), (two, _) = pipes
+    loop.watch(one, lambda _events: swap(one, two))
+    loop.watch(two, lambda _events: swap(two, one))
+    for _, write in pipes:
+        os.write(write, b"x")
+    loop.start()
+    for _ in range(3):  # rounds
+        loop.call(lambda: None)
+        time.sleep(0.02)
+    assert heard == ["first"]
+    for fd in {one, two, *fresh, *(write for _, write in pipes)}:
+        loop.call(lambda fd=fd: loop.forget(fd))  # type: ignore[misc]
+        os.close(fd)

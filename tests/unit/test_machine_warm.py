@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.linux import lock
-from mamushka.machine import state
+from mamushka.machine import state, warm
 from mamushka.machine.memory import PAGE, Memory, Region, shared_region
 from mamushka.machine.state import Saved, Stretch
 from mamushka.machine.warm import COUNT_MAX, Shelf, Warm, key_of, stamp
@@ -189,3 +189,11 @@ def test_regions_that_are_not_shared_are_looked_through() -> None:
     assert os.pread(target, 7, SIZE + PAGE) == b"private"
     os.close(target)
     ram.close()
+
+
+def test_after_a_restart_of_the_host_nothing_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory may not have reached the disk, whatever the files' sizes are."""
+    before = key_of(("line",))
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(warm, "BOOT_ID", str(tmp_path / "boot_id"))
+    assert key_of(("line",)) != before

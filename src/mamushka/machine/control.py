@@ -211,6 +211,8 @@ def say(line: Line, question: Mapping[str, object], descriptors: Sequence[int] =
     try:
         if packet.get("file") is True and given:
             packet = document.parse(content_of(given[0]), "an answer")
+            if not isinstance(packet, dict):
+                raise Invalid("an answer that is no object")
     finally:
         close(given)
     if not packet:

@@ -144,16 +144,20 @@ class Loop:
         self._quiet.close()
         os.close(self._wake)
 
+    def _round(self, found: list[tuple[int, int]]) -> None:
+        """Call who waits for what was found. Whoever is forgotten meanwhile is not called; nor is another who has got
+        the number of a descriptor that was closed meanwhile: he would read where there is nothing, and wait."""
+        waiting = [self._ready.get(fd) for fd, _ in found]
+        for (fd, events), ready in zip(found, waiting, strict=True):
+            if fd == self._wake:
+                os.eventfd_read(fd)
+            elif ready is not None and self._ready.get(fd) is ready:
+                ready(events)
+
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for fd, events in (self._quiet if self._held else self._epoll).poll():
-                    if fd == self._wake:
-                        os.eventfd_read(fd)
-                        continue
-                    ready = self._ready.get(fd)
-                    if ready is not None:  # or forgotten by an earlier one of the same round
-                        ready(events)
+                self._round((self._quiet if self._held else self._epoll).poll())
                 while self._calls:
                     self._calls.popleft().perform()
         except BaseException as error:

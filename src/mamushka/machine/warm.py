@@ -6,7 +6,9 @@ file, no name of its workload is in it. Later machines of the kind are made of t
 entropy of their own, and are told the rest as any other.
 
 What makes a kind is in its key: kernel, first process, command line, processors, memory, devices in order, and the
-host's processor and this program's version, on which the state's meaning depends. For each there are two files:
+host's processor and this program's version, on which the state's meaning depends; and this run of the host. What a
+host that lost its power had not written of a memory would be zeros, in a file that looks whole; to wait for its disk
+would take longer than to boot. For each kind there are two files:
 
     KEY.memory    sparse; zeros are holes
     KEY.state     state.dump, written last; locked by whoever makes the two
@@ -41,6 +43,8 @@ COUNT_MAX = 8
 BYTES_MAX = 1 << 30
 _STATE, _MEMORY = ".state", ".memory"
 _BLOCK = 512  # bytes in a unit of st_blocks: stat(2)
+# Another after each start of the host: random(4).
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PROCESSOR_MAX = 8192  # of /proc/cpuinfo, what tells of the first processor is less
 
 
@@ -203,7 +207,9 @@ def key_of(parts: Iterable[str]) -> str:
     """The key of a kind: of what its machines are made of, and where."""
     version = str(sys.modules["mamushka"].__dict__["__version__"])
 
-    said = [str(state.VERSION), version, os.uname().release, *_processor(), *parts]
+    with open(BOOT_ID, encoding="ascii") as file:
+        boot = file.read()
+    said = [str(state.VERSION), version, os.uname().release, boot, *_processor(), *parts]
     return sha256("\0".join(said).encode()).encoded[:32]
 
 

@@ -16,7 +16,7 @@ from mamushka.machine.machine import OFF, PAUSED, Machine
 from mamushka.machine.memory import Memory
 from mamushka.machine.vcpu import Entry
 from tests.integration.machine.guests import START, assemble, machine, needs_kvm, protected
-from tests.integration.machine.linux_guest import shell, usable
+from tests.integration.machine.linux_guest import linux, usable
 
 GIB = layout.GIB
 PROCESSORS = 32
@@ -103,15 +103,26 @@ def test_memory_goes_on_behind_the_hole(tall: Machine) -> None:
     assert tall.memory.size == 6 * GIB
 
 
+LOOK = """
+mkdir -p /proc
+mount -t proc proc /proc
+grep "System RAM" /proc/iomem
+grep MemTotal /proc/meminfo
+echo processors $(nproc)
+echo the end
+"""
+
+
 @pytest.mark.lab
 @pytest.mark.parametrize("size", (3 * GIB, 4 * GIB, 6 * GIB))
 def test_linux_finds_all_of_it(size: int) -> None:
     if not usable():
         pytest.skip("no KVM here that runs a stock kernel: make lab")
-    with shell(memory=size) as guest:
+    with linux(LOOK, vcpus=4, memory=size) as guest:
         guest.start()
-        ranges = guest.run("grep -i 'System RAM' /proc/iomem")
-        total = int(guest.run("awk '/MemTotal/ {print $2}' /proc/meminfo")) << 10
+        said = guest.until("the end", 120)
+    total = int(said.partition("MemTotal:")[2].split()[0]) << 10
     assert 0.95 * size < total < size
-    assert ("100000000-" in ranges) == (size > 3 * GIB)
-    assert f"{layout.HOLE - 1:08x}" in ranges
+    assert "processors 4" in said
+    assert f"-{layout.HOLE - 1:08x} : System RAM" in said
+    assert (f"100000000-{layout.HOLE_END + size - layout.HOLE - 1:x} : System RAM" in said) == (size > 3 * GIB)
