@@ -140,6 +140,13 @@ def test_a_full_disk_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.stat(tmp_path / "k.memory").st_size == 0
 
 
+def test_where_nothing_can_be_kept_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shelf = Shelf(str(tmp_path / "file" / "warm"))
+    assert shelf.take("k") is None
+    assert shelf.begin("k") is None
+
+
 def test_those_that_were_used_last_are_kept(tmp_path: Path) -> None:
     shelf = Shelf(str(tmp_path))
     for number in range(COUNT_MAX):

@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
     from mamushka.machine.runtime import MachineRuntime
     from mamushka.machine.statistics import Sample
 
@@ -15,6 +16,19 @@ def sample(engine: Engine, identifier: str) -> Sample | None:
     """What was counted since the machine began; None for a workload that is none. NotRunning where it has ended."""
     workload = engine.inspect(identifier)
     return _machines(engine).sample(workload.id) if workload.runtime == MACHINE else None
+
+
+def began(engine: Engine, workload: Workload) -> str:
+    """``warm`` or ``cold``: from where a machine began; empty for what is none, or cannot be asked now."""
+    from mamushka.errors import Conflict, NotFound, Unavailable
+    from mamushka.runtime import NotRunning
+
+    if workload.runtime != MACHINE or workload.status != "running":
+        return ""
+    try:
+        return str(_machines(engine).ask(workload.id, "statistics")["began"])
+    except (NotRunning, NotFound, Conflict, Unavailable):  # it has ended meanwhile, or holds still
+        return ""
 
 
 def debug(engine: Engine, identifier: str, connection: int) -> None:

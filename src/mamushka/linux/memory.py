@@ -7,6 +7,7 @@ import os
 from mamushka.linux.abi import syscall
 from mamushka.linux.foreign import addressof, c_ubyte
 
+PROT_NONE = 0
 PROT_READ = 1
 PROT_WRITE = 2
 MAP_SHARED = 1
@@ -15,6 +16,7 @@ MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_NORESERVE = 0x4000
 MAP_POPULATE = 0x8000
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 
 MADV_WILLNEED = 3
 MADV_DONTNEED = 4
@@ -36,6 +38,12 @@ def mmap(address: int, length: int, protection: int, flags: int, fd: int, offset
 @syscall(x86_64=11, aarch64=215, riscv64=215)
 def munmap(address: int, length: int) -> None:
     """Take a mapping away. munmap(2)."""
+
+
+@syscall(x86_64=25, aarch64=216, riscv64=216)
+def mremap(address: int, length: int, new_length: int, flags: int, new_address: int) -> int:
+    """Move a mapping, with the pages that it has; where it lies then. mremap(2)."""
+    raise NotImplementedError
 
 
 @syscall(x86_64=28, aarch64=233, riscv64=233)

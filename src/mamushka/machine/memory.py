@@ -41,7 +41,7 @@ RAM, PMEM, DEVICE = "ram", "pmem", "device"
 class Region:
     """One stretch of guest-physical memory. Owns its mapping, and its descriptor where it has one."""
 
-    __slots__ = ("fd", "hva", "kind", "length", "name", "offset", "shared", "start", "view", "writable")
+    __slots__ = ("fd", "file", "hva", "kind", "length", "name", "offset", "shared", "start", "view", "writable")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Region:
         assert not (start | length | offset) % PAGE and length > 0, (start, length, offset)
         self.start, self.length, self.fd, self.offset = start, length, fd, offset
         self.shared, self.writable, self.kind, self.name = shared, writable, kind, name
+        self.file = os.fstat(fd).st_ino if shared and fd >= 0 else 0  # asked now: a caged monitor may not ask any more
         flags = MAP_NORESERVE | (MAP_SHARED if shared else MAP_PRIVATE) | (MAP_ANONYMOUS if fd < 0 else 0)
         self.hva = mmap(0, length, PROT_READ | (PROT_WRITE if writable else 0), flags, fd, offset)
         view = view_of(self.hva, length)

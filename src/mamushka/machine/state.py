@@ -27,8 +27,23 @@ from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, Unsupported
-from mamushka.linux.abi import MACHINE
-from mamushka.linux.memory import MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, memfd, mmap
+from mamushka.linux.memory import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+    madvise,
+    memfd,
+    mmap,
+    mremap,
+    munmap,
+)
 from mamushka.machine.machine import PAUSED
 from mamushka.machine.memory import PAGE, PMEM, RAM, Memory, Region
 from mamushka.values import EMPTY, value
@@ -53,10 +68,12 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
+_ARCHITECTURE = os.uname().machine  # asked now: a monitor that saves itself may not ask any more
 STATE, MEMORY = "machine.json", "memory"
 SIZE_MAX = 64 << 20  # 256 virtual CPUs with 64 KiB each are a third of it, in base64
 _CHUNK = 2 << 20  # memory is looked through in pieces as large as a huge page
-_READ_MAX = 1 << 30  # a call reads at most 2 GiB less a page: read(2)
+_TABLE = 1 << 30  # what one page table of the second level covers; those of other architectures cover no more
+_COPY_MAX = 1 << 30  # a call moves at most 2 GiB less a page: sendfile(2)
 
 
 @value
@@ -96,7 +113,7 @@ def capture(machine: Machine, devices: Mapping[str, Stateful], labels: Mapping[s
     return Saved(
         files=_files(machine),
         executor=machine.executor.name,
-        architecture=MACHINE,
+        architecture=_ARCHITECTURE,
         vcpus=tuple(vcpu.save() for vcpu in machine.vcpus),
         shared=machine.executor.save(),
         devices=machine.loop.call(lambda: {name: device.save() for name, device in devices.items()}),
@@ -110,10 +127,10 @@ def reinstate(machine: Machine, devices: Mapping[str, Stateful], saved: Saved) -
 
     Unsupported or Invalid where the state is of another kind of machine; such a one is good for nothing any more.
     """
-    if saved.executor != machine.executor.name or saved.architecture != MACHINE:
+    if saved.executor != machine.executor.name or saved.architecture != _ARCHITECTURE:
         raise Unsupported(
             f"the machine was saved by {saved.executor} on {saved.architecture}, "
-            f"this is {machine.executor.name} on {MACHINE}"
+            f"this is {machine.executor.name} on {_ARCHITECTURE}"
         )
     if len(saved.vcpus) != len(machine.vcpus) or saved.devices.keys() != devices.keys():
         raise Invalid(
@@ -156,15 +173,16 @@ def private_memory(saved: Saved, fd: int) -> Memory:
 
 def copied_memory(saved: Saved, fd: int) -> Memory:
     """The machine's RAM in a file of its own, with what the memory file has in it."""
-    own = memfd("mamushka-ram", sum(stretch.length for stretch in saved.stretches))
+    size = sum(stretch.length for stretch in saved.stretches)
+    own = memfd("mamushka-ram", size)
     memory = Memory()
     try:
+        for begin, end in _filled(fd, 0, size):
+            _copy(fd, own, begin, end)
         for item in saved.stretches:
             duplicate = os.dup(own)
             region = Region(item.start, item.length, fd=duplicate, offset=item.offset, shared=True, name=item.name)
             memory.add(region)
-            for begin, end in _filled(fd, item.offset, item.offset + item.length):
-                _read(fd, region.view[begin - item.offset : end - item.offset], begin)
     except BaseException:
         memory.close()
         raise
@@ -189,33 +207,69 @@ def _filled(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _read(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.preadv(fd, [view[:_READ_MAX]], offset)
+def _copy(fd: int, other: int, begin: int, end: int) -> None:
+    """From file to file: in a mapping each page would be a fault."""
+    os.lseek(other, begin, os.SEEK_SET)
+    while begin < end:
+        count = os.sendfile(other, fd, begin, min(end - begin, _COPY_MAX))
         if not count:
-            raise Invalid(f"the memory of a saved machine ends at {offset}")
-        view, offset = view[count:], offset + count
+            raise Invalid(f"the memory of a saved machine ends at {begin}")
+        begin += count
 
 
-def freeze(machine: Machine) -> int:
-    """A descriptor of the machine's memory as it is now, for ``private_memory``; it belongs to the caller.
+class Frozen:
+    """Memory as it was at one moment. Owns its descriptor, for ``private_memory``, and what is left to be tidied up."""
 
-    The machine is paused. It goes on with private pages over the same file.
+    def __init__(self, fd: int, left: tuple[tuple[int, int], ...] = ()) -> None:
+        self.fd, self._left = fd, left
+
+    def tidy(self) -> None:
+        """Give back what the machine had mapped before. It takes time for each page, so do it when it runs again."""
+        left, self._left = self._left, ()
+        for address, length in left:
+            for start in range(0, length, _CHUNK):  # whoever else wants to map something waits for a piece at most
+                madvise(address + start, min(_CHUNK, length - start), MADV_DONTNEED)
+            munmap(address, length)
+
+    def close(self) -> None:
+        """Once it was given to whoever goes on from it."""
+        self.tidy()
+        os.close(self.fd)
+
+
+def freeze(machine: Machine) -> Frozen:
+    """The machine's memory as it is now. It goes on with private pages over the same file.
+
+    The machine is paused. Its mapping is moved aside as it is, by whole page tables; to map something else over it
+    would first take every page out of it, one by one.
     """
     ram = [region for region in machine.memory if region.kind == RAM]
-    if all(region.shared for region in ram) and len({os.fstat(region.fd).st_ino for region in ram}) == 1:
-        for region in ram:
-            flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
-            mmap(region.hva, region.length, PROT_READ | PROT_WRITE, flags, region.fd, region.offset)
-            region.shared = False
-        return os.dup(ram[0].fd)
+    if all(region.shared for region in ram) and len({region.file for region in ram}) == 1 and ram[0].fd >= 0:
+        return Frozen(os.dup(ram[0].fd), tuple(_make_private(region) for region in ram))
     fd = memfd("mamushka-frozen", sum(region.length for region in ram))
     try:
         write_memory(machine.memory, fd)
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return Frozen(fd)
+
+
+def _make_private(region: Region) -> tuple[int, int]:
+    """Map a shared region's file privately at the same place; where what was there lies now, and how long it is."""
+    # Page tables are moved as they are where both places lie at the same distance from a border of theirs.
+    room = mmap(0, region.length + _TABLE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    aside = room + (region.hva - room) % _TABLE
+    mremap(region.hva, region.length, region.length, MREMAP_MAYMOVE | MREMAP_FIXED, aside)
+    flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
+    mmap(region.hva, region.length, PROT_READ | PROT_WRITE, flags, region.fd, region.offset)
+    region.shared = False
+    if aside > room:
+        munmap(room, aside - room)
+    end = aside + region.length
+    if end < room + region.length + _TABLE:
+        munmap(end, room + region.length + _TABLE - end)
+    return aside, region.length
 
 
 def write_memory(memory: Memory, fd: int) -> int:

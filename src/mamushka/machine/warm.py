@@ -100,7 +100,7 @@ class Shelf:
         """The one of this kind, where there is one."""
         try:
             fd = os.open(self._path(key, _STATE), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:  # there is none, or nothing may be kept here
             return None
         try:
             if lock.held(fd):  # is being made
@@ -109,14 +109,21 @@ class Shelf:
             memory = os.open(self._path(key, _MEMORY), os.O_RDONLY | os.O_CLOEXEC)
             os.utime(fd)  # by which those that nobody uses are known
             return Warm(key, saved, memory)
-        except (Invalid, Unsupported, FileNotFoundError) as error:
+        except (Invalid, Unsupported, OSError) as error:
             trace.event("warm.broken", key=key, error=str(error))
             return None
         finally:
             os.close(fd)
 
     def begin(self, key: str) -> Blank | None:
-        """A place for one that is about to be made; None where another monitor makes it already."""
+        """A place for one that is about to be made; None where another monitor makes it, or nothing can be kept."""
+        try:
+            return self._begin(key)
+        except OSError as error:
+            trace.event("warm.not_kept", key=key, error=str(error))
+            return None
+
+    def _begin(self, key: str) -> Blank | None:
         os.makedirs(self.directory, 0o700, exist_ok=True)
         self._make_room()
         fd = os.open(self._path(key, _STATE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

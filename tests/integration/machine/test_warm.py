@@ -93,15 +93,22 @@ def test_a_warm_machine_has_its_own_address(mamushka: Command, root: Path) -> No
     found = []
     for name in ("one", "two"):
         done = mamushka(
-            "--debug", "run", "-d", "--name", name, "--runtime", "vm", "--rootfs", str(root), "sleep", "1000"
-        )
+            "--debug", "run", "-d", "--name", name, "--runtime", "vm", "--cpus", "2", "--rootfs", str(root),
+            "sleep", "1000",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert (b"machine.warm" in done.stderr) == (name == "two"), done.stderr
+    said = mamushka("inspect", "-f", "{{.Runtime.Began}}", "one", "two").stdout
+    assert said == b"cold\nwarm\n"
     for name, other in (("one", "two"), ("two", "one")):
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.MacAddress}}{{end}}"
         address, mac = mamushka("inspect", "-f", form, name).stdout.decode().split()
         shown = mamushka("exec", name, "ip", "addr", "show", "eth0").stdout.decode()
         assert address in shown and mac in shown, shown
+        # Both processors go on, and agree on the time.
+        clocks = "for n in 1 2 3 4 5 6; do busybox taskset $((n % 2 + 1)) busybox cat /proc/uptime; done"
+        told = [float(word) for word in mamushka("exec", name, "sh", "-c", clocks).stdout.split()[::2]]
+        assert len(told) == 6 and told == sorted(told), told
         found += [address, mac]
         assert mamushka("exec", other, "sh", "-c", f"busybox ping -c 1 -W 10 {address}").returncode == 0
     assert len(set(found)) == 4

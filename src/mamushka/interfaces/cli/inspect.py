@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 
 def _container(session: Session, name: str) -> dict[str, Any]:
+    from mamushka.engine import figures
     from mamushka.interfaces.docker import container
 
     workload = session.engine.inspect(name)
-    return container.inspect(workload, _places(session, workload))
+    document = container.inspect(workload, _places(session, workload))
+    began = figures.began(session.engine, workload)
+    if began:
+        document["Runtime"]["Began"] = began
+    return document
 
 
 def _places(session: Session, workload: Workload) -> dict[str, str]:
