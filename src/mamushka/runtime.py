@@ -32,11 +32,38 @@ class NotRunning(Conflict):
 
 
 @value
+class Image:
+    """A layer as the image of a file system: ``mapped`` as memory, or else given as a disk."""
+
+    path: str
+    mapped: bool
+
+
+@value
+class Disks:
+    """A root for a wall that has a kernel of its own: layers, uppermost first, and the disk of what is written.
+
+    They are the host's paths, and no word of ``config.json``: whoever only wrote a bundle can name none.
+    """
+
+    images: tuple[Image, ...] = ()
+    top: str = ""
+    user_attributes: bool = False  # whether overlayfs's own attributes are those that any user may set
+    mode: int = 0o755  # of the root directory, where the top is new
+    uid: int = 0
+    gid: int = 0
+
+
+@value
 class Bundle:
-    """A directory and its parsed ``config.json``; relative paths in the config start at ``path``."""
+    """A directory and its parsed ``config.json``; relative paths in the config start at ``path``.
+
+    With ``disks`` they are the root, and what the config says of it counts no further than ``readonly``.
+    """
 
     path: str
     config: Config
+    disks: Disks = Disks()
 
 
 @value

@@ -83,13 +83,22 @@ def execute(
 def _account(engine: Engine, workload: Workload, user: str) -> users.Account:
     """Looked up in the root as the workload sees it now."""
     try:
-        root = engine.runtime(workload.runtime).open_root(workload.id)
+        root = _open_root(engine, workload)
     except NotFound:
         raise not_running(workload) from None
     try:
         return users.find(root, user or workload.user, workload.settings.groups)
     finally:
         os.close(root)
+
+
+def _open_root(engine: Engine, workload: Workload) -> int:
+    if workload.runtime == "vm":
+        from mamushka.engine.machine_root import imaged, open_accounts
+
+        if imaged(engine, workload):
+            return open_accounts(engine, workload)
+    return engine.runtime(workload.runtime).open_root(workload.id)
 
 
 def _serve(engine: Engine, workload: Workload, process: Process, theirs: int, flags: int, stdin: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mamushka.engine import frames
-from mamushka.runtime import Bundle, CheckpointOptions, Started, Stdio
+from mamushka.runtime import Bundle, CheckpointOptions, Disks, Started, Stdio
 from mamushka.spec.runtime import IDMapping
 from mamushka.values import value
 
@@ -28,6 +28,7 @@ class Launch:
     upper: str = ""
     work: str = ""
     mappings: tuple[IDMapping, ...] = ()  # of its users, where they are its own
+    disks: Disks = Disks()  # of a machine that mounts its layers itself
     volatile: bool = False  # nobody will ask for what it wrote: no need to wait for the disk
     terminal: bool = False
     stdin: bool = False
@@ -65,6 +66,11 @@ def mount(launch: Launch) -> int:
 
 def launch(runtime: Runtime, launch: Launch, config: Config, root: int = -1) -> Streams:
     """Run the bundle, or go on from a state, on ``root`` or a fresh mount of the layers; the descriptor is closed."""
+    if launch.disks.images:
+        if root >= 0:
+            os.close(root)
+        with Ends(launch.terminal, launch.stdin) as ends:
+            return ends.keep(runtime.run(launch.id, Bundle(launch.bundle, config, launch.disks), ends.stdio))
     if root < 0:
         root = mount(launch)
     try:

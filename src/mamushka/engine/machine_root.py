@@ -3,21 +3,134 @@
 In the machine the layers are mounted read-only, uppermost first, below an overlay whose top is the disk. Nothing is
 mounted on the host. The images are the layer store's: every machine with a layer opens the same file, and that is what
 lets them share its pages.
+
+Such a root (``layers``) starts without any program that serves files, and its pages are shared between machines; but
+what the machine writes is on a disk that only its own kernel understands. The other root (``shared``) is the overlay
+that a container has, served by virtiofsd: ``cp``, ``diff``, ``commit`` and ``export`` work on it. Which one a workload
+has is decided by its first start, and said by the disk being there.
 """
 
 from __future__ import annotations
 
 import os
 
+from mamushka import trace
 from mamushka.engine import host
 from mamushka.engine.directory import path_of
-from mamushka.errors import Unsupported
-from mamushka.storage.placement import Layer, placement
+from mamushka.errors import Invalid, Unsupported
+from mamushka.runtime import Disks, Image
+from mamushka.storage.placement import PMEM, Layer, placement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.workload import Workload
+
+
+# Which root a machine has: an annotation of the workload's, or "root" in machines.json for all.
+ANNOTATION = "com.mamushka.machine.root"
+LAYERS, SHARED = "layers", "shared"
+_DEFAULT = SHARED
+# What the guest's kernel needs for it; by names of machine.boot.kernels.FEATURES.
+_NEEDED = ("pmem", "erofs", "block", "ext4", "overlay")
+
+
+def disks(engine: Engine, workload: Workload) -> Disks:
+    """What the machine's root is made of; nothing where it is the shared one. Makes what is missing.
+
+    Unsupported where it was asked for by the workload and cannot be had.
+    """
+    from mamushka.engine.machines import configuration
+
+    if not imaged(engine, workload):
+        wanted = workload.settings.annotations.get(ANNOTATION, "")
+        if (_checked(wanted) or _checked(configuration().root) or _DEFAULT) == SHARED:
+            return Disks()
+        obstacle = _obstacle(engine, workload)
+        if obstacle and wanted:
+            raise Unsupported(
+                f"this machine cannot have its layers as disks: {obstacle}", hint=f"{ANNOTATION}={SHARED}"
+            )
+        if obstacle:
+            trace.event("machine.root_shared", id=workload.id, why=obstacle)
+            return Disks()
+    return _disks(engine, workload)
+
+
+def imaged(engine: Engine, workload: Workload) -> bool:
+    """Whether what a workload has written is on a machine's own disk."""
+    return workload.runtime == "vm" and os.path.exists(_top(engine, workload))
+
+
+def refuse(engine: Engine, workload: Workload) -> None:
+    """Unsupported where this process cannot see the root of a workload, because it is on a machine's own disk."""
+    if imaged(engine, workload):
+        raise Unsupported(
+            f"what {workload.name} has written is on its machine's own disk, which only the machine can read",
+            hint=f"mamushka exec {workload.name} tar -c PATH, a volume (-v), or make it with "
+            f"--annotation {ANNOTATION}={SHARED}",
+        )
+
+
+def open_accounts(engine: Engine, workload: Workload) -> int:
+    """A directory with nothing but etc/passwd and etc/group as a running machine has them now; yours to close."""
+    from mamushka.engine.machines import open_machines
+    from mamushka.linux import mount
+
+    told = open_machines(engine.paths.machines).ask(workload.id, "accounts")
+    fs = mount.fsopen(b"tmpfs", mount.FSOPEN_CLOEXEC)
+    try:
+        mount.fsconfig(fs, mount.FSCONFIG_SET_STRING, b"size", b"256k", 0)
+        mount.fsconfig(fs, mount.FSCONFIG_CMD_CREATE, None, None, 0)
+        root = mount.fsmount(fs, mount.FSMOUNT_CLOEXEC, mount.MOUNT_ATTR_NOEXEC | mount.MOUNT_ATTR_NOSUID)
+    finally:
+        os.close(fs)
+    os.mkdir("etc", 0o755, dir_fd=root)
+    for name in ("passwd", "group"):
+        fd = os.open(f"etc/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root)
+        try:
+            os.write(fd, str(told[name]).encode())
+        finally:
+            os.close(fd)
+    return root
+
+
+def _checked(name: str) -> str:
+    if name not in ("", LAYERS, SHARED):
+        raise Invalid(f"a machine's root is not {name!r}", hint=f"{LAYERS} or {SHARED}")
+    return name
+
+
+def _obstacle(engine: Engine, workload: Workload) -> str:
+    """Why a workload that has not run as yet is not given its layers as disks; empty where it can be."""
+    from mamushka.engine.machines import configuration
+    from mamushka.engine.rootfs import snapshot
+    from mamushka.engine.runtimes import KERNEL
+    from mamushka.machine.boot import kernels
+
+    if workload.image_id == host.ID or path_of(workload.image_id) or not workload.layers:
+        return "its root is a directory of the host's"
+    if os.listdir(snapshot(engine, workload).upper):
+        return "something has been written into its shared root"
+    kernel = kernels.choose(workload.settings.annotations.get(KERNEL, ""), configuration().kernel)
+    lacking = [name for name in _NEEDED if name in kernel.missing]
+    return f"the kernel {kernel.image} lacks {', '.join(lacking)}" if lacking else ""
+
+
+def _disks(engine: Engine, workload: Workload) -> Disks:
+    from mamushka.engine.machines import configuration
+    from mamushka.linux.process import initial
+    from mamushka.machine.shape import MEMORY_DEFAULT
+
+    memory = workload.settings.limits.memory or configuration().memory or MEMORY_DEFAULT
+    found = tuple(Image(layer.path, layer.kind == PMEM) for layer in layers(engine, workload, memory))
+    root = os.stat(engine.layers.path(workload.layers[-1]))
+    written = top(engine, workload)
+    return Disks(found, written, not initial(), root.st_mode & 0o7777, root.st_uid, root.st_gid)
+
+
+def _top(engine: Engine, workload: Workload) -> str:
+    return f"{engine.paths.workload(workload.id)}/top.ext4"
 
 
 def layers(engine: Engine, workload: Workload, memory: int) -> tuple[Layer, ...]:
@@ -55,7 +168,7 @@ def top(engine: Engine, workload: Workload, size: int | None = None) -> str:
 
     if size == 0:
         return ""
-    path = f"{engine.paths.workload(workload.id)}/top.ext4"
+    path = _top(engine, workload)
     disk.make(path, disk.SIZE if size is None else size)
     return path
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.workload import Workload
     from mamushka.linux.seccomp import Filter
+    from mamushka.machine.devices.virtio.block import Disk
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
     from mamushka.machine.warm import Shelf
@@ -79,6 +80,7 @@ class Configuration:
     kernel: str = ""  # an image's file, or a directory with a kernel and its modules; empty: the newest that fits
     cpus: int = 0
     memory: int = 0
+    root: str = ""  # what a machine's root is: see machine_root
 
 
 def configuration() -> Configuration:
@@ -97,7 +99,7 @@ def configuration() -> Configuration:
         except (FileNotFoundError, PermissionError):
             continue
         break
-    kinds = {"kernel": str, "cpus": int, "memory": int}
+    kinds = {"kernel": str, "cpus": int, "memory": int, "root": str}
     for name, item in found.items() if isinstance(found, dict) else (("", None),):
         if not isinstance(item, kinds.get(name, ())):
             raise Invalid(f"{path} has {name!r}: {item!r}", hint=f"it is an object with {', '.join(kinds)}")
@@ -125,6 +127,7 @@ def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kern
         filters=filters,
         wires=wires,
         resolver=resolver,
+        disk=disk,
     )
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
 
@@ -178,6 +181,13 @@ def shelf(made: str) -> Shelf:
     from mamushka.machine.warm import Shelf, place
 
     return Shelf(place(made))
+
+
+def disk(path: str, writable: bool) -> Disk:
+    """A machine's disk in a raw file."""
+    from mamushka.storage.block import RAW, open_disk
+
+    return open_disk(path, RAW, writable=writable)
 
 
 def filters(config: Config) -> Filter | None:

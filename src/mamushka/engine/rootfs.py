@@ -48,8 +48,13 @@ def mount_points(workload: Workload) -> tuple[str, ...]:
 
 
 def open_root(engine: Engine, workload: Workload) -> int:
-    """The root as the workload sees it where it runs, else its layers mounted for the occasion; yours to close."""
+    """The root as the workload sees it where it runs, else its layers mounted for the occasion; yours to close.
+
+    Unsupported where it is on a machine's own disk.
+    """
     from mamushka.engine.workload import ACTIVE
+
+    check_visible(engine, workload)
 
     if workload.status in ACTIVE:
         try:
@@ -57,6 +62,14 @@ def open_root(engine: Engine, workload: Workload) -> int:
         except NotFound:
             pass  # it has just ended
     return snapshot(engine, workload).mount()
+
+
+def check_visible(engine: Engine, workload: Workload) -> None:
+    """Unsupported where what a workload has written is on a machine's own disk."""
+    if workload.runtime == "vm":
+        from mamushka.engine.machine_root import refuse
+
+        refuse(engine, workload)
 
 
 def reach(engine: Engine, workload: Workload, path: str) -> tuple[int, str]:

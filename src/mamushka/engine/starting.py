@@ -21,6 +21,7 @@ from mamushka.engine.workload import ACTIVE, after, load
 from mamushka.errors import Conflict, Unavailable
 from mamushka.linux import lock
 from mamushka.linux.process import initial
+from mamushka.runtime import Disks
 from mamushka.values import replace
 
 TYPE_CHECKING = False
@@ -187,10 +188,19 @@ def _layers(engine: Engine, workload: Workload) -> Launch:
         upper=top.upper,
         work=top.work,
         mappings=userns.mappings(workload),
+        disks=_disks(engine, workload),
         volatile=settings.remove,
         terminal=settings.terminal,
         stdin=settings.stdin,
     )
+
+
+def _disks(engine: Engine, workload: Workload) -> Disks:
+    if workload.runtime != "vm":
+        return Disks()
+    from mamushka.engine.machine_root import disks
+
+    return disks(engine, workload)
 
 
 def _config(

@@ -16,15 +16,16 @@ import time
 from collections import deque
 
 from mamushka import trace
-from mamushka.errors import Conflict, GuestFault, MamushkaError, Unavailable
+from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
+from mamushka.linux.fd import fcntl
 from mamushka.machine import names, state, statistics
-from mamushka.machine.agent import Agent
-from mamushka.machine.agent.settings import container_steps, mount, process_settings
+from mamushka.machine.agent import Agent, words
+from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.inside import MAIN, Streams
 from mamushka.machine.machine import CONTROL, DEBUGGER, FAULT, STUCK
-from mamushka.machine.shares import INSIDE, TAG
 from mamushka.machine.streams import VsockStream
 from mamushka.runtime import Exit
 from mamushka.values import EMPTY, replace, value
@@ -53,6 +54,8 @@ TOKEN = "token"
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
+# Of a small file of the container's: two of them, escaped, are an answer to a caller (control.PACKET_MAX).
+_SMALL_MAX = 24 << 10
 
 
 @value
@@ -61,6 +64,7 @@ class Interior:
 
     config: Config
     root: str  # a path in the guest
+    steps: tuple[bytes, ...] = ()  # what makes that, and what is bound, appear
     sources: Mapping[str, str] = EMPTY  # what is bound, by destination: paths in the guest
     links: tuple[bytes, ...] = ()  # settings.link of each
     filter: Filter | None = None  # of system calls, for every process
@@ -81,6 +85,7 @@ class Computer:
         token = bytes.fromhex(saved.labels.get(TOKEN, "")) if saved is not None else b""
         self._agent = Agent(self._machine.loop, self._lied, token)
         self._console = bytearray()
+        self._small = _room(_SMALL_MAX)
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
         self._conversation = Conversation(self._machine)
@@ -129,7 +134,7 @@ class Computer:
             self._agent.renew(os.urandom(_ENTROPY), time.time_ns())
         self._write_down()
         interior = self._interior
-        self._agent.steps([mount(INSIDE, "virtiofs", TAG)])
+        self._agent.steps(interior.steps)
         # Also where there is none: the loopback is there in every network.
         self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
         config = interior.config
@@ -226,6 +231,7 @@ class Computer:
             "update": self._update,
             "traffic": self._traffic,
             "statistics": self._statistics,
+            "accounts": self._accounts,
         }
         act = known.get(verb)
         if act is None:
@@ -253,8 +259,6 @@ class Computer:
     # What is asked
 
     def _processes(self, _question: dict[str, Any]) -> Any:
-        from mamushka.machine.agent import words
-
         return [
             {
                 "pid": item.number(words.K_PID),
@@ -276,6 +280,22 @@ class Computer:
         if files:
             self._agent.update(MAIN, files)
         return "updated"
+
+    def _accounts(self, _question: dict[str, Any]) -> Any:
+        """The container's own /etc/passwd and /etc/group, as text."""
+        return {name: self._small_file(f"/etc/{name}") for name in ("passwd", "group")}
+
+    def _small_file(self, path: str) -> str:
+        """Empty where there is none that can be read."""
+        os.lseek(self._small, 0, os.SEEK_SET)
+        try:
+            size = self._agent.read_file(path, self._small, MAIN).number(words.K_SIZE)
+        except (OSError, NotFound) as error:
+            trace.event("guest.unread", path=path, error=str(error))
+            return ""
+        if size > _SMALL_MAX:
+            raise Unsupported(f"{path} has {size} bytes, the most is {_SMALL_MAX}")
+        return os.pread(self._small, size, 0).decode(errors="replace")
 
     def _statistics(self, _question: dict[str, Any]) -> Any:
         return {
@@ -379,6 +399,14 @@ class Worker:
         while True:
             self._some.acquire()
             self._work.popleft()()
+
+
+def _room(size: int) -> int:
+    """Memory of this size for what a guest says of a file, however much that is: what is more has no place."""
+    fd = os.memfd_create("small", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
+    return fd
 
 
 def _settings(process: Process, filter: Filter | None) -> bytes:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mamushka.machine.boot.kernels import Kernel
     from mamushka.machine.computer import Computer
     from mamushka.machine.inside import Guest
+    from mamushka.machine.layers import OpenDisk
     from mamushka.machine.memory import Memory
     from mamushka.machine.shape import Shape
     from mamushka.machine.vcpu import Entry
@@ -64,16 +65,18 @@ class Maker:
         filters: Callable[[Config], Filter | None] = lambda config: None,
         wires: Wires | None = None,
         resolver: Callable[[int, str], int] = lambda namespace, text: -1,
+        disk: OpenDisk | None = None,
     ) -> None:
         """``cache`` is a directory for what is made once, ``kernel`` the one that a bundle gets that names none.
 
         ``otherwise`` is the machine that a bundle without limits gets;
         ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network,
-        ``resolver`` a socket to what answers for names inside one, where a resolv.conf says so.
+        ``resolver`` a socket to what answers for names inside one, where a resolv.conf says so;
+        ``disk`` opens the disks of machines that mount their layers themselves.
         """
         self._cache, self._kernel, self._filters, self._wires = cache, kernel, filters, wires
         self._resolver = resolver
-        self._otherwise = otherwise
+        self._otherwise, self._disk = otherwise, disk
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
         """See ``runtime.Maker``."""
@@ -146,18 +149,23 @@ class Maker:
         asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
         executor = KvmExecutor()
         bundle = replace(bundle, config=shares.local(bundle.config))
-        tree, inside, sources = shares.tree(place, bundle, root)
-        server = Virtiofsd(Share(tree), f"{place}/served")
+        if bundle.disks.images:
+            # A guest that was saved has looked at its disks already: what it remembers is another's content.
+            shelf = None
         key = _key(boot, shape, wired) if shelf is not None else ""
         warm = shelf.take(key) if shelf is not None else None
         memory = ram(shape.memory) if warm is None else warm.memory(shared=True)
         board = Board(executor, memory, vcpus=shape.cpus)
         vsock = Vsock()
         board.add("vsock", vsock)
-        board.add("fs", Fs(shares.TAG, server, memory))
+        steps, inside, sources = self._root(board, bundle)
+        if shares.shared(bundle):
+            tree, shown, bound = shares.tree(place, bundle, root)
+            board.add("fs", Fs(shares.TAG, Virtiofsd(Share(tree), f"{place}/served"), memory))
+            steps, inside, sources = [*steps, shares.step()], inside or shown, {**sources, **bound}
         board.add("rng", Rng())
         links = _plug(board, wired, memory, warm)
-        interior = Interior(_own(bundle.config), inside, sources, links, filter, asked)
+        interior = Interior(_own(bundle.config), inside, tuple(steps), sources, links, filter, asked)
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
         if warm is not None and shelf is not None:
             _go_on(computer, warm, shelf)
@@ -168,6 +176,16 @@ class Maker:
             computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
         computer.enter_at(boot.load(board))
         return computer
+
+    def _root(self, board: Board, bundle: Bundle) -> tuple[list[bytes], str, Mapping[str, str]]:
+        """Plug in the disks that a bundle has: the guest's steps, the root's path in it, small files by destination."""
+        if not bundle.disks.images:
+            return [], "", {}
+        from mamushka.machine import layers
+
+        assert self._disk is not None
+        written, sources = layers.files(bundle)
+        return [*layers.plug(board, bundle.disks, self._disk), *written], layers.ROOT, sources
 
 
 _NETWORK = "/proc/self/ns/net"
@@ -270,11 +288,13 @@ def preload() -> None:
     import mamushka.machine.cage
     import mamushka.machine.computer
     import mamushka.machine.creation
+    import mamushka.machine.devices.virtio.block
     import mamushka.machine.devices.virtio.fs
     import mamushka.machine.devices.virtio.rng
     import mamushka.machine.devices.virtio.vsock
     import mamushka.machine.executors.kvm
     import mamushka.machine.kit
+    import mamushka.machine.layers
     import mamushka.machine.monitor
     import mamushka.machine.shape
     import mamushka.machine.shares

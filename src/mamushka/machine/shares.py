@@ -3,6 +3,9 @@
     root         the root filesystem, where it is a directory or a detached mount
     mounts/N     what the bundle binds, in its order: directories, files, sockets as names
 
+A machine that has its root as disks is told the small files of its bundle's own, /etc/hosts and its like, word by word;
+where nothing else is bound there is no tree, and nobody who serves it.
+
 The tree lies over the machine's record, as its monitor alone sees it, and is gone with it. A guest mounts it once, and
 binds from it what its program is to see where. So paths that a stranger's image has prepared are only ever resolved by
 the guest's kernel.
@@ -35,6 +38,8 @@ INSIDE = "/run/host"
 _SIZE = b"1m"
 _CONTENT_MAX = 1 << 16  # of a configuration file
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h
+# Of a file that is told word by word: a page of names is 4 KiB, and all of them travel in one frame of 1 MiB.
+_COPIED_MAX = 64 << 10
 
 
 def binds(item: Mount) -> bool:
@@ -82,20 +87,53 @@ def _local(item: Mount) -> Mount:
     return Mount(item.destination, "tmpfs", "shm", words)
 
 
+def step() -> bytes:
+    """By which a guest mounts it."""
+    from mamushka.machine.agent.settings import mount
+
+    return mount(INSIDE, "virtiofs", TAG)
+
+
+def copied(bundle: Bundle) -> Mapping[str, str]:
+    """What of a bundle's is told instead of shared: the host's path by destination.
+
+    It is made for one start and never changed later, so a copy shows the same.
+    """
+    found = {}
+    for item in bundle.config.mounts if bundle.disks.images else ():
+        if binds(item) and item.source.startswith(f"{bundle.path}/"):
+            try:
+                seen = os.stat(item.source, follow_symlinks=False)
+            except OSError:
+                continue  # told when it is bound
+            if stat.S_ISREG(seen.st_mode) and seen.st_size <= _COPIED_MAX:
+                found[item.destination] = item.source
+    return found
+
+
+def shared(bundle: Bundle) -> bool:
+    """Whether a machine needs anything of the host's files while it runs."""
+    told = copied(bundle)
+    return not bundle.disks.images or any(binds(item) and item.destination not in told for item in bundle.config.mounts)
+
+
 def tree(place: str, bundle: Bundle, root: int) -> tuple[int, str, Mapping[str, str]]:
     """(descriptor of the tree, the root's path in the guest, the paths of what is bound by destination).
 
     This process leaves the host's mount namespace. ``root`` is a detached mount, consumed; without one (-1) the
-    bundle's root is a path. NotFound where a source is not there.
+    bundle's root is a path, or it has disks. NotFound where a source is not there.
     """
+    told = copied(bundle)
     unshare(CLONE_NEWNS)
     kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_SLAVE, None)
     _lay(place)
-    os.mkdir(f"{place}/root", 0o755)
-    _show_root(f"{place}/root", bundle, root)
+    if not bundle.disks.images:
+        os.mkdir(f"{place}/root", 0o755)
+        _show_root(f"{place}/root", bundle, root)
     os.mkdir(f"{place}/mounts", 0o755)
     found: dict[str, str] = {}
-    for number, item in enumerate(item for item in bundle.config.mounts if binds(item)):
+    bound = (item for item in bundle.config.mounts if binds(item) and item.destination not in told)
+    for number, item in enumerate(bound):
         _show(os.path.join(bundle.path, item.source), f"{place}/mounts/{number}", item)
         found[item.destination] = f"{INSIDE}/mounts/{number}"
     return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), f"{INSIDE}/root", found

@@ -1,0 +1,205 @@
+"""A machine whose kernel puts its root together: layers as mapped images, and a disk for what it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mamushka.engine.machines import obstacle
+from tests import peers
+from tests.lab.kernel import default_cache
+
+Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+DISKS = ("--runtime", "vm", "--network", "none", "--annotation", "com.mamushka.machine.root=layers")
+APPLETS = "cat cut dd df echo find grep id ls mkdir rm sed sh sha256sum sleep sort stat touch true wc xargs"
+
+# Everything of a root but what is mounted over it: type, mode, owner, size but of directories, device, link, content.
+LOOK = (
+    "cd /; find . -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*' ! -path './etc/hosts' "
+    "! -path './etc/hostname' ! -path './etc/resolv.conf' | sort | while read -r f; do "
+    '[ -d "$f" ] && s="%n %F %f %u %g" || s="%n %F %f %u %g %s %t %T %Y"; stat -c "$s" "$f"; '
+    '[ -f "$f" ] && sha256sum < "$f"; done; true'
+)
+
+
+@pytest.fixture(autouse=True)
+def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAMUSHKA_KERNEL", f"{default_cache()}/kernel")
+    for module in ("kvm-amd", "kvm-intel"):
+        subprocess.run(["modprobe", "-q", module], check=False)
+    lacking = obstacle()
+    if lacking:
+        pytest.skip(f"{lacking}: make lab runs it")
+
+
+def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    """One entry of a layer."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(content), 0o644, 1_500_000_000
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def directory(name: str, mode: int = 0o755, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, type=tarfile.DIRTYPE, mode=mode, **fields)
+
+
+def link(name: str, to: str, type: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, type=type, linkname=to)
+
+
+def base() -> list[tuple[tarfile.TarInfo, bytes]]:
+    peers.need("busybox")
+    program = Path(peers.find("busybox") or "").read_bytes()
+    return [
+        *(directory(name) for name in ("bin", "etc", "proc", "sys", "dev", "root", "data", "replaced")),
+        directory("tmp", 0o1777),
+        member("bin/busybox", program, mode=0o755),
+        *(link(f"bin/{name}", "busybox") for name in APPLETS.split()),
+        member("etc/passwd", b"root:x:0:0::/root:/bin/sh\nsomebody:x:1000:1000::/data:/bin/sh\n"),
+        member("etc/group", b"root:x:0:\n"),
+        member("data/gone", b"gone"),
+        member("data/stays", b"stays" * 4000, uid=1000, gid=7, mode=0o4751),
+        link("data/hard", "data/stays", tarfile.LNKTYPE),
+        member("replaced/below", b"below"),
+        member("data/fifo", type=tarfile.FIFOTYPE),
+    ]
+
+
+def upper() -> list[tuple[tarfile.TarInfo, bytes]]:
+    return [
+        directory("data", 0o2775, gid=1000),
+        member("data/.wh.gone"),
+        directory("replaced"),
+        member("replaced/.wh..wh..opq"),
+        member("replaced/above", b"above"),
+        member("data/sparse", bytes(3 << 20) + b"end"),
+    ]
+
+
+def image(path: Path, name: str, layers: Sequence[Sequence[tuple[tarfile.TarInfo, bytes]]]) -> str:
+    """A docker-archive of these layers, lowest first."""
+    ids: list[str] = []
+    with tarfile.open(path, "w") as archive:
+        for number, entries in enumerate(layers):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as layer:
+                for info, content in entries:
+                    layer.addfile(info, io.BytesIO(content))
+            ids.append(f"sha256:{hashlib.sha256(packed.getvalue()).hexdigest()}")
+            archive.addfile(*_file(f"{number}/layer.tar", packed.getvalue()))
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["true"], "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": ids},
+        }
+        archive.addfile(*_file("config.json", json.dumps(config).encode()))
+        manifest = [
+            {
+                "Config": "config.json",
+                "RepoTags": [f"{name}:latest"],
+                "Layers": [f"{number}/layer.tar" for number in range(len(layers))],
+            }
+        ]
+        archive.addfile(*_file("manifest.json", json.dumps(manifest).encode()))
+    return str(path)
+
+
+def _file(name: str, content: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info, io.BytesIO(content)
+
+
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_the_root_is_the_one_that_a_container_has(mamushka: Command, tmp_path: Path, count: int) -> None:
+    middle = [[member(f"data/{number}", b"%d" % number)] for number in range(count - 2)]
+    layers = [base(), *middle, upper()][: max(count, 1)] if count > 1 else [base()]
+    loaded = mamushka("load", "-i", image(tmp_path / "i.tar", "some", layers))
+    assert loaded.returncode == 0, loaded.stderr
+    seen = {}
+    for wall in (("--network", "none"), DISKS):
+        done = mamushka("run", "--rm", *wall, "some", "sh", "-c", LOOK)
+        assert done.returncode == 0, done.stderr
+        seen[wall] = done.stdout.decode().splitlines()
+    container, machine = seen.values()
+    assert len(container) > 50 and container == machine
+    assert any("data/stays" in line for line in machine)
+    assert any("data/gone" in line for line in machine) == (count == 1)
+
+
+def test_what_it_writes_stays_and_what_cannot_be_seen_is_refused(mamushka: Command, tmp_path: Path) -> None:
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base(), upper()]))
+    script = (
+        "cat /data/kept 2>/dev/null && exit 4; rm /data/stays; echo written > /data/kept; echo added:x:77:88::/: >> "
+        "/etc/passwd; ls -d /run/host; grep -c virtiofs /proc/mounts; grep ' / ' /proc/mounts; cat /etc/hostname; "
+        "while [ ! -e /data/stop ]; do sleep 0.1; done; exit 3"
+    )
+    made = mamushka("run", "-d", "--name", "box", *DISKS, "-h", "called", "some", "sh", "-c", script)
+    assert made.returncode == 0, made.stderr
+    _until(lambda: b"called" in mamushka("logs", "box").stdout)
+    said = mamushka("logs", "box").stdout.split()
+    assert said[0] == b"0" and b"overlay" in said
+    assert subprocess.run(["pgrep", "virtiofsd"], capture_output=True).stdout == b""
+    for refused in (("diff", "box"), ("cp", "box:/data/kept", "-"), ("export", "box", "-o", f"{tmp_path}/x")):
+        done = mamushka(*refused)
+        assert done.returncode and b"its machine's own disk" in done.stderr, (refused, done)
+    found = mamushka("exec", "-u", "added", "box", "id", "-u")
+    assert found.stdout == b"77\n", found.stderr
+    assert mamushka("exec", "box", "touch", "/data/stop").returncode == 0
+    _until(lambda: mamushka("inspect", "-f", "{{.State.ExitCode}}", "box").stdout == b"3\n")
+    again = mamushka("start", "-a", "box")
+    assert again.returncode == 4 and again.stdout.endswith(b"written\n"), again
+    assert b"its machine's own disk" in mamushka("diff", "box").stderr
+    place = mamushka("inspect", "-f", "{{.Id}}", "box").stdout.decode().strip()
+    assert mamushka("rm", "box").returncode == 0
+    assert not [path for path in tmp_path.parent.rglob("top.ext4") if place in str(path)]
+
+
+def test_volumes_are_shared_as_ever_beside_it_and_a_full_disk_says_so(mamushka: Command, tmp_path: Path) -> None:
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base()]))
+    (tmp_path / "v").mkdir()
+    done = mamushka(
+        "run", "--rm", *DISKS, "-v", f"{tmp_path}/v:/volume", "--read-only", "some", "sh", "-c",
+        "echo x > /volume/made; touch /data/x; wc -l < /etc/hosts",
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Read-only file system" in done.stderr, done
+    assert (tmp_path / "v/made").read_text() == "x\n"
+
+
+def test_what_a_workload_has_written_decides(mamushka: Command, tmp_path: Path) -> None:
+    """Files that were copied into its shared root are in it."""
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base()]))
+    assert mamushka("create", "--name", "box", *DISKS, "some", "cat", "/data/file").returncode == 0
+    (tmp_path / "file").write_text("copied\n")
+    assert mamushka("cp", f"{tmp_path}/file", "box:/data/").returncode == 0
+    done = mamushka("start", "-a", "box")
+    assert done.returncode and b"written into its shared root" in done.stderr
+
+
+def test_figures(mamushka: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base(), upper()]))
+    with capsys.disabled():
+        for words in (DISKS, DISKS[:4], DISKS, DISKS[:4]):
+            began = time.monotonic()
+            assert mamushka("run", "--rm", *words, "some", "true").returncode == 0
+            print(f"\n{'layers' if words == DISKS else 'shared'}: {time.monotonic() - began:.2f} s")
+
+
+def _until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.3)
