@@ -1,6 +1,7 @@
 """``make lab``: the tests that are marked for it; or any command in the machine: ``python -m tests.lab -- uname -a``.
 
-With ``--systemd`` before the command, systemd is the machine's first process and the command a unit. What a failed run
+With ``--systemd`` before the command, systemd is the machine's first process and the command a unit; alone it means
+its tests, and ``--machines`` those of virtual machines, which take as long as all others. What a failed run
 leaves, its console and for each failed test the report, the plan and the trace, stays in a directory that is named.
 """
 
@@ -21,6 +22,8 @@ from tests.lab.kernel import Unavailable, default_cache, kernel
 
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TIMEOUT = 3000.0
+# Where the tests of virtual machines lie: below them kernels boot, each a machine in the machine.
+MACHINES = ("tests/integration/machine/", "tests/integration/walls/", "tests/integration/oci/test_machine_callers.py")
 # Failed runs whose artefacts are kept; the older go.
 _RUNS_MAX = 5
 
@@ -33,17 +36,24 @@ def main(words: list[str]) -> int:
     as_unit = words[:1] == ["--systemd"]
     given = words[as_unit:]
     given = given[1:] if given[:1] == ["--"] else given
+    if words == ["--machines"]:
+        return _run(
+            shlex.join(pytest("lab", [path for path in files("lab") if path.startswith(MACHINES)])), as_unit=False
+        )
     if given:
         return _run(shlex.join(given), as_unit=as_unit)
     if as_unit:
         return _run(shlex.join(pytest("systemd", files("systemd"))), as_unit=True)
-    # Both machines at once: neither keeps all of two processors busy. The second's console is shown when it has ended.
+    # Two at once: neither keeps all of two processors busy. The second's console is shown when it has ended.
     with tempfile.TemporaryFile("w+") as console:
+        beside = shlex.join([sys.executable, "-m", "tests.lab"])
         other = subprocess.Popen(
-            [sys.executable, "-m", "tests.lab", "--systemd"], cwd=HERE, stdout=console, stderr=console
-        )
+            ["/bin/sh", "-c", f"{beside} --systemd; first=$?; {beside} --machines && exit $first"],
+            cwd=HERE, stdout=console, stderr=console,
+        )  # fmt: skip
         try:
-            status = _run(shlex.join(pytest("lab", files("lab"))), as_unit=False)
+            plain = [path for path in files("lab") if not path.startswith(MACHINES)]
+            status = _run(shlex.join(pytest("lab", plain)), as_unit=False)
         finally:
             status_of_other = other.wait()
             console.seek(0)
