@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from mamushka import document
 from mamushka.errors import Conflict
 from mamushka.machine import statistics
 from mamushka.machine.board import Board, ram
+from mamushka.machine.cage import Cage
 from mamushka.machine.computer import Computer, Interior
 from mamushka.machine.devices.virtio.vsock import Vsock
 from mamushka.machine.executors.kvm import KvmExecutor
@@ -147,3 +150,61 @@ def test_figures_as_a_document(computer: Computer) -> None:
     # The same as whoever may open the file says, but for what was touched meanwhile.
     other = statistics.memory_of(computer._board.machine.memory)
     assert abs(other.guest_private - figures.memory.guest_private) <= 1 << 20
+
+
+def checked(text: bytes) -> bytes:
+    return b"$" + text + b"#%02x" % (sum(text) & 0xFF)
+
+
+@pytest.mark.root
+def test_behind_the_real_cage() -> None:
+    """A debugger that was handed over, and figures, by the system calls that the filters allow."""
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _caged(theirs.detach(), writer)
+        finally:
+            os._exit(1)
+    theirs.close()
+    os.close(writer)
+    ours.settimeout(30)
+    with open(reader, "rb") as told:
+        figures = statistics.sample(json.loads(told.readline()))
+        assert figures.user["Write"] > 0 and figures.memory.guest_private > 0 and figures.counts["exits"] > 0
+        assert told.readline() == b"attached\n"
+        for question, begin in (
+            (b"?", b"T05"),
+            (b"g", b""),
+            (b"m200000,4", b""),
+            (b"vCont;s:1", b"T05"),
+            (b"D", b"OK"),
+        ):
+            ours.sendall(checked(question))
+            said = b""
+            while b"#" not in said[:-2]:
+                said += ours.recv(1 << 16)
+            ours.sendall(b"+")
+            assert said.startswith(b"+$" + begin), (question, said)
+        ours.close()
+        assert told.readline() == b"gone\n"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _caged(peer: int, writer: int) -> None:
+    board = Board(KvmExecutor(), ram(8 << 20))
+    computer = Computer(board, Vsock(), Interior(Config("1.2.0"), "/"))
+    computer.enter_at(board.boot(program(COUNTING)))
+    computer.boot(Cage(), Process(args=("none",)), Streams(), lambda: None, lambda error: None)
+    answers = Answers()
+    while not count(computer):
+        pass
+    computer.ask("figures", {}, answers)
+    os.write(writer, document.dump(answers.next()) + b"\n")
+    computer.ask("gdb", {"descriptors": [peer]}, answers)
+    os.write(writer, answers.next().encode() + b"\n")
+    while computer._debugged:
+        threading.Event().wait(0.05)
+    os.write(writer, b"gone\n" if moves(computer) else b"still\n")
+    os._exit(0)
