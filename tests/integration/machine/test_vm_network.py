@@ -63,7 +63,7 @@ def test_a_container_and_a_machine_in_one_network(mamushka: Command, root: Path)
         address = mamushka("inspect", "-f", where, other).stdout.decode().strip()
         script = (
             f"busybox nslookup {other} 127.0.0.11; ping -c 1 -w 20 {other} && "
-            f"busybox wget -T 20 -q -O - http://{address}/x && ping -6 -c 1 -w 20 {other}"
+            f"printf 'GET /x HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 20 {address} 80 && ping -6 -c 1 -w 20 {other}"
         )
         done = mamushka("exec", name, "sh", "-c", script)
         assert done.returncode == 0 and b"pong\n" in done.stdout, (name, done.stdout, done.stderr)
