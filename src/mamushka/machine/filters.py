@@ -159,6 +159,8 @@ REQUESTS: Mapping[int, str] = {
     0x400454D0: "TUNSETOFFLOAD: what the driver takes unfinished",
     0x5401: "TCGETS: whether something is a terminal",
     0x5402: "TCSETS: a caller's terminal as it was, where the caller was killed",
+    0x802C542A: "TCGETS2: the same, of newer C libraries",
+    0x402C542B: "TCSETS2: the same",
     0x5413: "TIOCGWINSZ: a terminal's size",
     0x5421: "FIONBIO: the interpreter makes sockets non-blocking by it",
     0x5450: "FIONCLEX: and inheritable",
