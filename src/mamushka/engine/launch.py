@@ -66,7 +66,7 @@ def mount(launch: Launch) -> int:
 
 def launch(runtime: Runtime, launch: Launch, config: Config, root: int = -1) -> Streams:
     """Run the bundle, or go on from a state, on ``root`` or a fresh mount of the layers; the descriptor is closed."""
-    if launch.disks.images:
+    if launch.disks.images and not launch.state:  # a state is refused, by who knows why
         if root >= 0:
             os.close(root)
         with Ends(launch.terminal, launch.stdin) as ends:

@@ -86,7 +86,7 @@ class Configuration:
 def configuration() -> Configuration:
     """MAMUSHKA_KERNEL, then ``machines.json`` of the user and of the host. Invalid where a file cannot be understood.
 
-    {"kernel": "/path", "cpus": 2, "memory": 1073741824}
+    {"kernel": "/path", "cpus": 2, "memory": 1073741824, "root": "layers"}
     """
     from mamushka import document
     from mamushka.errors import Invalid

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 ROOT = "/run/root"
 _LAYER, _TOP, _FILES = "/run/l", "/run/top", "/run/files"
-# Drivers find devices while the first process starts already; under emulation that takes a second.
-_PATIENCE = 60.0
+# Drivers find devices while the first process starts already; under emulation that takes a second. An answer of the
+# agent's is waited for longer (agent.PATIENCE).
+_PATIENCE = 20.0
 _OPTIONS = "index=off,metacopy=off"
 # Linux maps whole sections of memory only where they begin and end on 2 MiB.
 _HUGE = 2 << 20

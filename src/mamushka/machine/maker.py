@@ -75,8 +75,8 @@ class Maker:
         ``disk`` opens the disks of machines that mount their layers themselves.
         """
         self._cache, self._kernel, self._filters, self._wires = cache, kernel, filters, wires
-        self._resolver = resolver
-        self._otherwise, self._disk = otherwise, disk
+        self._resolver, self._disk = resolver, disk
+        self._otherwise = otherwise
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
         """See ``runtime.Maker``."""

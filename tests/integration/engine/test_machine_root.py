@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from mamushka.engine import machine_root
+from mamushka.engine import rootfs as engine_root
 from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Settings
+from mamushka.engine.workload import Workload
 from mamushka.errors import Invalid, Unsupported
+from mamushka.runtime import Disks
 from mamushka.storage import top
 from mamushka.storage.placement import BLOCK, PMEM
+from mamushka.values import replace
 from tests import peers
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
@@ -97,3 +101,61 @@ def test_a_program_that_fails_leaves_nothing_and_is_quoted(tmp_path: Path, monke
     with pytest.raises(Unsupported, match="no such luck"):
         top.make(str(tmp_path / "disk"))
     assert os.listdir(tmp_path) == ["mkfs.ext4"]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A kernel that is taken at its owner's word, and a configuration of the test's own."""
+    (tmp_path / "vmlinuz").write_bytes(bytes(4096))
+    monkeypatch.setenv("MAMUSHKA_KERNEL", str(tmp_path / "vmlinuz"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "mamushka").mkdir()
+    return tmp_path
+
+
+def of_machine(engine: Engine, image: str, root: str = "") -> Workload:
+    """A workload that says it is a machine, whatever this host can run."""
+    settings = Settings(
+        image=image,
+        networks=ALONE,
+        command=("true",),
+        annotations={machine_root.ANNOTATION: root} if root else {},
+    )
+    return replace(engine.inspect(engine.create(settings)), runtime="vm")
+
+
+def test_who_asks_for_it_gets_its_layers_as_disks(engine: Engine, busybox_reference: str, kernel: Path) -> None:
+    list(engine.images.pull(busybox_reference))
+    assert machine_root.disks(engine, of_machine(engine, busybox_reference)) == Disks()
+    one = of_machine(engine, busybox_reference, root="layers")
+    found = machine_root.disks(engine, one)
+    assert [image.mapped for image in found.images] == [True] and os.path.exists(found.top)
+    assert found.mode == os.stat(engine.layers.path(one.layers[-1])).st_mode & 0o7777
+    for asked in (lambda: engine_root.open_root(engine, one), lambda: machine_root.refuse(engine, one)):
+        with pytest.raises(Unsupported, match="its machine's own disk"):
+            asked()
+    # what its first start gave it stays, whatever is asked later
+    again = replace(one, settings=replace(one.settings, annotations={}))
+    assert machine_root.disks(engine, again) == found
+
+
+def test_the_host_may_want_it_for_all(engine: Engine, busybox_reference: str, kernel: Path) -> None:
+    list(engine.images.pull(busybox_reference))
+    (kernel / "mamushka/machines.json").write_text('{"root": "layers"}')
+    assert machine_root.disks(engine, of_machine(engine, busybox_reference)).images
+    assert machine_root.disks(engine, of_machine(engine, busybox_reference, root="shared")) == Disks()
+    (kernel / "mamushka/machines.json").write_text('{"root": "other"}')
+    with pytest.raises(Invalid, match="not 'other'"):
+        machine_root.disks(engine, of_machine(engine, busybox_reference))
+
+
+def test_what_was_written_into_a_shared_root_is_not_left_behind(
+    engine: Engine, busybox_reference: str, kernel: Path
+) -> None:
+    list(engine.images.pull(busybox_reference))
+    one = of_machine(engine, busybox_reference, root="layers")
+    Path(engine_root.snapshot(engine, one).upper, "file").write_text("copied")
+    with pytest.raises(Unsupported, match="written into its shared root"):
+        machine_root.disks(engine, one)
+    (kernel / "mamushka/machines.json").write_text('{"root": "layers"}')
+    assert machine_root.disks(engine, replace(one, settings=replace(one.settings, annotations={}))) == Disks()
