@@ -167,17 +167,17 @@ def clone(place: Place) -> str:
     memory.write(0x1000, b"\x66\xba\x00\x06\xee\xeb\xf9")  # mov dx, 0x600; out dx, al; again
     parent = Machine(KvmExecutor(), memory)
     parent.start(Entry("protected", {"rip": 0x1000, "rsp": 0x8000}), held=True)
-    saved, fd = state.capture(parent, {}), state.freeze(parent)
+    saved, frozen = state.capture(parent, {}), state.freeze(parent)
     taken = []
     for _ in range(max(50, place.rounds)):
         begin = time.perf_counter()
-        child = Machine(KvmExecutor(), state.private_memory(saved, fd))
+        child = Machine(KvmExecutor(), state.private_memory(saved, frozen.fd))
         state.reinstate(child, {}, saved)
         child.vcpus[0].run()
         taken.append(time.perf_counter() - begin)
         child.close()
     parent.close()
-    os.close(fd)
+    frozen.close()
     median, best = statistics.median(taken), min(taken)
     said = f"{median * 1000:.2f} ms (the quickest {best * 1000:.2f})"
     return f"clone    64 MiB to its first exit: {said}, at most 2 ms: {_verdict(median <= 0.002)}"

@@ -21,9 +21,9 @@ from tests.integration.machine.test_state import again, assemble, running
 from mamushka.machine import state
 parent = running(assemble("again: mov dx, 0x600\\n out dx, al\\n jmp again"))
 parent.pause()
-saved, fd = state.capture(parent, {}), state.freeze(parent)
+saved, frozen = state.capture(parent, {}), state.freeze(parent)
 for _ in range(COUNT):
-    child = again(saved, fd)
+    child = again(saved, frozen.fd)
     child.vcpus[0].run()
     child.close()
 parent.close()
