@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 GUEST := $(wildcard src/mamushka/guest/*.[ch] src/mamushka/guest/build.py)
 
-.PHONY: setup run check test lab bench fuzz clean
+.PHONY: setup run check test lab bench bench-kvm fuzz clean
 
 setup: .venv/.installed .venv/.guest
 
@@ -42,6 +42,9 @@ lab: .venv/.tested .venv/.guest
 
 bench: .venv/.tested .venv/.guest
 	$(BIN)/python -m bench
+
+bench-kvm: .venv/.tested .venv/.guest
+	$(BIN)/python -m bench.kvm
 
 fuzz: .venv/.tested .venv/.guest
 	$(BIN)/python -m tests.fuzz

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
     from mamushka.machine.boot.kernels import Kernel
 
-# What guests use, each where the kernel has it: the transport, the devices, the file systems.
-WANTED = (
-    "virtio_mmio", "vmw_vsock_virtio_transport", "virtiofs", "overlay", "virtio_net", "virtio_rng", "virtio_blk",
-    "nd_e820", "nd_pmem", "erofs", "ext4", "virtio_balloon", "af_packet",
+# What guests use, each where the kernel has it: the transport, the devices, the file systems. Every module is read,
+# unpacked and linked at each boot, so those for disks and layers come to machines that have some.
+SHARED = (
+    "virtio_mmio", "vmw_vsock_virtio_transport", "virtiofs", "overlay", "virtio_net", "virtio_rng", "af_packet",
 )  # fmt: skip
+WANTED = (*SHARED, "virtio_blk", "nd_e820", "nd_pmem", "erofs", "ext4", "virtio_balloon")
 # Says of what an archive was made; another means that it is made anew.
-_FORMAT = 1
+_FORMAT = 2
 
 
-def initramfs(kernel: Kernel, init: str, cache: str) -> int:
+def initramfs(kernel: Kernel, init: str, cache: str, wanted: tuple[str, ...] = WANTED) -> int:
     """A descriptor of the archive for a kernel; ``init`` is the first process's file, ``cache`` where it is kept."""
-    path = f"{cache}/{_name(kernel, init)}"
+    path = f"{cache}/{_name(kernel, init, wanted)}"
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -37,7 +38,7 @@ def initramfs(kernel: Kernel, init: str, cache: str) -> int:
     staged = f"{path}.{os.getpid()}"
     fd = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        rest = memoryview(archive(_members(kernel, init)))
+        rest = memoryview(archive(members(kernel, init, wanted)))
         while rest:
             rest = rest[os.write(fd, rest) :]
         os.rename(staged, path)
@@ -48,11 +49,11 @@ def initramfs(kernel: Kernel, init: str, cache: str) -> int:
     return fd
 
 
-def _name(kernel: Kernel, init: str) -> str:
+def _name(kernel: Kernel, init: str, wanted: tuple[str, ...]) -> str:
     """Of all that the content follows from: the files' names, sizes and times."""
     from mamushka.spec.digest import sha256
 
-    said = [str(_FORMAT), kernel.version, *_stamp(init), *_stamp(f"{kernel.modules}/modules.dep"), *WANTED]
+    said = [str(_FORMAT), kernel.version, *_stamp(init), *_stamp(f"{kernel.modules}/modules.dep"), *wanted]
     return f"initramfs-{sha256(' '.join(said).encode()).encoded[:32]}"
 
 
@@ -64,14 +65,15 @@ def _stamp(path: str) -> tuple[str, ...]:
     return path, str(found.st_size), str(found.st_mtime_ns)
 
 
-def _members(kernel: Kernel, init: str) -> Iterator[Member]:
+def members(kernel: Kernel, init: str, wanted: tuple[str, ...] = WANTED) -> Iterator[Member]:
+    """What is in it."""
     with open(init, "rb") as file:
         yield program("init", file.read())
     yield Member("dev/console", 0o020600, device=(5, 1))
     if not kernel.modules:
         return
     modules = Modules(kernel.modules)
-    order = modules.order(name for name in WANTED if modules.has(name))
+    order = modules.order(name for name in wanted if modules.has(name))
     yield from _inserted(modules, order)
 
 

@@ -84,7 +84,7 @@ class Maker:
         from mamushka.machine.agent.program import guest_program
         from mamushka.machine.boot import kernels
         from mamushka.machine.boot.command_line import command_line
-        from mamushka.machine.kit import initramfs
+        from mamushka.machine.kit import SHARED, WANTED, initramfs
         from mamushka.machine.shape import Shape, asked, shape
         from mamushka.machine.warm import Shelf, place
 
@@ -99,7 +99,9 @@ class Maker:
         if namespace >= 0:
             import mamushka.machine.devices.virtio.net  # noqa: F401
         host = _own_network()
-        first = initramfs(kernel, guest_program(os.uname().machine), self._cache)
+        # A root that comes as disks needs their modules; one that is shared as a directory does not.
+        wanted = WANTED if bundle.disks.images else SHARED
+        first = initramfs(kernel, guest_program(os.uname().machine), self._cache, wanted)
         boot = _Boot(kernel, first, command_line((*_WORDS, *append.split())))
         shelf = None if cold else Shelf(place(self._cache))
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+from mamushka.machine.devices.virtio.rng import Rng
+from mamushka.machine.devices.virtio.vsock import Vsock
 from tests import peers
+from tests.integration.machine import linux_guest
 from tests.integration.machine.guests import needs_kvm
 
 # Clones so many times; what the interpreter does besides is in both runs.
@@ -15,9 +21,9 @@ from tests.integration.machine.test_state import again, assemble, running
 from mamushka.machine import state
 parent = running(assemble("again: mov dx, 0x600\\n out dx, al\\n jmp again"))
 parent.pause()
-saved, fd = state.capture(parent, {}), state.freeze(parent)
+saved, frozen = state.capture(parent, {}), state.freeze(parent)
 for _ in range(COUNT):
-    child = again(saved, fd)
+    child = again(saved, frozen.fd)
     child.vcpus[0].run()
     child.close()
 parent.close()
@@ -72,3 +78,31 @@ def test_a_monitor_imports_nothing() -> None:
     """Its creator has, once for all that it forks: each would cost time then, and memory for each machine."""
     done = subprocess.run([sys.executable, "-c", _MADE], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+_SAYS = "echo mark0\nsleep 8\necho mark1\ntimeout 8 sh -c 'while :; do :; done'"
+
+
+@pytest.mark.lab
+def test_python_is_reached_seldom() -> None:
+    """By a boot 350 times, of those 60 for each device and as many for the console; idle 5 a second, busy 10."""
+    if not linux_guest.usable():
+        pytest.skip("no KVM here that runs a stock kernel: make lab")
+    devices = {"vsock": Vsock(), "rng": Rng()}
+    with linux_guest.linux(_SAYS, devices, ("vmw_vsock_virtio_transport", "virtio_rng")) as guest:
+        machine = guest.board.machine
+
+        def count() -> int:
+            return sum(sum(counts.copy().values()) for counts in machine.exits)
+
+        machine.start(guest.entry)
+        found = {}
+        for mark, most in (("mark0", 5), ("mark1", 10)):
+            guest.until(mark)
+            found[mark] = count()
+            time.sleep(2)
+            before = count()
+            time.sleep(4)
+            assert (count() - before) / 4 <= most, mark
+        print(found, machine.exits)
+        assert found["mark0"] <= 350
