@@ -34,8 +34,16 @@ def obstacle(kernel: str = "") -> str:
     """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
+        _obstacle = next((reason for reason in (_user(), _processor(), _program(), _files()) if reason), "")
     return _obstacle or _kernel(kernel)
+
+
+def _user() -> str:
+    from mamushka.linux.process import initial
+
+    if os.geteuid() == 0 and initial():
+        return ""
+    return "a machine of an ordinary user cannot join its network yet: run as root, or choose --runtime container"
 
 
 def _processor() -> str:
