@@ -34,8 +34,16 @@ def obstacle(kernel: str = "") -> str:
     """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
+        _obstacle = next((reason for reason in (_user(), _processor(), _program(), _files()) if reason), "")
     return _obstacle or _kernel(kernel)
+
+
+def _user() -> str:
+    from mamushka.linux.process import initial
+
+    if os.geteuid() == 0 and initial():
+        return ""
+    return "a machine of an ordinary user cannot join its network yet: run as root, or choose --runtime container"
 
 
 def _processor() -> str:
@@ -101,7 +109,7 @@ def configuration() -> Configuration:
         break
     kinds = {"kernel": str, "cpus": int, "memory": int, "root": str}
     for name, item in found.items() if isinstance(found, dict) else (("", None),):
-        if not isinstance(item, kinds.get(name, ())):
+        if type(item) is not kinds.get(name):  # a bool is an int to isinstance
             raise Invalid(f"{path} has {name!r}: {item!r}", hint=f"it is an object with {', '.join(kinds)}")
     named = os.environ.get("MAMUSHKA_KERNEL", "")
     return Configuration(**{**found, **({"kernel": named} if named else {})})
@@ -119,15 +127,13 @@ def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kern
     from mamushka.machine.runtime import MachineRuntime
     from mamushka.machine.shape import CPUS_DEFAULT, MEMORY_DEFAULT, Shape
 
-    common = configuration()
+    def common() -> tuple[str, Shape]:
+        # Only when a machine is made: a file that cannot be understood must keep nobody from ending one.
+        found = configuration()
+        return kernel or found.kernel, Shape(found.cpus or CPUS_DEFAULT, found.memory or MEMORY_DEFAULT)
+
     maker = Maker(
-        cache=cache or f"{root}.cache",
-        kernel=kernel or common.kernel,
-        otherwise=Shape(common.cpus or CPUS_DEFAULT, common.memory or MEMORY_DEFAULT),
-        filters=filters,
-        wires=wires,
-        resolver=resolver,
-        disk=disk,
+        cache=cache or f"{root}.cache", common=common, filters=filters, wires=wires, resolver=resolver, disk=disk
     )
     return MachineRuntime(root, cgroups=cgroup, manager=manager, maker=maker)
 

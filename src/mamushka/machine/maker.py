@@ -60,23 +60,22 @@ class Maker:
         self,
         *,
         cache: str,
-        kernel: str = "",
-        otherwise: Shape | None = None,
+        common: Callable[[], tuple[str, Shape]],
         filters: Callable[[Config], Filter | None] = lambda config: None,
         wires: Wires | None = None,
         resolver: Callable[[int, str], int] = lambda namespace, text: -1,
         disk: OpenDisk | None = None,
     ) -> None:
-        """``cache`` is a directory for what is made once, ``kernel`` the one that a bundle gets that names none.
+        """``cache`` is a directory for what is made once. ``common`` tells which kernel a bundle gets that names none,
+        and the machine of one without limits; it is asked when a machine is made.
 
-        ``otherwise`` is the machine that a bundle without limits gets;
         ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network,
         ``resolver`` a socket to what answers for names inside one, where a resolv.conf says so;
         ``disk`` opens the disks of machines that mount their layers themselves.
         """
-        self._cache, self._kernel, self._filters, self._wires = cache, kernel, filters, wires
-        self._resolver, self._disk = resolver, disk
-        self._otherwise = otherwise
+        self._cache, self._common, self._filters, self._wires = cache, common, filters, wires
+        self._resolver = resolver
+        self._disk = disk
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
         """See ``runtime.Maker``."""
@@ -85,14 +84,15 @@ class Maker:
         from mamushka.machine.boot import kernels
         from mamushka.machine.boot.command_line import command_line
         from mamushka.machine.kit import SHARED, WANTED, initramfs
-        from mamushka.machine.shape import Shape, asked, shape
+        from mamushka.machine.shape import asked, shape
         from mamushka.machine.warm import Shelf, place
 
         config = bundle.config
         named, cold, append = asked(config.annotations)
-        kernel = kernels.choose(named, self._kernel)
+        named_by_host, usual = self._common()
+        kernel = kernels.choose(named, named_by_host)
         _check_device()
-        hardware = shape(config, self._otherwise or Shape())
+        hardware = shape(config, usual)
         filter = self._filters(config)
         # Paths may be those of the creator's own descriptors.
         namespace = _network(config) if self._wires is not None else -1
