@@ -26,7 +26,7 @@ def began(engine: Engine, workload: Workload) -> str:
     if workload.runtime != MACHINE or workload.status != "running":
         return ""
     try:
-        return str(_machines(engine).ask(workload.id, "statistics")["began"])
+        return str(_machines(engine).ask(workload.id, "began"))
     except (NotRunning, NotFound, Conflict, Unavailable):  # it has ended meanwhile, or holds still
         return ""
 

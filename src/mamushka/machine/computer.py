@@ -223,6 +223,9 @@ class Computer:
         if verb == "figures":  # of the machine, not of its guest, which may be silent
             answer(statistics.document(statistics.take(self._machine, mappings=self._mappings)))
             return
+        if verb == "began":
+            answer("cold" if self._saved is None else "warm")
+            return
         if verb == "gdb":
             self._debug(question["descriptors"], answer)
             return
@@ -301,7 +304,6 @@ class Computer:
         return {
             "kvm": self._machine.executor.counts(),
             "exits": list(self._machine.exits),
-            "began": "cold" if self._saved is None else "warm",
         }
 
     # A debugger

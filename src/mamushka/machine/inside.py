@@ -91,7 +91,7 @@ if TYPE_CHECKING:
             """They run again."""
 
         def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
-            """Anything further: ``processes``, ``statistics``, …; the answer is a document, or an exception."""
+            """Anything further: ``began``, ``processes``, ``figures``, …; the answer is a document, or an exception."""
 
         def close(self, done: Callable[[], None]) -> None:
             """The main process has ended: let the guest write to its disks what it has not, then call ``done``."""

@@ -98,8 +98,8 @@ def test_a_warm_machine_has_its_own_address(mamushka: Command, root: Path) -> No
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert (b"machine.warm" in done.stderr) == (name == "two"), done.stderr
-    said = mamushka("inspect", "-f", "{{.Runtime.Began}}", "one", "two").stdout
-    assert said == b"cold\nwarm\n"
+    began = mamushka("inspect", "-f", "{{.Runtime.Began}}", "one", "two")
+    assert began.stdout == b"cold\nwarm\n", began.stderr
     for name, other in (("one", "two"), ("two", "one")):
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.MacAddress}}{{end}}"
         address, mac = mamushka("inspect", "-f", form, name).stdout.decode().split()
