@@ -6,7 +6,7 @@ lets them share its pages.
 
 Such a root (``layers``) starts without any program that serves files, and its pages are shared between machines; but
 what the machine writes is on a disk that only its own kernel understands. The other root (``shared``) is the overlay
-that a container has, served by virtiofsd: ``cp``, ``diff``, ``commit`` and ``export`` work on it. Which one a workload
+that a container has, served by virtiofsd: ``cp`` and ``diff`` work on it. Which one a workload
 has is decided by its first start, and said by the disk being there.
 """
 

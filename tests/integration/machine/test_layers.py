@@ -153,7 +153,7 @@ def test_what_it_writes_stays_and_what_cannot_be_seen_is_refused(mamushka: Comma
     said = mamushka("logs", "box").stdout.split()
     assert said[0] == b"0" and b"overlay" in said
     assert subprocess.run(["pgrep", "virtiofsd"], capture_output=True).stdout == b""
-    for refused in (("diff", "box"), ("cp", "box:/data/kept", "-"), ("export", "box", "-o", f"{tmp_path}/x")):
+    for refused in (("diff", "box"), ("cp", "box:/data/kept", "-")):
         done = mamushka(*refused)
         assert done.returncode and b"its machine's own disk" in done.stderr, (refused, done)
     found = mamushka("exec", "-u", "added", "box", "id", "-u")
