@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mamushka.machine.inside import Guest
     from mamushka.record import Kept, Record
     from mamushka.runtime import Cgroup, Stdio
-    from mamushka.spec.runtime import Process, Resources
+    from mamushka.spec.runtime import Config, Process, Resources
 
     # In the monitor, once it is recorded: makes the machine, all that it needs open. The descriptors are to be kept.
     Make = Callable[[], Guest]
@@ -185,8 +185,7 @@ class BearMonitor:
 
     def _linked(self) -> bool:
         """Whether somebody may put links into a network namespace that is the machine's own."""
-        path = next((item.path for item in self.kept.config.linux.namespaces if item.type == "network"), None)
-        return path == "" and (self.gated or self._hooks())
+        return own_network(self.kept.config) and (self.gated or self._hooks())
 
     def _serve(self, post: Post, theirs: Line, listener: Listener) -> Any:
         from mamushka.machine.cage import Cage
@@ -276,6 +275,11 @@ class Forward:
             self._line.send({"event": name, "fields": fields})
         except (OSError, Invalid):  # the creator has gone, or has heard enough
             trace.unsubscribe(self)
+
+
+def own_network(config: Config) -> bool:
+    """Whether a new network namespace is asked for, into which others may put links."""
+    return any(item.type == "network" and not item.path for item in config.linux.namespaces)
 
 
 def _await(theirs: Line) -> None:

@@ -16,7 +16,7 @@ from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupporte
 from mamushka.linux import lock
 from mamushka.machine import control
 from mamushka.machine.control import connect, say
-from mamushka.machine.creation import CONTROL, OOM
+from mamushka.machine.creation import CONTROL, OOM, own_network
 from mamushka.record import Kept, Record, records
 from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
@@ -267,6 +267,9 @@ class MachineRuntime:
         return self._maker.features()
 
     def _ask(self, record: Record, question: Mapping[str, object]) -> Any:
+        # One whose links are put in between create and start is not made before that, and its monitor hears nobody.
+        if record.status(frozen=False) == CREATED and own_network(record.read().config):
+            raise Conflict("the machine is made when it is started", hint="start it first")
         try:
             return control.ask(f"{record.path}/{CONTROL}", question)
         except NotRunning:

@@ -348,3 +348,14 @@ def test_what_a_machine_cannot_honour_leaves_nothing(ground: Ground) -> None:
     assert not os.path.exists(f"{ground.state}/box")
     with pytest.raises(MamushkaError):
         ground.runtime.state("box")
+
+
+def test_a_machine_that_is_not_made_yet_answers_at_once(ground: Ground) -> None:
+    """Its links may come between create and start, so its monitor waits; who asks for more is told, and does not."""
+    ground.run("echo never", how="create")
+    begin = time.monotonic()
+    with pytest.raises(Conflict, match="when it is started"):
+        ground.runtime.pause("box")
+    with pytest.raises(Conflict, match="when it is started"):
+        ground.runtime.ask("box", "sizes")
+    assert time.monotonic() - begin < 5
