@@ -156,7 +156,9 @@ class Computer:
             return self._agent.wait(_CALLING if self._saved is None else _CALLING_AGAIN).release
         except Unavailable as error:
             last = bytes(self._console).decode(errors="replace").strip().splitlines()[-3:]
-            raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=error.hint) from error
+            again = "--cold boots it anew; `mamushka container prune` forgets the saved machines"
+            hint = error.hint if self._saved is None else again
+            raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=hint) from error
 
     def _write_down(self) -> None:
         """For those to come; what fails, as for want of room, fails for them alone."""

@@ -67,6 +67,7 @@ SERVING: Calls = {
     "shutdown": "one direction of a connection has ended",
     "getsockname": "the interpreter looks at each socket that it is handed",
     "fstat": "what came with a message",
+    "newfstatat": "the same, by newer C libraries; no path is left to be looked at",
     "lseek": "how long a file is, and where it has holes",
     "getrandom": "the interpreter's tables of a new kind; a device that hands out entropy",
 }
