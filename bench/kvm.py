@@ -258,10 +258,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kvm", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", choices=[[], *ROWS], help=", ".join(ROWS))
     parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant (default 10)")
+    parser.add_argument("--place", default="/var/tmp", help="a directory on no overlay (default %(default)s)")
     given = parser.parse_args()
     print(f"on {machines.host()}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors", flush=True)
     why, status = machines.lacking(), 0
-    with tempfile.TemporaryDirectory(prefix="mamushka-bench-", dir="/var/tmp") as path:
+    with tempfile.TemporaryDirectory(prefix="mamushka-bench-", dir=given.place) as path:
         for name in given.rows or ROWS:
             if why and name not in _SMALL:
                 print(f"{name:8} not here: {why}")

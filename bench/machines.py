@@ -97,7 +97,7 @@ def mini(place: str) -> str:
     with open(f"{place}/mini.s", "w") as file:
         file.write(f".intel_syntax noprefix\n{_MINI}")
     subprocess.run(["as", "--32", "-o", f"{place}/mini.o", f"{place}/mini.s"], check=True)
-    linked = ["ld", "-m", "elf_i386", "-Ttext=0x100000", "-e", "start", "-o", f"{place}/mini", f"{place}/mini.o"]
+    linked = ["ld", "-N", "-m", "elf_i386", "-Ttext=0x100000", "-e", "start", "-o", f"{place}/mini", f"{place}/mini.o"]
     subprocess.run(linked, check=True)
     return f"{place}/mini"
 
