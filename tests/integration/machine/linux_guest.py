@@ -38,12 +38,17 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 """
-# A shell at the port that is called "shell": opened once, for a port is open for one program.
-_SHELL = """for port in /sys/class/virtio-ports/*; do
-    if test "$(cat $port/name 2>/dev/null)" = shell; then
-        exec 3<>/dev/${port##*/}
-        sh <&3 >&3 2>&1
-    fi
+# A shell at the port that is called "shell": opened once, for a port is open for one program. The ports are told of by
+# the device after its driver was inserted, so they may be late.
+_SHELL = """for turn in $(seq 100); do
+    for port in /sys/class/virtio-ports/*; do
+        if test "$(cat $port/name 2>/dev/null)" = shell && test -c /dev/${port##*/}; then
+            exec 3<>/dev/${port##*/}
+            sh <&3 >&3 2>&1
+            break 2
+        fi
+    done
+    sleep 0.1
 done
 """
 
