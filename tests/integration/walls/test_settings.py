@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.walls.conftest import CONTAINER, MACHINE, Wall, make
+from tests.integration.walls.conftest import CONTAINER, MACHINE, Wall, eventually, make
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.lab, pytest.mark.slow]
 
@@ -30,7 +30,8 @@ class Seen:
     def __init__(self, wall: Wall, options: tuple[str, ...], command: tuple[str, ...]) -> None:
         self.wall = wall
         self.name = wall.begin("-v", f"{REPORT}:/report.sh:ro", *options, "--", *command)
-        text = wall.told(self.name, b"== end").decode()
+        eventually(lambda: b"== end" in wall("logs", self.name).stdout, "the report's end", 120)
+        text = wall("logs", self.name).stdout.decode()
         parts = re.split(r"^== (.*)\n", text, flags=re.MULTILINE)[1:]
         self.report: Report = {name: lines.splitlines() for name, lines in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -67,8 +68,20 @@ def see(tmp_path_factory: pytest.TempPathFactory, busybox_reference: str, ground
             base = str(tmp_path_factory.mktemp("s"))
             return stack.enter_context(contextmanager(make)(name, base, busybox_reference))
 
-        @functools.cache
+        made: dict[tuple[str, str], Seen | Exception] = {}  # what failed fails once, and is told to all
+
         def seen(name: str, kind: str) -> Seen:
+            if (name, kind) not in made:
+                try:
+                    made[name, kind] = begin(name, kind)
+                except Exception as error:
+                    made[name, kind] = error
+            found = made[name, kind]
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        def begin(name: str, kind: str) -> Seen:
             if kind == PLAIN:
                 return Seen(wall(name), ("--hostname", "plain"), ("sh", "/report.sh"))
             return Seen(wall(name), options(ground), ("-c", ". /report.sh", "zero", "a b", "*"))
