@@ -56,7 +56,7 @@ def test_a_life_of_stop_start_and_kill(wall: Wall) -> None:
 
 def test_a_program_that_is_killed_by_a_signal(wall: Wall) -> None:
     """By --init, which passes it on and ends as it did; the first process itself cannot kill itself."""
-    name = wall.begin("--init", "--", "sh", "-c", "echo ready; sleep 1000; echo never")
+    name = wall.begin("--init", "--", "sh", "-c", "echo ready; exec sleep 1000")
     wall.told(name, b"ready")
     assert b"init" in wall.exec(name, "cat", "/proc/1/cmdline").stdout
     assert wall("kill", "-s", "INT", name).returncode == 0
