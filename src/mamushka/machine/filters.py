@@ -67,7 +67,7 @@ SERVING: Calls = {
     "shutdown": "one direction of a connection has ended",
     "getsockname": "the interpreter looks at each socket that it is handed",
     "fstat": "what came with a message",
-    "newfstatat": "the same, by newer C libraries; no path is left to be looked at",
+    "newfstatat": "the same, by newer C libraries: of a descriptor, of no path",
     "lseek": "how long a file is, and where it has holes",
     "getrandom": "the interpreter's tables of a new kind; a device that hands out entropy",
 }
@@ -183,6 +183,7 @@ _PROT_EXEC = 4
 # CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID and CHILD_CLEARTID: what a thread is made with.
 _THREAD = 0x3D0F00
 _AF_UNIX = 1
+_AT_EMPTY_PATH = 0x1000
 _ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64", "riscv64": "SCMP_ARCH_RISCV64"}
 
 
@@ -208,6 +209,7 @@ def _rules(name: str, pid: int) -> list[Rule]:
         "tgkill": Comparison(0, EQ, pid),
         "kill": Comparison(0, EQ, pid),
         "socket": Comparison(0, EQ, _AF_UNIX),
+        "newfstatat": Comparison(3, EQ, _AT_EMPTY_PATH),
     }
     if name == "ioctl":
         return _requests()
