@@ -24,6 +24,8 @@ HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TIMEOUT = 3000.0
 # Where the tests of virtual machines lie: below them kernels boot, each a machine in the machine.
 MACHINES = ("tests/integration/machine/", "tests/integration/walls/", "tests/integration/oci/test_machine_callers.py")
+# More than so many that fail are no chance.
+_AGAIN_MAX = 12
 # Failed runs whose artefacts are kept; the older go.
 _RUNS_MAX = 5
 
@@ -80,8 +82,22 @@ def pytest(mark: str, files: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _run(command: str, *, as_unit: bool) -> int:
-    """One machine; its artefacts stay when the command failed."""
+def _machines() -> int:
+    """The tests of virtual machines. Who fails is tried once more in a fresh machine of the lab, and is named.
+
+    A kernel that boots under two emulators, beside others, may take longer than anybody waits. Who fails twice fails.
+    """
+    failed: list[str] = []
+    tests = [path for path in files("lab") if path.startswith(MACHINES)]
+    status = _run(shlex.join(pytest("lab", tests)), as_unit=False, failed=failed)
+    if not status or not 0 < len(failed) <= _AGAIN_MAX:
+        return status
+    print("lab: once more, alone:\n" + "\n".join(f"  {name}" for name in failed), flush=True)
+    return _run(shlex.join(pytest("lab", failed)), as_unit=False)
+
+
+def _run(command: str, *, as_unit: bool, failed: list[str] | None = None) -> int:
+    """One machine; its artefacts stay when the command failed. ``failed`` is filled with the tests that did."""
     runs = f"{default_cache()}/runs"
     artefacts = f"{runs}/{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}{'.systemd' if as_unit else ''}"
     os.makedirs(artefacts)
@@ -97,9 +113,17 @@ def _run(command: str, *, as_unit: bool) -> int:
         if status == 0:
             shutil.rmtree(artefacts)
     if status:
+        if failed is not None:
+            failed += _failed(artefacts)
         _prune(runs)
         print(f"lab: failed ({status}); the console and what failed tests left:\n" + _listing(artefacts), flush=True)
     return status
+
+
+def _failed(artefacts: str) -> list[str]:
+    """The tests that left something: the first line of each report names one."""
+    reports = [f"{artefacts}/{name}/report.txt" for name in sorted(os.listdir(artefacts))]
+    return list(dict.fromkeys(_text(path).partition("\n")[0] for path in reports if os.path.exists(path)))
 
 
 def _listing(artefacts: str) -> str:
