@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 GUEST := $(wildcard src/mamushka/guest/*.[ch] src/mamushka/guest/build.py)
 
-.PHONY: setup run check test lab bench bench-kvm fuzz clean
+.PHONY: setup run check test lab lab-long bench bench-kvm fuzz clean
 
 setup: .venv/.installed .venv/.guest
 
@@ -39,6 +39,10 @@ test: .venv/.tested .venv/.guest
 lab: .venv/.tested .venv/.guest
 	tests/peers.sh
 	$(BIN)/python -m tests.lab
+
+lab-long: .venv/.tested .venv/.guest
+	tests/peers.sh
+	$(BIN)/python -m tests.lab --long
 
 bench: .venv/.tested .venv/.guest
 	$(BIN)/python -m bench

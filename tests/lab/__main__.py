@@ -1,7 +1,8 @@
 """``make lab``: the tests that are marked for it; or any command in the machine: ``python -m tests.lab -- uname -a``.
 
 With ``--systemd`` before the command, systemd is the machine's first process and the command a unit; alone it means
-its tests, and ``--machines`` those of virtual machines, which take as long as all others. What a failed run
+its tests, ``--machines`` those of virtual machines, and ``--long`` also those of them that take long, half an hour and
+more. What a failed run
 leaves, its console and for each failed test the report, the plan and the trace, stays in a directory that is named.
 """
 
@@ -24,6 +25,13 @@ HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TIMEOUT = 3000.0
 # Where the tests of virtual machines lie: below them kernels boot, each a machine in the machine.
 MACHINES = ("tests/integration/machine/", "tests/integration/walls/", "tests/integration/oci/test_machine_callers.py")
+# Those of them that take minutes each, or compare much: ``make lab-long``.
+LONG = (
+    "machine/test_clones.py", "machine/test_gdb.py", "machine/test_guest_boot.py", "machine/test_large.py",
+    "machine/test_layers.py", "machine/test_machine_verbs.py", "machine/test_vm_network.py", "machine/test_warm.py",
+    "oci/test_machine_callers.py", "walls/test_loads.py", "walls/test_networks.py", "walls/test_settings.py",
+    "walls/test_verbs.py",
+)  # fmt: skip
 # More than so many that fail are no chance.
 _AGAIN_MAX = 12
 # Failed runs whose artefacts are kept; the older go.
@@ -82,13 +90,13 @@ def pytest(mark: str, files: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _machines() -> int:
+def _machines(*, long: bool) -> int:
     """The tests of virtual machines. Who fails is tried once more in a fresh machine of the lab, and is named.
 
     A kernel that boots under two emulators, beside others, may take longer than anybody waits. Who fails twice fails.
     """
     failed: list[str] = []
-    tests = [path for path in files("lab") if path.startswith(MACHINES)]
+    tests = [path for path in files("lab") if path.startswith(MACHINES) and (long or not path.endswith(LONG))]
     status = _run(shlex.join(pytest("lab", tests)), as_unit=False, failed=failed)
     if not status or not 0 < len(failed) <= _AGAIN_MAX:
         return status
