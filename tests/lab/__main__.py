@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 from tests.lab import machine
 from tests.lab.initramfs import ARTEFACTS, SCRATCH
@@ -32,8 +34,14 @@ LONG = (
     "oci/test_machine_callers.py", "walls/test_loads.py", "walls/test_networks.py", "walls/test_settings.py",
     "walls/test_verbs.py",
 )  # fmt: skip
-# More than so many that fail are no chance.
+# More than so many that fail are no chance; so many machines of the lab are tried.
 _AGAIN_MAX = 12
+_MACHINES_MAX = 4
+# A test may take ten minutes, and none does; so long nothing is said by a machine that stands still.
+_SILENCE = 420.0
+_SILENT = 75
+# What ``pytest -v`` says of a test.
+_TOLD = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
 # Failed runs whose artefacts are kept; the older go.
 _RUNS_MAX = 5
 
@@ -90,48 +98,73 @@ def pytest(mark: str, files: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
+class Attempt(NamedTuple):
+    """What became of one machine: its command's status, and tests by what pytest said of them."""
+
+    status: int
+    failed: list[str]
+    finished: list[str]
+
+
 def _machines(*, long: bool) -> int:
-    """The tests of virtual machines. Who fails is tried once more in a fresh machine of the lab, and is named.
+    """The tests of virtual machines, in as many machines of the lab as it takes, up to a few.
 
-    A kernel that boots under two emulators, beside others, may take longer than anybody waits. Who fails twice fails.
+    A kernel that boots under two emulators, beside others, may take longer than anybody waits, and an emulator may lose
+    its clock, so that all stands still. Who has not finished goes on in a fresh machine; who has failed is
+    tried once more there, and is named. Who fails twice fails.
     """
-    failed: list[str] = []
-    tests = [path for path in files("lab") if path.startswith(MACHINES) and (long or not path.endswith(LONG))]
-    status = _run(shlex.join(pytest("lab", tests)), as_unit=False, failed=failed)
-    if not status or not 0 < len(failed) <= _AGAIN_MAX:
-        return status
-    print("lab: once more, alone:\n" + "\n".join(f"  {name}" for name in failed), flush=True)
-    return _run(shlex.join(pytest("lab", failed)), as_unit=False)
+    rest = [path for path in files("lab") if path.startswith(MACHINES) and (long or not path.endswith(LONG))]
+    again: list[str] = []
+    for _ in range(_MACHINES_MAX):
+        attempt = _attempt(shlex.join([*pytest("lab", [*again, *rest]), "-v"]), silence=_SILENCE)
+        twice = [name for name in attempt.failed if name in again]
+        if twice or len(attempt.failed) > _AGAIN_MAX:
+            return attempt.status
+        silent = attempt.status == _SILENT
+        if not silent and not attempt.failed:
+            return attempt.status
+        waiting = [name for name in again if name not in attempt.finished]
+        begun = attempt.finished[-1].partition("::")[0] if attempt.finished else ""
+        # From the file on in which it stood still: some of its tests run twice.
+        rest = [path for path in rest if path >= begun or begun not in rest] if silent else []
+        again = [*attempt.failed, *waiting]
+        print("lab: once more, or still to do:\n" + "\n".join(f"  {name}" for name in [*again, *rest]), flush=True)
+    return 1
 
 
-def _run(command: str, *, as_unit: bool, failed: list[str] | None = None) -> int:
-    """One machine; its artefacts stay when the command failed. ``failed`` is filled with the tests that did."""
+def _run(command: str, *, as_unit: bool) -> int:
+    """One machine; its artefacts stay when the command failed."""
+    return _attempt(command, as_unit=as_unit).status
+
+
+def _attempt(command: str, *, as_unit: bool = False, silence: float = float("inf")) -> Attempt:
     runs = f"{default_cache()}/runs"
     artefacts = f"{runs}/{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}{'.systemd' if as_unit else ''}"
     os.makedirs(artefacts)
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
     status = 1
+    failed: list[str] = []
+    finished: list[str] = []
     try:
         status = machine.run(
-            command, directory=HERE, environment=environment, timeout=TIMEOUT, artefacts=artefacts, as_unit=as_unit
-        )
+            command, directory=HERE, environment=environment, timeout=TIMEOUT, artefacts=artefacts, as_unit=as_unit,
+            silence=silence,
+        )  # fmt: skip
+    except machine.Silent as error:
+        print(f"lab: {error}", file=sys.stderr)
+        status = _SILENT
     except RuntimeError as error:
         print(f"lab: {error}", file=sys.stderr)
     finally:
+        told = _TOLD.findall(_text(f"{artefacts}/console.log"))
+        finished = [name for name, _ in told]
+        failed = list(dict.fromkeys(name for name, word in told if word in ("FAILED", "ERROR")))
         if status == 0:
             shutil.rmtree(artefacts)
     if status:
-        if failed is not None:
-            failed += _failed(artefacts)
         _prune(runs)
         print(f"lab: failed ({status}); the console and what failed tests left:\n" + _listing(artefacts), flush=True)
-    return status
-
-
-def _failed(artefacts: str) -> list[str]:
-    """The tests that left something: the first line of each report names one."""
-    reports = [f"{artefacts}/{name}/report.txt" for name in sorted(os.listdir(artefacts))]
-    return list(dict.fromkeys(_text(path).partition("\n")[0] for path in reports if os.path.exists(path)))
+    return Attempt(status, failed, finished)
 
 
 def _listing(artefacts: str) -> str:

@@ -65,6 +65,10 @@ class Console:
         self._file.close()
 
 
+class Silent(RuntimeError):
+    """The machine says nothing any more. Emulators of emulated machines lose their clocks at times."""
+
+
 def run(
     command: str,
     *,
@@ -74,8 +78,11 @@ def run(
     artefacts: str,
     as_unit: bool = False,
     quiet: bool = False,
+    silence: float = float("inf"),
 ) -> int:
     """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one.
+
+    Silent when it says nothing for ``silence`` seconds.
 
     ``artefacts`` is a directory of the host's: it gets the console's log, and what the command writes to
     ``initramfs.ARTEFACTS``. With ``as_unit`` systemd is the first process, and the command a service of its.
@@ -96,7 +103,8 @@ def run(
         subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True, env={"PATH": _PATH})
         words = f"{_KERNEL} {systemd.KERNEL}" if as_unit else _KERNEL
         console = Console(f"{artefacts}/console.log", quiet=quiet)
-        return _watch(_qemu(found.image, f"{scratch}/initramfs", [root, kept], disk, words), timeout, console)
+        machine = _qemu(found.image, f"{scratch}/initramfs", [root, kept], disk, words)
+        return _watch(machine, timeout, silence, console)
 
 
 @contextlib.contextmanager
@@ -134,7 +142,7 @@ def _qemu(image: str, initial: str, shared: list[tuple[str, str]], disk: str, wo
     ]  # fmt: skip
 
 
-def _watch(words: list[str], timeout: float, console: Console) -> int:
+def _watch(words: list[str], timeout: float, silence: float, console: Console) -> int:
     """Follow the console until it tells the exit status."""
     machine = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None
@@ -143,7 +151,9 @@ def _watch(words: list[str], timeout: float, console: Console) -> int:
         with selectors.DefaultSelector() as selector:
             selector.register(machine.stdout, selectors.EVENT_READ)
             while console.status is None:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                if not selector.select(max(0.0, min(deadline - time.monotonic(), silence))):
+                    if time.monotonic() < deadline:
+                        raise Silent(f"the machine has said nothing for {silence:.0f} s: see {console.path}")
                     raise RuntimeError(f"the machine did not end within {timeout:.0f} s: see {console.path}")
                 raw = os.read(machine.stdout.fileno(), 65536)
                 if not raw:
