@@ -54,10 +54,8 @@ def main(words: list[str]) -> int:
     as_unit = words[:1] == ["--systemd"]
     given = words[as_unit:]
     given = given[1:] if given[:1] == ["--"] else given
-    if words == ["--machines"]:
-        return _run(
-            shlex.join(pytest("lab", [path for path in files("lab") if path.startswith(MACHINES)])), as_unit=False
-        )
+    if words in (["--machines"], ["--long"]):
+        return _machines(long=words == ["--long"])
     if given:
         return _run(shlex.join(given), as_unit=as_unit)
     if as_unit:
@@ -85,7 +83,8 @@ def files(mark: str) -> list[str]:
     for directory, _, names in os.walk(f"{HERE}/tests/integration"):
         for name in names:
             path = f"{directory}/{name}"
-            if name.endswith(".py") and f"pytest.mark.{mark}" in _text(path):
+            text = _text(path) if name.startswith("test_") and name.endswith(".py") else ""
+            if f"pytest.mark.{mark}" in text or (mark == "lab" and "needs_linux" in text):
                 found.append(os.path.relpath(path, HERE))
     return sorted(found)
 

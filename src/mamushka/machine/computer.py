@@ -121,6 +121,7 @@ class Computer:
         broken: Callable[[BaseException], None],
     ) -> None:
         """See ``Guest``."""
+        self._machine.executor.counts()  # now, or whoever asks for figures later waits for a guest that sleeps
         cage.close()
         self._worker.start(lambda: cage.enter(CONTROL))
         self._debugging.start(lambda: cage.enter(DEBUGGER))

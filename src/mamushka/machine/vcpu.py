@@ -208,7 +208,10 @@ if TYPE_CHECKING:
             """Take what ``save`` gave."""
 
         def counts(self) -> dict[str, int]:
-            """Exits and faults since the beginning, by the executor's own names, over all virtual CPUs."""
+            """Exits and faults since the beginning, by the executor's own names, over all virtual CPUs.
+
+            Asked once before any of them runs, it never waits for the guest afterwards.
+            """
 
         def close(self) -> None:
             """Give everything back; no virtual CPU may run any more."""

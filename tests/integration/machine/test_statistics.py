@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from mamushka.machine.executors.kvm.probe import probe
 from mamushka.machine.statistics import rates, take
 from tests.integration.machine.guests import assemble, machine, needs_kvm, protected
@@ -44,6 +47,19 @@ def test_exits_are_counted_by_the_kernel_and_by_us() -> None:
             assert round(figures.emulated * figures.seconds) >= WRITES
         assert PAGES * 4096 <= figures.memory.guest_private - before.memory.guest_private <= (PAGES + 8) * 4096
         assert 1 << 20 < figures.memory.monitor_pss < 1 << 30
+
+
+def test_a_guest_that_sleeps_keeps_nobody_waiting() -> None:
+    """A virtual CPU hands its counters over only while it does not run, and one that sleeps in the kernel runs."""
+    with machine(assemble("again: hlt\n jmp again")) as made:
+        assert made.executor.counts()
+        made.start(protected())
+        time.sleep(0.05)
+        told: list[dict[str, int]] = []
+        asking = threading.Thread(target=lambda: told.append(made.executor.counts()), daemon=True)
+        asking.start()
+        asking.join(5)
+        assert told and told[0]["exits"] >= 0
 
 
 def test_counters_of_each_virtual_cpu_and_histograms() -> None:

@@ -166,7 +166,11 @@ class KvmExecutor:
         kvm.KVM_SET_CLOCK(self.vm, kvm.kvm_clock_data(clock=clock.clock))
 
     def counts(self) -> dict[str, int]:
-        """The kernel's own counters, of the machine and all virtual CPUs together; empty where it has none."""
+        """The kernel's own counters, of the machine and all virtual CPUs together; empty where it has none.
+
+        Ask once before the machine starts: a virtual CPU hands its counters over only while it does not run, and one
+        that sleeps in the kernel runs. Once they are open nobody waits.
+        """
         try:
             for fd in (self.vm, *(vcpu.fd for vcpu in self._vcpus))[len(self._statistics) :]:
                 self._statistics.append(Statistics(fd))
