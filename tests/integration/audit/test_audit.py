@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mamushka as api
-from mamushka.engine.audit import AXES, PROBES
+from mamushka.engine.audit import AXES, PROBES, runtimes
 from tests import images
 from tests import registry as registries
 from tests.integration.audit import scores
@@ -86,9 +86,12 @@ def test_what_is_told_has_a_stable_shape(mamushka: Command) -> None:
     done = mamushka("audit", "--json", *ALONE)
     answer = json.loads(done.stdout)
     assert answer.keys() == {"reports", "others"}
-    assert [item["runtime"] for item in answer["others"]] == ["vm", "emulated", "confidential"]
-    assert all("not part of this version" in item["reason"] for item in answer["others"])
-    (found,) = answer["reports"]
+    here = runtimes()
+    refused = {name: why for name, why in here.items() if why}
+    assert {item["runtime"]: item["reason"] for item in answer["others"]} == refused
+    assert all("not part of this version" in here[name] for name in ("emulated", "confidential"))
+    assert [item["runtime"] for item in answer["reports"]] == [name for name, why in here.items() if not why]
+    found = answer["reports"][0]
     assert found.keys() == {"version", "runtime", "image", "score", "axes", "findings"}
     assert (found["version"], found["runtime"], found["image"]) == (1, "container", "host")
     assert tuple(found["axes"]) == AXES
@@ -114,7 +117,7 @@ def test_what_is_told_has_a_stable_shape(mamushka: Command) -> None:
           "--max", "secrets=5"), 0, b""),
         (("--max", "101"), 125, b"AXIS=SCORE"),
         (("--max", "luck=3"), 125, b"the axes are network, secrets, files, privileges, processes"),
-        (("--runtime", "vm"), 125, b"virtual machines are not part of this version"),
+        (("--runtime", "emulated"), 125, b"emulated machines are not part of this version"),
         (("--privileged=maybe",), 125, b"not true or false"),
         (("no/such/image:at-all", "--pull", "never"), 125, b"no/such/image"),
         (("-it",), 125, b"unknown option"),
@@ -129,11 +132,21 @@ def test_how_it_ends(mamushka: Command, limits: tuple[str, ...], code: int, said
     assert mamushka("ps", "-aq").stdout == b""
 
 
+def test_machines_that_cannot_be_had_here_are_refused_with_the_reason(mamushka: Command) -> None:
+    reason = runtimes()["vm"]
+    if not reason:
+        pytest.skip("machines can be had here")
+    done = mamushka("audit", "--runtime", "vm")
+    assert done.returncode == 125 and f"vm: {reason}".encode() in done.stderr, done.stderr.decode()
+
+
 def test_people_read_what_why_and_how_to_close_it(mamushka: Command) -> None:
     text = mamushka("audit", *ALONE).stdout.decode()
     assert text.startswith("container, image host: 9 of 100")
     assert "processes     25" in text and "no limit of memory: all memory of the host" in text
-    assert "closed by: -m SIZE" in text and "vm: not audited: virtual machines" in text
+    assert "closed by: -m SIZE" in text and "emulated: not audited: emulated machines" in text
+    reason = runtimes()["vm"]
+    assert not reason or f"vm: not audited: {reason}" in text
     assert "network        0" in text and "the world" not in text
 
 
