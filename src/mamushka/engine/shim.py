@@ -356,6 +356,8 @@ def fork(main: Callable[[], None], keep: tuple[int, ...]) -> None:
     """
     import gc
 
+    from mamushka.linux.fd import close_others
+
     gc.freeze()
     pid = os.fork()
     if pid:
@@ -372,19 +374,3 @@ def fork(main: Callable[[], None], keep: tuple[int, ...]) -> None:
         status = 0
     finally:
         os._exit(status)  # no exit handler, no buffer and no destructor of the starter's may run here
-
-
-def close_others(keep: tuple[int, ...]) -> None:
-    """Close all descriptors but these; the first three become /dev/null."""
-    from mamushka.linux.fd import close_range
-
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(3):
-        if fd not in keep:
-            os.dup2(null, fd)
-    first = 3
-    for fd in sorted(fd for fd in keep if fd >= 3):
-        if fd > first:
-            close_range(first, fd - 1, 0)
-        first = fd + 1
-    close_range(first, 0x7FFFFFFF, 0)

@@ -64,6 +64,20 @@ def fcntl(fd: int, command: int, argument: int) -> int:
     raise NotImplementedError
 
 
+def close_others(keep: tuple[int, ...]) -> None:
+    """Close all descriptors but these; the first three become /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in range(3):
+        if fd not in keep:
+            os.dup2(null, fd)
+    first = 3
+    for fd in sorted(fd for fd in keep if fd >= 3):
+        if fd > first:
+            close_range(first, fd - 1, 0)
+        first = fd + 1
+    close_range(first, 0x7FFFFFFF, 0)
+
+
 _HOW_SIZE = sizeof(open_how)
 
 

@@ -338,21 +338,12 @@ def settle(keep: tuple[int, ...], console: int) -> None:
     """Be nobody's but our own: another session, no descriptor but ``keep``, no handler, no listener of the caller's."""
     import gc
 
-    from mamushka.linux.fd import close_range
+    from mamushka.linux.fd import close_others
 
     gc.freeze()  # a collection would copy the pages that are shared with the caller
     os.setsid()
     _signal.set_wakeup_fd(-1)  # the caller's descriptor, soon another's number
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(3):
-        if fd not in keep:
-            os.dup2(null, fd)
-    first = 3
-    for fd in sorted(fd for fd in keep if fd >= 3):
-        if fd > first:
-            close_range(first, fd - 1, 0)
-        first = fd + 1
-    close_range(first, 0x7FFFFFFF, 0)
+    close_others(keep)
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         if callable(_signal.getsignal(number)):
             _signal.signal(number, _signal.SIG_DFL)
