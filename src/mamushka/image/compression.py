@@ -7,7 +7,8 @@ bounded too. isal decompresses gzip twice as fast as zlib and serves where it is
 
 from __future__ import annotations
 
-from mamushka.errors import Invalid, Unsupported
+from mamushka import zstandard
+from mamushka.errors import Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _engine(kind: str) -> Callable[[], _Decompressor]:
     if kind == GZIP:
         module = _gzip()
         return lambda: module.decompressobj(wbits=31)
-    return _zstd()
+    return zstandard.decompressor()
 
 
 def _gzip() -> Any:
@@ -78,20 +79,6 @@ def _gzip() -> Any:
 
         return zlib
     return isal_zlib
-
-
-def _zstd() -> Callable[[], _Decompressor]:
-    try:
-        from compression.zstd import ZstdDecompressor  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        try:
-            from backports.zstd import ZstdDecompressor
-        except ImportError as error:
-            raise Unsupported(
-                "cannot read zstd: neither Python's compression.zstd nor backports.zstd is there",
-                hint="pip install backports-zstd",
-            ) from error
-    return ZstdDecompressor  # type: ignore[no-any-return,unused-ignore]
 
 
 def _expand(head: bytes, stream: Iterator[bytes], engine: Callable[[], _Decompressor], what: str) -> Iterator[bytes]:

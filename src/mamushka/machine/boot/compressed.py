@@ -6,7 +6,8 @@ unpacked can be kept.
 
 from __future__ import annotations
 
-from mamushka.errors import Invalid, Unsupported
+from mamushka import zstandard
+from mamushka.errors import Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,14 +51,4 @@ def _engine(kind: str) -> Any:
         import lzma
 
         return lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
-    try:
-        from compression.zstd import ZstdDecompressor  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        try:
-            from backports.zstd import ZstdDecompressor
-        except ImportError as error:
-            raise Unsupported(
-                "cannot read zstd: neither Python's compression.zstd nor backports.zstd is there",
-                hint="pip install backports-zstd",
-            ) from error
-    return ZstdDecompressor()
+    return zstandard.decompressor()()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mamushka import zstandard
 from mamushka.errors import Invalid, Unsupported
 from mamushka.storage.qcow2.header import ZSTD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 
 def expand(raw: bytes | bytearray, cluster: int, method: int) -> bytes:
@@ -30,18 +31,7 @@ def _deflate(raw: bytes | bytearray, cluster: int) -> bytes:
 
 
 def _zstd(raw: bytes | bytearray, cluster: int) -> bytes:
-    made: Any
-    try:
-        from compression.zstd import ZstdDecompressor  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        try:
-            from backports.zstd import ZstdDecompressor
-        except ImportError as error:
-            raise Unsupported(
-                "cannot read zstd: neither Python's compression.zstd nor backports.zstd is there",
-                hint="pip install backports-zstd",
-            ) from error
-    made = ZstdDecompressor()
+    made = zstandard.decompressor()()
     data: bytes = made.decompress(bytes(raw), cluster)
     while len(data) < cluster and not made.eof and not made.needs_input:
         more = made.decompress(b"", cluster - len(data))
