@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from errno import ENXIO
+
 from mamushka.linux.abi import syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -12,3 +19,18 @@ FALLOC_FL_ZERO_RANGE = 0x10
 @syscall(x86_64=285, aarch64=47, riscv64=47)
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Change the blocks behind a part of a file; on block devices since Linux 4.9. fallocate(2)."""
+
+
+def data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file in [start, end) that are no holes: (first byte, first byte behind). lseek(2), SEEK_DATA."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == ENXIO:  # a hole up to the file's end
+                return
+            raise
+        behind = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        if start < behind:
+            yield start, behind
+        start = behind

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import os
 from binascii import a2b_base64, b2a_base64
-from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, Unsupported
+from mamushka.linux.fallocate import data
 from mamushka.linux.memory import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -162,49 +162,31 @@ def _named(files: tuple[Stretch, ...]) -> str:
 
 def private_memory(saved: Saved, fd: int) -> Memory:
     """The machine's RAM out of its memory file, which is only read: what is written stays this machine's."""
-    regions = []
-    for stretch in saved.stretches:
-        own = os.dup(fd)
-        regions.append(
-            Region(stretch.start, stretch.length, fd=own, offset=stretch.offset, shared=False, name=stretch.name)
-        )
-    return Memory(tuple(regions))
+    return _memory_over(saved, fd, shared=False)
+
+
+def _memory_over(saved: Saved, fd: int, *, shared: bool) -> Memory:
+    memory = Memory()
+    try:
+        for item in saved.stretches:
+            own = os.dup(fd)
+            memory.add(Region(item.start, item.length, fd=own, offset=item.offset, shared=shared, name=item.name))
+    except BaseException:
+        memory.close()
+        raise
+    return memory
 
 
 def copied_memory(saved: Saved, fd: int) -> Memory:
     """The machine's RAM in a file of its own, with what the memory file has in it."""
     size = sum(stretch.length for stretch in saved.stretches)
     own = memfd("mamushka-ram", size)
-    memory = Memory()
     try:
-        for begin, end in _filled(fd, 0, size):
+        for begin, end in data(fd, 0, size):
             _copy(fd, own, begin, end)
-        for item in saved.stretches:
-            duplicate = os.dup(own)
-            region = Region(item.start, item.length, fd=duplicate, offset=item.offset, shared=True, name=item.name)
-            memory.add(region)
-    except BaseException:
-        memory.close()
-        raise
+        return _memory_over(saved, own, shared=True)
     finally:
         os.close(own)
-    return memory
-
-
-def _filled(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a stretch of a file that are no holes."""
-    while start < end:
-        try:
-            start = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == ENXIO:  # nothing but a hole follows
-                return
-            raise
-        if start >= end:
-            return
-        stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
-        yield start, stop
-        start = stop
 
 
 def _copy(fd: int, other: int, begin: int, end: int) -> None:
@@ -295,7 +277,7 @@ def _parts_to_write(region: Region) -> Iterator[tuple[int, int]]:
     if not region.shared or region.fd < 0:
         yield 0, region.length
         return
-    for begin, end in _filled(region.fd, region.offset, region.offset + region.length):
+    for begin, end in data(region.fd, region.offset, region.offset + region.length):
         yield begin - region.offset, end - region.offset
 
 

@@ -11,6 +11,7 @@ import os
 import stat
 
 from mamushka.linux import xattr
+from mamushka.linux.fallocate import data
 from mamushka.linux.fd import open_beneath
 from mamushka.spec.tar import DIRECTORY, REGULAR, SYMLINK
 from mamushka.storage.make import Maker
@@ -79,19 +80,12 @@ def _copy_file(at: int, name: bytes, target: int, path: bytes) -> None:
 
 def _copy_content(source: int, target: int, size: int) -> None:
     """Only what is not a hole; the rest of the length comes from ftruncate."""
-    position = 0
-    while position < size:
-        try:
-            position = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                break
-            raise
-        end = min(os.lseek(source, position, os.SEEK_HOLE), size)
+    for position, end in data(source, 0, size):
         while position < end:
             moved = _move(source, target, position, end - position)
             if not moved:  # it has become shorter
-                size = end = position
+                os.ftruncate(target, position)
+                return
             position += moved
     os.ftruncate(target, size)
 

@@ -22,11 +22,11 @@ Links are inline and directories keep a short end inline: both are read through 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from mamushka.errors import Invalid
+from mamushka.linux.fallocate import data
 from mamushka.storage.erofs.format import (
     BLOCK,
     BLOCKS_MAX,
@@ -154,27 +154,11 @@ def _chunks(fd: int, size: int) -> tuple[int, Sequence[int]]:
     """(bits of the chunk size, chunks with data); (0, ()) where leaving out the others would save too little."""
     bits = max(BLOCK.bit_length() - 1, (-(-size // _CHUNKS_MAX) - 1).bit_length())
     here: list[int] = []
-    for start, end in data(fd, size):
+    for start, end in data(fd, 0, size):
         first = start >> bits
         here.extend(range(max(first, here[-1] + 1 if here else 0), ((end - 1) >> bits) + 1))
     saved = (_count(size, bits) - len(here)) << bits
     return (bits, here) if saved >= _HOLES_MIN else (0, ())
-
-
-def data(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """The parts of a file, from ``start`` up to ``size``, that are no holes: (first byte, first byte behind)."""
-    position = start
-    while position < size:
-        try:
-            position = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            raise
-        end = min(os.lseek(fd, position, os.SEEK_HOLE), size)
-        if position < end:
-            yield position, end
-        position = end
 
 
 def _count(size: int, bits: int) -> int:

@@ -11,10 +11,11 @@ import os
 import stat
 
 from mamushka.errors import Conflict
+from mamushka.linux.fallocate import data
 from mamushka.linux.fd import open_beneath
 from mamushka.storage.erofs import directory
 from mamushka.storage.erofs.format import BLOCK, CHUNKS, HOLE, INLINE, inode
-from mamushka.storage.erofs.layout import data, union
+from mamushka.storage.erofs.layout import union
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Writer:
         for number, chunk in enumerate(here):
             table[chunk] = node.start + (number << bits) // BLOCK
             first, last = chunk << bits, min(node.size, chunk + 1 << bits)
-            for start, end in data(fd, last, first):
+            for start, end in data(fd, first, last):
                 self._copy(fd, start, end - start, table[chunk] * BLOCK + start - first, name)
         return b"".join(block.to_bytes(4, "little") for block in table)
 
