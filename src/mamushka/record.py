@@ -22,11 +22,11 @@ from errno import ENXIO
 
 from mamushka import document
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED
+from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from mamushka.spec.runtime import Config
@@ -289,6 +289,17 @@ class Record:
             return CREATED
         return RUNNING
 
+    def state(self, status: str) -> State:
+        """All that is told of it, with a status that was just asked for. NotFound for an unknown id."""
+        pid = 0 if status in (STOPPED, CREATING) else self.process()[0]
+        try:
+            kept = self.read()
+        except NotFound:
+            if not os.path.isdir(self.path):
+                raise
+            return State(self.id, status, pid, "")  # its creator was killed before it had written anything
+        return State(self.id, status, pid, kept.bundle, kept.config.annotations, kept.created)
+
     def _creator_lives(self) -> bool:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -316,6 +327,58 @@ def records(root: str) -> Iterator[Record]:
             yield Record(root, name)
         except Invalid:  # not ours
             continue
+
+
+def states(root: str, state: Callable[[str], State]) -> Iterator[State]:
+    """The state of each that a state directory has, by id."""
+    for record in records(root):
+        try:
+            yield state(record.id)
+        except NotFound:  # deleted meanwhile
+            continue
+
+
+def tidy(root: str, above: Callable[[], Iterable[str]]) -> None:
+    """With the last of a state directory go the directories that held the cgroups of all, so that nothing stays."""
+    try:
+        if os.listdir(root):
+            return
+    except FileNotFoundError:
+        pass
+    for directory in above():
+        try:
+            os.rmdir(directory)
+        except OSError:  # others have theirs there
+            continue
+
+
+def wait_for_readers(gate: int) -> None:
+    """Until nobody has the gate open for reading: the program has been executed, or has failed."""
+    import select
+
+    poll = select.poll()
+    poll.register(gate, 0)  # POLLERR is always told
+    poll.poll()
+
+
+class Claim:
+    """The first operation of every plan: take the id, and write down where to look for what is about to be made."""
+
+    def __init__(self, record: Record, cgroup: str, what: str, *, notify: bool = False) -> None:
+        self.record, self.cgroup, self.what, self.notify = record, cgroup, what, notify
+        self.claimed = False
+
+    def describe(self) -> str:
+        return f"record the {self.what} in {self.record.path}"
+
+    def execute(self) -> None:
+        self.record.claim(self.cgroup, notify=self.notify)
+        self.claimed = True
+
+    def undo(self) -> None:
+        if self.claimed:  # otherwise it is another's
+            self.record.remove()
+            self.record.release()
 
 
 def start_time(pid: int) -> int:

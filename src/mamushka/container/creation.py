@@ -30,26 +30,6 @@ if TYPE_CHECKING:
     from mamushka.spec.runtime import Config
 
 
-class Claim:
-    """Take the id and write down where to look for what is about to be made."""
-
-    def __init__(self, record: Record, cgroup: Cgroup, *, notify: bool = False) -> None:
-        self.record, self.cgroup, self.notify = record, cgroup, notify
-        self.claimed = False
-
-    def describe(self) -> str:
-        return f"record the container in {self.record.path}"
-
-    def execute(self) -> None:
-        self.record.claim(self.cgroup.place, notify=self.notify)
-        self.claimed = True
-
-    def undo(self) -> None:
-        if self.claimed:  # otherwise it is another container's
-            self.record.remove()
-            self.record.release()
-
-
 class MakeCgroup:
     """Make the cgroup with its limits."""
 

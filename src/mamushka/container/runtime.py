@@ -8,8 +8,8 @@ from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
 from mamushka import plan
 from mamushka.errors import Conflict, Invalid, NotFound
-from mamushka.record import Record, records
-from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
+from mamushka.record import Claim, Record, states, tidy, wait_for_readers
+from mamushka.runtime import CREATED, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
 
 TYPE_CHECKING = False
@@ -105,7 +105,7 @@ class ContainerRuntime:
         notify: bool = False,
     ) -> Started:
         from mamushka.container.cgroups.cgroup import above, choose
-        from mamushka.container.creation import BearInit, Claim, JoinGroup, MakeCgroup
+        from mamushka.container.creation import BearInit, JoinGroup, MakeCgroup
         from mamushka.container.parts import filter_of, to_keep, within
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of, prepare
@@ -128,9 +128,8 @@ class ContainerRuntime:
             )
             init = BearInit(interior, record, cgroup, privileges, root, preserve, program)
             group = [JoinGroup(interior.group, record)] if interior.group else []
-            plan.run(
-                [Claim(record, cgroup, notify=notify), MakeCgroup(cgroup, config, config.linux.resources), *group, init]
-            )
+            claim = Claim(record, cgroup.place, "container", notify=notify)
+            plan.run([claim, MakeCgroup(cgroup, config, config.linux.resources), *group, init])
         except BaseException:
             self._tidy(kept.cgroup)
             raise
@@ -158,7 +157,7 @@ class ContainerRuntime:
                 self._start_listening(record, kept, gate)
             else:
                 os.write(gate, b"\n")
-            _wait_for_readers(gate)
+            wait_for_readers(gate)
         finally:
             os.close(gate)
         self._check_failure(record)
@@ -223,23 +222,11 @@ class ContainerRuntime:
     def state(self, id: str) -> State:
         """The present state, taken from the kernel. NotFound for an unknown id."""
         record = self._record(id)
-        status = self._status(record)
-        pid = 0 if status in (STOPPED, CREATING) else record.process()[0]
-        try:
-            kept = record.read()
-        except NotFound:
-            if not os.path.isdir(record.path):
-                raise
-            return State(id, status, pid, "")  # its creator was killed before it had written anything
-        return State(id, status, pid, kept.bundle, kept.config.annotations, kept.created)
+        return record.state(self._status(record))
 
     def list(self) -> Iterator[State]:
         """All containers of this state directory, by id."""
-        for record in records(self.root):
-            try:
-                yield self.state(record.id)
-            except NotFound:  # deleted meanwhile
-                continue
+        return states(self.root, self.state)
 
     def config(self, id: str) -> Config:
         """What the container was made from; its system call filter without the rules."""
@@ -455,7 +442,7 @@ class ContainerRuntime:
         """Like ``run``, from a state that ``checkpoint`` has written."""
         from mamushka.container import checkpoint
         from mamushka.container.cgroups.layout import resolve
-        from mamushka.container.creation import Claim, MakeCgroup
+        from mamushka.container.creation import MakeCgroup
         from mamushka.container.parts import filter_of, to_keep
         from mamushka.container.plan import Interior
         from mamushka.container.privileges import keyring_of
@@ -475,7 +462,7 @@ class ContainerRuntime:
         try:
             own = keyring_of(id) if keyring else ""
             restored = RestoreProcesses(interior, record, cgroup, root, directory, options, filter_of(config)[1], own)
-            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, config, devices), restored])
+            plan.run([Claim(record, cgroup.place, "container"), MakeCgroup(cgroup, config, devices), restored])
         except BaseException:
             self._tidy(kept.cgroup)
             raise
@@ -486,18 +473,7 @@ class ContainerRuntime:
 
     def _tidy(self, cgroup: str) -> None:
         """With the last container go the directories that held the cgroups of all, so that nothing stays behind."""
-        try:
-            if os.listdir(self.root):
-                return
-        except FileNotFoundError:
-            pass
-        from mamushka.container.cgroups.cgroup import above
-
-        for directory in above(cgroup):
-            try:
-                os.rmdir(directory)
-            except OSError:
-                continue
+        tidy(self.root, lambda: _above(cgroup))
 
     def _delete_unread(self, record: Record) -> None:
         path = record.kept_cgroup()
@@ -566,13 +542,10 @@ def _frozen(cgroup: Cgroup) -> bool:
         return False
 
 
-def _wait_for_readers(gate: int) -> None:
-    """Until nobody has the gate open for reading: the program has been executed, or has failed."""
-    import select
+def _above(cgroup: str) -> list[str]:
+    from mamushka.container.cgroups.cgroup import above
 
-    poll = select.poll()
-    poll.register(gate, 0)  # POLLERR is always told
-    poll.poll()
+    return above(cgroup)
 
 
 def _wait_for_end(pidfd: int) -> None:

@@ -43,26 +43,6 @@ _GO: Packet = {"answer": "go"}
 _HOOKS = "hooks"  # the monitor is where they look for it
 
 
-class Claim:
-    """Take the id and write down where to look for what is about to be made."""
-
-    def __init__(self, record: Record, cgroup: Cgroup) -> None:
-        self.record, self.cgroup = record, cgroup
-        self.claimed = False
-
-    def describe(self) -> str:
-        return f"record the machine in {self.record.path}"
-
-    def execute(self) -> None:
-        self.record.claim(self.cgroup.place)
-        self.claimed = True
-
-    def undo(self) -> None:
-        if self.claimed:  # otherwise it is another's
-            self.record.remove()
-            self.record.release()
-
-
 class MakeCgroup:
     """Make the cgroup that the monitor is born in."""
 

@@ -17,8 +17,8 @@ from mamushka.linux import lock
 from mamushka.machine import control
 from mamushka.machine.control import connect, say
 from mamushka.machine.creation import CONTROL, OOM, own_network
-from mamushka.record import Kept, Record, records
-from mamushka.runtime import CREATED, CREATING, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
+from mamushka.record import Claim, Kept, Record, states, tidy, wait_for_readers
+from mamushka.runtime import CREATED, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
 from mamushka.values import EMPTY, replace
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ class MachineRuntime:
     def _make(
         self, id: str, bundle: Bundle, stdio: Stdio, root: int, preserve: tuple[int, ...], *, gated: bool
     ) -> Started:
-        from mamushka.machine.creation import BearMonitor, Claim, MakeCgroup, close_all
+        from mamushka.machine.creation import BearMonitor, MakeCgroup, close_all
         from mamushka.machine.shape import check, outside
 
         config = bundle.config
@@ -107,7 +107,7 @@ class MachineRuntime:
         used = keep if root < 0 else (*keep, root)
         bear = BearMonitor(kept, record, cgroup, stdio, make, gated=gated, keep=used)
         try:
-            plan.run([Claim(record, cgroup), MakeCgroup(cgroup, outside(config)), bear])
+            plan.run([Claim(record, cgroup.place, "machine"), MakeCgroup(cgroup, outside(config)), bear])
         except BaseException:
             self._tidy(cgroup.place)
             raise
@@ -129,7 +129,7 @@ class MachineRuntime:
             raise Conflict("cannot start an already running container")
         try:
             os.write(gate, b"\n")
-            _wait_for_readers(gate)
+            wait_for_readers(gate)
         finally:
             os.close(gate)
         self._check_failure(record)
@@ -170,23 +170,11 @@ class MachineRuntime:
     def state(self, id: str) -> State:
         """The present state, taken from the kernel. NotFound for an unknown id."""
         record = self._record(id)
-        status = self._status(record)
-        pid = 0 if status in (STOPPED, CREATING) else record.process()[0]
-        try:
-            kept = record.read()
-        except NotFound:
-            if not os.path.isdir(record.path):
-                raise
-            return State(id, status, pid, "")  # its creator was killed before it had written anything
-        return State(id, status, pid, kept.bundle, kept.config.annotations, kept.created)
+        return record.state(self._status(record))
 
     def list(self) -> Iterator[State]:
         """All machines of this state directory, by id."""
-        for record in records(self.root):
-            try:
-                yield self.state(record.id)
-            except NotFound:  # deleted meanwhile
-                continue
+        return states(self.root, self.state)
 
     def config(self, id: str) -> Config:
         """What the machine was made from; its system call filter without the rules."""
@@ -420,16 +408,7 @@ class MachineRuntime:
 
     def _tidy(self, place: str) -> None:
         """With the last machine go the directories that held the cgroups of all."""
-        try:
-            if os.listdir(self.root):
-                return
-        except FileNotFoundError:
-            pass
-        for directory in self._cgroups.above(place):
-            try:
-                os.rmdir(directory)
-            except OSError:  # others have theirs there
-                continue
+        tidy(self.root, lambda: self._cgroups.above(place))
 
     def mount(self, id: str, mounts: tuple[Mount, ...]) -> None:
         """What a guest sees of the host is decided when it is made."""
@@ -490,15 +469,6 @@ def _inside(resources: Resources) -> dict[str, object]:
     if resources.pids is not None and resources.pids.limit is not None:
         found["pids"] = resources.pids.limit
     return found
-
-
-def _wait_for_readers(gate: int) -> None:
-    """Until nobody has the gate open for reading: the program has been executed, or has failed."""
-    import select
-
-    poll = select.poll()
-    poll.register(gate, 0)  # POLLERR is always told
-    poll.poll()
 
 
 def _ends(pidfd: int, seconds: float) -> bool:
