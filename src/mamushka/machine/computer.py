@@ -236,7 +236,6 @@ class Computer:
             "processes": self._processes,
             "update": self._update,
             "traffic": self._traffic,
-            "statistics": self._statistics,
             "accounts": self._accounts,
         }
         act = known.get(verb)
@@ -302,12 +301,6 @@ class Computer:
         if size > _SMALL_MAX:
             raise Unsupported(f"{path} has {size} bytes, the most is {_SMALL_MAX}")
         return os.pread(self._small, size, 0).decode(errors="replace")
-
-    def _statistics(self, _question: dict[str, Any]) -> Any:
-        return {
-            "kvm": self._machine.executor.counts(),
-            "exits": list(self._machine.exits),
-        }
 
     # A debugger
 

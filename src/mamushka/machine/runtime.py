@@ -186,7 +186,7 @@ class MachineRuntime:
         return self._cgroup(record).processes() or tuple(pid for pid in (record.living(),) if pid)
 
     def ask(self, id: str, verb: str, **question: object) -> Any:
-        """Ask the monitor anything further: ``processes``, ``statistics``, ``figures``, …; the answer is a document."""
+        """Ask the monitor anything further: ``processes``, ``figures``, ``accounts``, …; the answer is a document."""
         return self._ask(self._record(id), {"ask": verb, **question})
 
     def sample(self, id: str) -> Sample:
