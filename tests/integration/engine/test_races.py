@@ -13,8 +13,7 @@ import pytest
 from mamushka.engine.engine import Engine
 from mamushka.engine.rootfs import open_root
 from mamushka.errors import Conflict, MamushkaError, NotFound, Unavailable
-from mamushka.runtime import State
-from mamushka.values import replace
+from mamushka.record import Record
 from tests.integration.engine.test_workloads import settings
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -83,15 +82,10 @@ def test_a_pid_that_is_another_processes_by_now_gives_no_root(engine: Engine, mo
     """The workload ended, and its number went to a process of the host's, between the question and the look."""
     id = engine.create(settings("sleep", "60", name="box"))
     engine.start(id)
-    runtime = engine.runtime("container")
-    answers = [replace(runtime.state(id), pid=os.getpid()), replace(runtime.state(id), pid=0, status="stopped")]
-
-    class Ending:
-        def state(self, _: str) -> State:
-            return answers.pop(0)
-
-    monkeypatch.setattr(engine, "runtime", lambda _: Ending())
+    answers = [os.getpid(), 0]
+    monkeypatch.setattr(Record, "living", lambda _: answers.pop(0))
     root = open_root(engine, engine.inspect(id))
+    assert not answers, "it was asked before the look, and after it"
     monkeypatch.undo()
     try:
         assert not os.path.samestat(os.fstat(root), os.stat("/"))

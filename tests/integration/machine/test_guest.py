@@ -414,6 +414,7 @@ def test_a_host_that_comes_back_goes_on(guest: Guest) -> None:
     name, ended = guest.create(guest.process_of(script), (-1, out, -1))
     guest.agent.start(name)
     time.sleep(0.1)
+    secret = guest.agent.channel.token
     guest.agent.hello = None
     guest.loop.call(lambda: guest.agent._drop(name))
     guest.loop.call(guest.agent.channel._lost)
@@ -421,7 +422,8 @@ def test_a_host_that_comes_back_goes_on(guest: Guest) -> None:
     while guest.agent.hello is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert guest.agent.hello is not None
-    assert guest.agent.hello.token == guest.agent.channel.token
+    assert guest.agent.hello.token == secret, "it proves that it is the same"
+    assert guest.agent.channel.token != secret, "and is told another secret: one that was cloned knows the old one"
     time.sleep(0.1)
     guest.agent.attach(name, words.STDOUT, -1, out)
     assert ended.result(20) == Exit(7)
