@@ -80,13 +80,17 @@ class Terminal:
 def check(bare: Bare) -> None:
     """Invalid or Unsupported where no such machine can be, saying why."""
     if not MEMORY_MIN <= bare.memory <= MEMORY_MAX:
-        raise Invalid(f"a machine of {bare.memory} bytes: {MEMORY_MIN >> 20} MiB to {MEMORY_MAX >> 30} GiB")
+        raise Invalid(
+            f"a machine of {bare.memory} bytes",
+            hint=f"from {MEMORY_MIN >> 20} MiB to {MEMORY_MAX >> 30} GiB, as in 512m",
+        )
     if not 1 <= bare.cpus <= CPUS_MAX:
-        raise Invalid(f"a machine of {bare.cpus} processors: 1 to {CPUS_MAX}")
-    from mamushka.machine.boot import is_program
+        raise Invalid(f"a machine of {bare.cpus} processors", hint=f"from 1 to {CPUS_MAX}")
+    from mamushka.machine import boot
 
-    if bare.force or is_program(bare.kernel):
+    if bare.force or boot.is_program(bare.kernel):
         return
+    boot.check(bare.kernel)
     from mamushka.machine.executors.kvm.probe import ABSENT, probe
 
     found = probe()

@@ -309,6 +309,16 @@ def test_a_stock_kernel_is_refused_with_the_reason() -> None:
     assert done.returncode == 126 and b"operating system's kernel" in done.stderr and b"--force" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"root:x:0:0", b"its format is not known"), (b"", b"is empty"), (b"\x7fELF", b"ELF")]
+)
+def test_what_is_no_kernel_is_told_so_on_every_host(tmp_path: Path, content: bytes, said: bytes) -> None:
+    (tmp_path / "junk").write_bytes(content)
+    done = run(tmp_path / "junk")
+    assert done.returncode == 126 and said in done.stderr and b"operating system's kernel" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
 def test_a_debugger_is_waited_for(tmp_path: Path) -> None:
     where = tmp_path / "gdb"

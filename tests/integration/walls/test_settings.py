@@ -149,8 +149,11 @@ def test_limits(see: See, wall: str) -> None:
     (files,) = (line.split() for line in report["limits"] if line.startswith("Max open files"))
     assert files[3:5] == ["64", "128"]
     assert report["processors"] == ["2"] if wall == MACHINE else int(report["processors"][0]) >= 1
-    forks = see(wall, GIVEN).inside("sh", "-c", "for i in $(seq 40); do sleep 2 & done; wait")
+    seen = see(wall, GIVEN)
+    forks = seen.inside("sh", "-c", "for i in $(seq 40); do sleep 2 & done; wait")
     assert "fork" in forks
+    # Those that it did make stay a while, and who comes next would find no room.
+    eventually(lambda: seen.inside("sh", "-c", "true & wait; echo room") == "room\n", "they end")
 
 
 @walls

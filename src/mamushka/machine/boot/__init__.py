@@ -9,6 +9,6 @@ command_line   the kernel's parameters                      kernels     which ke
 
 from __future__ import annotations
 
-from mamushka.machine.boot.loading import is_program, load
+from mamushka.machine.boot.loading import check, is_program, load
 
-__all__ = ["is_program", "load"]
+__all__ = ["check", "is_program", "load"]

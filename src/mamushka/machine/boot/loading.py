@@ -11,7 +11,7 @@ from mamushka.machine.boot.placing import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mamushka.machine.boot.memory_map import Stretch
     from mamushka.machine.memory import Memory
@@ -33,23 +33,33 @@ def load(
     ``rsdp`` is what ``acpi.install`` gave; ``extra`` adds to the memory map. Invalid for a broken kernel or too little
     memory, Unsupported for a format that is not known, each saying why.
     """
+    told = Told(command_line, initramfs, rsdp, extra, kernel if isinstance(kernel, str) else "kernel")
+    return _loader(kernel)(memory, told)
+
+
+def check(kernel: str | bytes | memoryview) -> None:
+    """Unsupported, Invalid or NotFound where ``load`` would say so of the file alone."""
+    _loader(kernel)
+
+
+def _loader(kernel: str | bytes | memoryview) -> Callable[[Memory, Told], Entry]:
+    """What loads a kernel, by what its file has in it."""
     name = kernel if isinstance(kernel, str) else "the kernel"
     image = _content(kernel)
     if not linux.recognise(image):
         image = memoryview(compressed.unpack(image, name))
-    told = Told(command_line, initramfs, rsdp, extra, kernel if isinstance(kernel, str) else "kernel")
     if linux.recognise(image):
-        return linux.load(memory, image, told)
+        return lambda memory, told: linux.load(memory, image, told)
     file = elf.parse(image) if elf.recognise(image) else None
     if file is not None:
         entry = pvh.entry_point(image, file) if file.machine in (elf.I386, elf.X86_64) else None
         if entry is not None:
-            return pvh.load(memory, image, file, entry, told)
+            return lambda memory, told: pvh.load(memory, image, file, entry, told)
     header = multiboot.find(image)
     if header is not None:
-        return multiboot.load(memory, image, header, told)
+        return lambda memory, told: multiboot.load(memory, image, header, told)
     if file is not None and linux.is_vmlinux(file):
-        return linux.load_vmlinux(memory, image, file, told)
+        return lambda memory, told: linux.load_vmlinux(memory, image, file, told)
     why = _why(image) if file is None else _why_not_elf(file)
     raise Unsupported(f"{name} cannot be booted: {why}", hint="a bzImage (vmlinuz) for x86_64 is needed")
 
@@ -75,10 +85,10 @@ def _content(kernel: str | bytes | memoryview) -> memoryview:
     try:
         fd = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no kernel {kernel}") from error
+        raise NotFound(f"there is no kernel {kernel}", hint="name an image, such as /boot/vmlinuz-VERSION") from error
     try:
         if not os.fstat(fd).st_size:
-            raise Invalid(f"the kernel {kernel} is empty")
+            raise Invalid(f"the kernel {kernel} is empty", hint="name an image, such as /boot/vmlinuz-VERSION")
         return memoryview(mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
     finally:
         os.close(fd)
