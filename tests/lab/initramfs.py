@@ -9,8 +9,9 @@ from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
 from tests.lab.kernel import Kernel
 
-# What is needed to reach the host's files; anything else the kernel asks modprobe for, as everywhere.
-MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtiofs", "overlay")
+# What is needed to reach the host's files, and what udev makes a node for elsewhere; anything else the kernel asks
+# modprobe for, as everywhere.
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "virtiofs", "overlay", "tun")
 EXIT = "@@lab: exit"
 # A disk of the machine's own, where tests work; nothing of the host's that is wanted lies below.
 SCRATCH = "/run/scratch"

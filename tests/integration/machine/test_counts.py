@@ -95,7 +95,7 @@ def test_python_is_reached_seldom() -> None:
         def count() -> int:
             return sum(sum(counts.copy().values()) for counts in machine.exits)
 
-        machine.start(guest.entry)
+        guest.start()
         found = {}
         for mark, most in (("mark0", 5), ("mark1", 10)):
             guest.until(mark)
