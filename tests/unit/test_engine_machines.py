@@ -47,9 +47,3 @@ def test_a_process_of_a_guest_is_told_by_its_own_words() -> None:
     assert machines._process(item, {12: 3, 7: 1}) == machines.Process(3, 1, 5, 2.0, "sh -c x")
     assert machines._process({**item, "command": ""}, {}) == machines.Process(3, 0, 5, 2.0, "[a) b]")
     assert machines._process({**item, "stat": "lies"}, {}).cpu == 0.0
-
-
-def test_an_ordinary_user_is_told_why_there_is_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setattr(machines, "_obstacle", None)
-    assert "ordinary user" in machines.obstacle()

@@ -34,16 +34,8 @@ def obstacle(kernel: str = "") -> str:
     """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_user(), _processor(), _program(), _files()) if reason), "")
+        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
     return _obstacle or _kernel(kernel)
-
-
-def _user() -> str:
-    from mamushka.linux.process import initial
-
-    if os.geteuid() == 0 and initial():
-        return ""
-    return "a machine of an ordinary user cannot join its network yet: run as root, or choose --runtime container"
 
 
 def _processor() -> str:
@@ -214,10 +206,15 @@ def wires(namespace: int) -> tuple[Wire, ...]:
     """A wire for each interface with an address in a network namespace, and what the guest is told of it.
 
     What is changed in the namespace is not changed back: it ends with the namespace, or serves the next machine in it.
+    An ordinary user's monitor stays in the namespace.
     """
+    from mamushka.linux.process import initial
     from mamushka.machine.maker import Wire
     from mamushka.network import tap
+    from mamushka.network.namespace import move
 
+    if not initial():
+        move(namespace)
     found = []
     for interface in tap.interfaces(namespace):
         joined = tap.join(namespace, interface.name)

@@ -71,3 +71,17 @@ def write(path: str, content: bytes) -> None:
         os.write(fd, content)
     finally:
         os.close(fd)
+
+
+def descendants(pid: int) -> tuple[int, ...]:
+    """A process and all that come from it and live, as this process's pid namespace counts. proc_pid_children(5)."""
+    found, at = [pid], 0
+    while at < len(found):
+        try:
+            for thread in os.listdir(f"/proc/{found[at]}/task"):
+                with open(f"/proc/{found[at]}/task/{thread}/children", encoding="ascii") as file:
+                    found += [int(word) for word in file.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended, or the kernel does not tell
+        at += 1
+    return tuple(found)

@@ -461,6 +461,18 @@ def routes(route: Netlink, family: int = AF_INET) -> list[Route]:
     return found
 
 
+def prohibitions(route: Netlink) -> list[tuple[bytes, int]]:
+    """(address, prefix) of what ``new_prohibition`` has forbidden in the namespace."""
+    found = []
+    for family in (AF_INET, AF_INET6):
+        for kind, body in route.dump(Message(RTM_GETROUTE, pack(rtmsg(rtm_family=family)), 0, "list routes")):
+            header = unpack(rtmsg, body)
+            address = attributes(body[sizeof(rtmsg) :]).get(RTA_DST, b"")
+            if kind == RTM_NEWROUTE and header.rtm_type == RTN_PROHIBIT and address:
+                found.append((address, int(header.rtm_dst_len)))
+    return found
+
+
 def neighbours(route: Netlink) -> list[Neighbour]:
     """Every neighbour whose hardware address the namespace knows."""
     found = []

@@ -13,7 +13,7 @@ from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
 from mamushka import plan
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
-from mamushka.linux import lock
+from mamushka.linux import lock, procfs
 from mamushka.machine import control
 from mamushka.machine.control import connect, say
 from mamushka.machine.creation import CONTROL, OOM, own_network
@@ -182,8 +182,12 @@ class MachineRuntime:
 
     def processes(self, id: str) -> tuple[int, ...]:
         """The pids that the host sees: the monitor's and its helpers'. Those inside are ``processes_inside``."""
-        record = self._record(id)
-        return self._cgroup(record).processes() or tuple(pid for pid in (record.living(),) if pid)
+        return self._processes(self._record(id))
+
+    def _processes(self, record: Record) -> tuple[int, ...]:
+        monitor = record.living()
+        # An ordinary user may have no cgroup, and then the monitor knows its helpers: they are its children.
+        return self._cgroup(record).processes() or (procfs.descendants(monitor) if monitor else ())
 
     def ask(self, id: str, verb: str, **question: object) -> Any:
         """Ask the monitor anything further: ``processes``, ``figures``, ``accounts``, …; the answer is a document."""
@@ -238,7 +242,7 @@ class MachineRuntime:
         What the guest mounts over it is not in it. NotFound when the machine has ended.
         """
         record = self._record(id)
-        for pid in self._cgroup(record).processes() if record.living() else ():
+        for pid in self._processes(record) if record.living() else ():
             try:
                 root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except (FileNotFoundError, ProcessLookupError, PermissionError):

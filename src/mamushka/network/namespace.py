@@ -27,25 +27,37 @@ DEFAULT_SYSCTLS = {
 
 
 class Entered:
-    """This thread inside a network namespace; a context manager that leads back out."""
+    """This thread inside a network namespace; a context manager that leads back out, if that is not where it was."""
 
     def __init__(self, namespace: int) -> None:
         self._namespace = namespace
         self._home = -1
 
     def __enter__(self) -> None:
-        self._home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+        home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if os.path.sameopenfile(home, self._namespace):
+                os.close(home)
+                return
             setns(self._namespace, CLONE_NEWNET)
         except BaseException:
-            os.close(self._home)
+            os.close(home)
             raise
+        self._home = home
 
     def __exit__(self, *exc: object) -> None:
+        home, self._home = self._home, -1
+        if home < 0:
+            return
         try:
-            setns(self._home, CLONE_NEWNET)
+            setns(home, CLONE_NEWNET)
         finally:
-            os.close(self._home)
+            os.close(home)
+
+
+def move(namespace: int) -> None:
+    """This thread into a network namespace for good: nobody in a user namespace is let back into the host's."""
+    setns(namespace, CLONE_NEWNET)
 
 
 def new_namespace(

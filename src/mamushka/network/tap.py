@@ -22,7 +22,7 @@ import errno
 import os
 
 from mamushka import plan
-from mamushka.errors import Conflict, NotFound
+from mamushka.errors import Conflict, NotFound, Unsupported
 from mamushka.linux import traffic
 from mamushka.linux.rtnetlink import (
     AF_INET,
@@ -48,6 +48,7 @@ from mamushka.linux.rtnetlink import (
     new_neighbour,
     new_route,
     open_route,
+    prohibitions,
     remove_link,
     routes,
     set_link,
@@ -66,6 +67,7 @@ REDIRECT, BRIDGE = "redirect", "bridge"
 _TAP, _BRIDGE = "mktap", "mkbridge"
 # By it our filters are known: a number that nobody chooses for his own.
 _PRIORITY = 0x6D6B
+_DROPS = {4: _PRIORITY - 2, 16: _PRIORITY - 1}  # by an address's length: before the other
 # What a kernel without the qdisc, the filter or the action says; and what it says of filters that are not there.
 _UNKNOWN = (errno.ENOENT, errno.EOPNOTSUPP)
 _ABSENT = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
@@ -230,6 +232,32 @@ class Tap(_Inside):
             os.close(fd)
 
 
+class Forbid(_Inside):
+    """What the namespace's own routes prohibit does not come in by the tap: a guest's kernel has routes of its own."""
+
+    def __init__(self, namespace: int, tap: Tap) -> None:
+        super().__init__(namespace, tap.name)
+        self._tap = tap
+
+    def describe(self) -> str:
+        return f"forbid the tap of {self.name} what the namespace prohibits"
+
+    def execute(self) -> None:
+        with self._open() as route:
+            wanted = prohibitions(route)
+            if not wanted:
+                return
+            index = self._find(route, self._tap.tap).index
+            route.request([traffic.new_ingress(index)])
+            # Filters of one priority are for one protocol.
+            route.request(
+                [traffic.new_drop(index, _DROPS[len(address)], address, prefix) for address, prefix in wanted]
+            )
+
+    def undo(self) -> None:
+        """It goes with the tap."""
+
+
 class Redirect(_Inside):
     """What comes in by the interface goes out by the tap, and the other way round."""
 
@@ -343,8 +371,8 @@ def steps(namespace: int, name: str, way: str) -> tuple[Tap, list[plan.Operation
     """The plan for one way of tying them together, and the operation in it that makes the tap."""
     tap = Tap(namespace, name)
     if way == REDIRECT:
-        return tap, [tap, Redirect(namespace, tap)]
-    return tap, [Bare(namespace, name), tap, Bridge(namespace, tap)]
+        return tap, [tap, Forbid(namespace, tap), Redirect(namespace, tap)]
+    return tap, [Bare(namespace, name), tap, Forbid(namespace, tap), Bridge(namespace, tap)]
 
 
 def join(namespace: int, name: str) -> Joined:
@@ -363,8 +391,13 @@ def join(namespace: int, name: str) -> Joined:
         try:
             plan.run(operations)
         except OSError as error:
-            if way == REDIRECT and error.errno in _UNKNOWN:
+            if error.errno not in _UNKNOWN:
+                raise
+            if way == REDIRECT:
                 continue
-            raise
+            raise Unsupported(
+                f"cannot keep a machine from what its network prohibits: {error}",
+                hint="sudo modprobe -a sch_ingress cls_u32 act_gact act_mirred",
+            ) from error
         return Joined(found, tap.fd, way, tuple(operations))
     raise AssertionError(name)

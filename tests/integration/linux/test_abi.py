@@ -34,6 +34,7 @@ HEADERS = (
     "linux/openat2.h", "linux/personality.h", "linux/pidfd.h", "linux/pkt_cls.h", "linux/pkt_sched.h",
     "linux/prctl.h", "linux/resource.h", "linux/rtnetlink.h",
     "linux/sched.h", "linux/sched/types.h", "linux/seccomp.h", "linux/securebits.h", "linux/stat.h",
+    "linux/tc_act/tc_gact.h",
     "linux/tc_act/tc_mirred.h", "linux/veth.h", "linux/vhost.h", "linux/wait.h", "linux/xattr.h", "asm/unistd.h",
     "sys/statfs.h", "sys/ioctl.h", "sys/syscall.h", "seccomp.h", "stddef.h", "stdio.h",
 )  # fmt: skip

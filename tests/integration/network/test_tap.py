@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mamushka import plan
-from mamushka.errors import Conflict, NotFound
+from mamushka.errors import Conflict, NotFound, Unsupported
 from mamushka.linux.tun import HEADER, open_tap
 from mamushka.network import tap
 from mamushka.network.namespace import Entered, new_namespace
@@ -177,6 +177,45 @@ def test_the_guest_answers_and_nobody_else(world: World, way: str) -> None:
     assert "mk" not in world.run(world.inside, "-br link")
 
 
+def _datagram(to: str) -> bytes:
+    """A frame with an empty datagram that says where it goes; from the guest to everybody."""
+    ethernet = b"\xff" * 6 + bytes.fromhex(MAC.replace(":", ""))
+    if ":" in to:
+        header = b"\x60\0\0\0" + struct.pack("!HBB", 8, socket.IPPROTO_UDP, 64)
+        source, target = (socket.inet_pton(socket.AF_INET6, item) for item in ("2001:db8::2", to))
+        return ethernet + b"\x86\xdd" + header + source + target + bytes(8)
+    start = b"\x45\0" + struct.pack("!HHHBB", 28, 0, 0, 64, socket.IPPROTO_UDP)
+    ends = socket.inet_aton(INSIDE) + socket.inet_aton(to)
+    return ethernet + b"\x08\0" + start + checksum(start + b"\0\0" + ends) + ends + bytes(8)
+
+
+def test_what_the_namespace_prohibits_no_guest_sends(world: World, way: str) -> None:
+    """Its kernel has routes of its own, so the wire keeps to those of the namespace."""
+    for forbidden in ("169.254.0.0/16", "2001:db8:5::/47"):
+        world.run(world.inside, f"route add prohibit {forbidden}")
+    try:
+        joined = join(world.inside, "eth0")
+    except Unsupported as error:
+        pytest.skip(f"{error}: make lab runs it")
+    with Entered(world.outside):
+        heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
+    with heard:
+        heard.bind(("vout", 3))
+        sent = ["169.254.169.254", "169.253.0.1", "169.255.0.1", "2001:db8:4:ffff::1", "2001:db8:5::1", "2001:db8:6::1"]
+        for to in (*sent, OUTSIDE):
+            os.write(joined.tap, bytes(HEADER) + _datagram(to))
+        passed = []
+        while select.select([heard], [], [], 2)[0]:
+            frame = heard.recv(2048)
+            if frame[6:12].hex(":") == MAC and frame[12:14] in (b"\x08\0", b"\x86\xdd"):
+                passed.append(socket.inet_ntop(socket.AF_INET, frame[30:34]) if frame[12] == 8 else
+                              socket.inet_ntop(socket.AF_INET6, frame[38:54]))  # fmt: skip
+                if passed[-1] == OUTSIDE:
+                    break
+    os.close(joined.tap)
+    assert passed == ["169.253.0.1", "169.255.0.1", "2001:db8:6::1", OUTSIDE]
+
+
 def test_the_tap_has_the_interfaces_mtu(world: World) -> None:
     joined = join(world.inside, "eth0")
     assert "mtu 1400" in world.run(world.inside, "link show type tun")
@@ -228,8 +267,13 @@ def test_what_fails_is_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_plan_says_what_it_does(world: World) -> None:
     describe: Callable[[str], str] = lambda way: plan.describe(tap.steps(world.inside, "eth0", way)[1])  # noqa: E731
-    assert describe(tap.REDIRECT) == "create tap for eth0\nredirect eth0 to its tap and back"
-    assert describe(tap.BRIDGE) == "take the addresses of eth0\ncreate tap for eth0\nbridge eth0 and its tap"
+    assert describe(tap.REDIRECT) == (
+        "create tap for eth0\nforbid the tap of eth0 what the namespace prohibits\nredirect eth0 to its tap and back"
+    )
+    assert describe(tap.BRIDGE) == (
+        "take the addresses of eth0\ncreate tap for eth0\nforbid the tap of eth0 what the namespace prohibits\n"
+        "bridge eth0 and its tap"
+    )
 
 
 def test_a_tap_without_wire() -> None:
