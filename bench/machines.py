@@ -22,7 +22,6 @@ from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.devices.virtio.vsock import Vsock
 from mamushka.machine.executors.kvm import DEVICE, KvmExecutor
 from mamushka.machine.executors.kvm.probe import probe
-from mamushka.machine.maker import _WORDS
 
 MEMORY = 512 << 20
 EMULATED = "TCG"  # in the name that QEMU gives its emulated processor
@@ -82,7 +81,7 @@ def stock() -> Kernel:
 
 def line() -> bytes:
     """The command line that ours gets."""
-    return command_line(_WORDS)
+    return command_line()
 
 
 def mini(place: str) -> str:
@@ -155,7 +154,8 @@ class Shell:
         self._entry = self.board.boot(stock().image, command_line=line(), initramfs=(initial,))
 
     def start(self) -> None:
-        """Let it run."""
+        """Let it run; its counters are opened before, as a virtual CPU that sleeps would not hand them over."""
+        self.count()
         self.board.machine.start(self._entry)
 
     def _listen(self, content: bytes) -> None:

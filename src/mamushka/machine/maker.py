@@ -39,10 +39,6 @@ if TYPE_CHECKING:
             """One for each interface."""
 
 
-# What a distribution's kernel is told beyond command_line's own.
-_WORDS = ("init_on_alloc=0",)
-
-
 @value
 class Wire:
     """A card's other end: the descriptor of a tap, given away; the card's address and MTU; what the guest is told."""
@@ -103,7 +99,7 @@ class Maker:
         # A root that comes as disks needs their modules; one that is shared as a directory does not.
         wanted = WANTED if bundle.disks.images else SHARED
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache, wanted)
-        boot = _Boot(kernel, first, command_line((*_WORDS, *append.split())))
+        boot = _Boot(kernel, first, command_line(append.split()))
         shelf = None if cold else Shelf(place(self._cache))
 
         def make() -> Guest:
