@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests import images
@@ -28,11 +29,10 @@ from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.executors.kvm import KvmExecutor
 from mamushka.machine.machine import Machine
 from mamushka.machine.memory import Memory, shared_region
-from mamushka.machine.statistics import memory_of, memory_use
+from mamushka.machine.statistics import MemoryUse, memory_of, memory_use
 from mamushka.machine.vcpu import Entry
 from mamushka.storage.block import open_disk
 
-PROCESSES = ("mamushka-vm", "mamushka-shim", "virtiofsd")  # of one machine, by their names
 FORKED = (64 << 20, 512 << 20)  # bytes of the machines whose forks are measured
 
 
@@ -125,28 +125,36 @@ def reads(place: Place) -> str:
         board.pmem(os.open(path, os.O_RDONLY | os.O_CLOEXEC), place.read)
         board.add("disk", Block(open_disk(path, "raw", writable=False), name="disk", serial="bench"))
 
-    guest = machines.Shell(_reading(("pmem0", "vda"), "nd_e820", "nd_pmem"), plug)
+    guest = machines.Shell(_reading(("pmem0", "pmem0", "vda"), "nd_e820", "nd_pmem"), plug)
     try:
         guest.start()
-        marks = [guest.until(f"mark{number}") for number in range(3)]
+        marks = [guest.until(f"mark{number}") for number in range(5)]
     finally:
         guest.board.close()
     scale = (1 << 30) / place.read
-    cells = []
-    for name, before, after in zip(("pmem", "disk"), marks[:-1], marks[1:], strict=True):
-        python, kernel = ((late - early) * scale for early, late in zip(before, after, strict=True))
-        cells.append(f"{name} {python:.0f} to Python, {kernel:.0f} in all")
+    python, kernel = (_scaled([mark[which] for mark in marks], scale) for which in (0, 1))
+    cells = [
+        f"{name} {reached:.0f} to Python, {all:.0f} in all"
+        for name, reached, all in zip(("pmem", "the same again", "disk"), python, kernel, strict=True)
+    ]
     cells.append(_peers_reads(place, path, scale))
-    return f"reads    exits for 1 GiB, from {place.read >> 20} MiB: {'; '.join(cells)} (the console's own among them)"
+    return f"reads    exits for 1 GiB, from {place.read >> 20} MiB: {'; '.join(cells)}"
+
+
+def _scaled(marks: Sequence[int], scale: float) -> list[float]:
+    """What lies between marks, without what it takes to say one: the first two have nothing else between them."""
+    said = marks[1] - marks[0]
+    return [max(0, late - early - said) * scale for early, late in pairwise(marks[1:])]
 
 
 def _reading(disks: Sequence[str], *modules: str) -> bytes:
-    """A guest that reads these disks to their ends, and says a mark before and after each."""
+    """A guest that reads these disks to their ends, past its own cache, and says marks before and after each."""
     script = "mkdir -p /dev /sys; mount -t devtmpfs d /dev; mount -t sysfs s /sys\n"
     script += "".join(f"while [ ! -b /dev/{name} ]; do usleep 10000; done\n" for name in disks)
-    script += "sleep 1\necho mark0 >/dev/console\n"
-    for number, name in enumerate(disks, 1):
-        script += f"dd if=/dev/{name} of=/dev/null bs=1M 2>/dev/null\necho mark{number} >/dev/console\n"
+    script += "dd if=/dev/zero of=/dev/null bs=1M count=4 2>/dev/null\nsleep 1\n"
+    for number, name in enumerate((None, None, *disks)):
+        read = f"dd if=/dev/{name} of=/dev/null bs=1M iflag=direct 2>/dev/null\n" if name else ""
+        script += f"{read}echo mark{number} >/dev/console\nusleep 500000\n"  # until somebody has looked
     return machines.files(f"{script}sleep 5\n", ("virtio_blk", *modules))
 
 
@@ -159,8 +167,8 @@ def _peers_reads(place: Place, path: str, scale: float) -> str:
     drive = ("-drive", f"if=none,id=d,format=raw,readonly=on,file={path}", "-device", "virtio-blk-device,drive=d")
     machine = qemu.Counted(qemu.words(machines.stock().image, machines.line(), initramfs, *drive, serial=True))
     try:
-        before = machine.until("mark0")
-        return f"QEMU's disk {(machine.until('mark1') - before) * scale:.0f} in all (its microvm has no pmem)"
+        (found,) = _scaled([machine.until(f"mark{number}") for number in range(3)], scale)
+        return f"QEMU's disk {found:.0f} in all (its microvm has no pmem)"
     finally:
         machine.close()
 
@@ -194,20 +202,26 @@ def memory(place: Place) -> str:
     ).stdout.strip()
     try:
         time.sleep(3)
-        own, shim, server = (sum(map(_beside, _called(name))) for name in PROCESSES)
+        monitors = _called("mamushka-vm")
+        ours, servers, shims = (_use(pids) for pids in (monitors, _called("virtiofsd"), map(_parent, monitors)))
     finally:
         subprocess.run(_ours(place, "rm", "-f", started), check=False, capture_output=True)
-    cells = [f"mamushka {own >> 10} KiB, its shim {shim >> 10} KiB, virtiofsd {server >> 10} KiB"]
+    beside = f"its shim {shims.monitor_pss >> 10} KiB, virtiofsd {servers.monitor_pss >> 10} KiB"
+    own, guests = ours.monitor_pss, [ours.guest_pss + servers.guest_pss]
+    cells = [f"mamushka {own >> 10} KiB, {beside}"]
     words = qemu.words(machines.stock().image, machines.line().replace(b"panic=-1", b"panic=0"))
     if words:
         machine = subprocess.Popen(words)  # its kernel finds no root, and stops there
         try:
             time.sleep(10)
-            theirs = _beside(machine.pid)
+            found = _use((machine.pid,))
         finally:
             machine.kill()
             machine.wait()
+        theirs = found.monitor_pss
+        guests.append(found.guest_pss)
         cells.append(f"QEMU {theirs >> 10} KiB: {own / theirs:.2f}x, budget 0.5x: {_verdict(own <= theirs / 2)}")
+    cells.append(f"the guests' own {' and '.join(f'{size >> 20} MiB' for size in guests)}")
     return f"memory   beside the guest's memory, PSS: {'; '.join(cells)}"
 
 
@@ -346,13 +360,23 @@ def _called(name: str) -> list[int]:
     return found
 
 
-def _beside(pid: int) -> int:
-    """Bytes (PSS) of all mappings but those that are as large as a guest's memory."""
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def _use(pids: Iterable[int]) -> MemoryUse:
+    """Of processes together; guests' is what is as large as a guest's memory."""
+    found = [_use_of(pid) for pid in pids]
+    return MemoryUse(guest_pss=sum(use.guest_pss for use in found), monitor_pss=sum(use.monitor_pss for use in found))
+
+
+def _use_of(pid: int) -> MemoryUse:
     with open(f"/proc/{pid}/smaps", "rb") as file:
         lines = file.readlines()
     heads = [line.split(b" ")[0].split(b"-") for line in lines if not line.split(b" ")[0].endswith(b":")]
     ranges = [(int(first, 16), int(last, 16)) for first, last in heads]
-    return memory_use(lines, [item for item in ranges if item[1] - item[0] >= machines.MEMORY]).monitor_pss
+    return memory_use(lines, [item for item in ranges if item[1] - item[0] >= machines.MEMORY])
 
 
 ROWS: dict[str, Callable[[Place], str]] = {
