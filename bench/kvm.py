@@ -63,8 +63,7 @@ def boot(place: Place) -> str:
     QEMU has no root but its initramfs, and no file server: what ours does more stays in our figure.
     """
     initial = machines.initramfs(place.path)
-    root = f"{place.path}/rootfs"
-    images.add_busybox(root)
+    root = _root(place)
     ours = command(*_ours(place, "run", "--rm"), *_vm(root), "true")
     words = qemu.words(machines.stock().image, machines.line(), initial)
     return _pair(place, "boot", "run of true, cold", 1.0, ours, _timed(words))
@@ -72,8 +71,7 @@ def boot(place: Place) -> str:
 
 def warm(place: Place) -> str:
     """The same from a warm snapshot, which the turn that does not count makes, against its own cold boot."""
-    root = f"{place.path}/rootfs"
-    images.add_busybox(root)
+    root = _root(place)
     cold = command(*_ours(place, "run", "--rm"), *_vm(root), "true")
     ours = command(*_ours(place, "run", "--rm"), *_vm(root, cold=False), "true")
     return _pair(place, "warm", "run of true, warm", 0.15, ours, cold, peer="cold")
@@ -195,8 +193,7 @@ def quiet(place: Place) -> str:
 
 def memory(place: Place) -> str:
     """What a machine keeps resident beside its guest's memory: the monitor; its shim and file server apart; QEMU."""
-    root = f"{place.path}/rootfs"
-    images.add_busybox(root)
+    root = _root(place)
     started = subprocess.run(
         [*_ours(place, "run", "-d"), *_vm(root), "sleep", "1000"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -296,6 +293,14 @@ def _child(saved: state.Saved, frozen: state.Frozen) -> Machine:
 
 
 # What rows are made of
+
+
+def _root(place: Place) -> str:
+    """A root in which a shell runs; made for the first row that wants it."""
+    path = f"{place.path}/rootfs"
+    if not os.path.isdir(path):
+        images.add_busybox(path)
+    return path
 
 
 def _ours(place: Place, *words: str) -> list[str]:
