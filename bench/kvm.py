@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests import images
 
-from bench import machines
+from bench import machines, qemu
 from bench.measure import Contestant, Row, alternate, command
 from mamushka.machine import maker, state
 from mamushka.machine.board import Board
@@ -28,19 +29,20 @@ from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.executors.kvm import KvmExecutor
 from mamushka.machine.machine import Machine
 from mamushka.machine.memory import Memory, shared_region
-from mamushka.machine.statistics import memory_use
+from mamushka.machine.statistics import MemoryUse, memory_of, memory_use
 from mamushka.machine.vcpu import Entry
 from mamushka.storage.block import open_disk
 
-READ = 64 << 20  # bytes, of which figures for a GiB are made
-WATCHED = 10.0  # seconds of an idle and of a busy guest
+FORKED = (64 << 20, 512 << 20)  # bytes of the machines whose forks are measured
 
 
 class Place(NamedTuple):
-    """Where things lie, and how many turns each contestant takes."""
+    """Where things lie, how many turns each contestant takes, and how much of it is done."""
 
     path: str
     rounds: int
+    read: int  # bytes, of which figures for a GiB are made
+    watched: float  # seconds of an idle and of a busy guest
 
 
 def first(place: Place) -> str:
@@ -52,7 +54,7 @@ def first(place: Place) -> str:
     def ours() -> float:
         return machines.forked(lambda: machines.board(image)[1]())
 
-    return _pair(place, "first", "until the first instruction, CPU time", 0.3, ours, _executed(machines.peer(image)))
+    return _pair(place, "first", "until the first instruction, CPU time", 0.3, ours, _executed(qemu.words(image)))
 
 
 def boot(place: Place) -> str:
@@ -61,16 +63,24 @@ def boot(place: Place) -> str:
     QEMU has no root but its initramfs, and no file server: what ours does more stays in our figure.
     """
     initial = machines.initramfs(place.path)
-    root = f"{place.path}/rootfs"
-    images.add_busybox(root)
+    root = _root(place)
     ours = command(*_ours(place, "run", "--rm"), *_vm(root), "true")
-    words = machines.peer(machines.stock().image, machines.line(), initial)
+    words = qemu.words(machines.stock().image, machines.line(), initial)
     return _pair(place, "boot", "run of true, cold", 1.0, ours, _timed(words))
+
+
+def warm(place: Place) -> str:
+    """The same from a warm snapshot, which the turn that does not count makes, against its own cold boot."""
+    root = _root(place)
+    cold = command(*_ours(place, "run", "--rm"), *_vm(root), "true")
+    ours = command(*_ours(place, "run", "--rm"), *_vm(root, cold=False), "true")
+    return _pair(place, "warm", "run of true, warm", 0.15, ours, cold, peer="cold")
 
 
 def exits(place: Place) -> str:
     """Exits of one boot to the end of a program: those that the kernel served, and those that reached Python."""
-    with open(machines.initramfs(place.path), "rb") as file:
+    path = machines.initramfs(place.path)
+    with open(path, "rb") as file:
         initial = file.read()
     made, run = machines.board(machines.stock().image, initial, machines.line())
     try:
@@ -80,37 +90,85 @@ def exits(place: Place) -> str:
         python = sum(sum(counts.values()) for counts in made.machine.exits)
         kernel = after.get("exits", 0) - before.get("exits", 0)
         faults = after.get("pf_taken", 0) - before.get("pf_taken", 0)
-        return f"exits    one boot: {python} reached Python, of {kernel} in all, {faults} of them for memory"
     finally:
         made.close()
+    said = f"{python} reached Python, of {kernel} in all, {faults} of them for memory"
+    return f"exits    one boot: {said}; {_peers_exits(path)}"
+
+
+def _peers_exits(initramfs: str) -> str:
+    if qemu.lacking():
+        return f"QEMU's are not counted: {qemu.lacking()}"
+    # It stays when its guest has ended, and so do its counters.
+    machine = qemu.Counted(qemu.words(machines.stock().image, machines.line(), initramfs, "-no-shutdown"))
+    try:
+        machine.ended()
+        ports, memory = machine.count("io_exits"), machine.count("mmio_exits")
+        return (
+            f"QEMU {ports} for ports and {memory} for devices' memory, of {machine.count('exits')} in all, "
+            f"{machine.count('pf_taken')} of them for memory"
+        )
+    finally:
+        machine.close()
 
 
 def reads(place: Place) -> str:
     """Exits while a guest reads a file's content through pmem, and through a disk; scaled to a GiB."""
     path = f"{place.path}/content"
     with open(path, "wb") as file:
-        file.write(os.urandom(1 << 20) * (READ >> 20))
+        for _ in range(place.read >> 20):
+            file.write(os.urandom(1 << 20))
 
     def plug(board: Board) -> None:
-        board.pmem(os.open(path, os.O_RDONLY | os.O_CLOEXEC), READ)
+        board.pmem(os.open(path, os.O_RDONLY | os.O_CLOEXEC), place.read)
         board.add("disk", Block(open_disk(path, "raw", writable=False), name="disk", serial="bench"))
 
-    script = "mkdir -p /dev /sys; mount -t devtmpfs d /dev; mount -t sysfs s /sys\necho mark0 >/dev/console\n"
-    for number, name in enumerate(("pmem0", "vda"), 1):
-        script += f"while [ ! -b /dev/{name} ]; do usleep 10000; done\n"
-        script += f"dd if=/dev/{name} of=/dev/null bs=1M 2>/dev/null\necho mark{number} >/dev/console\nsleep 1\n"
-    guest = machines.Shell(script, ("virtio_blk", "nd_e820", "nd_pmem"), plug)
+    guest = machines.Shell(_reading(("pmem0", "pmem0", "vda"), "nd_e820", "nd_pmem"), plug)
     try:
         guest.start()
-        marks = [guest.until(f"mark{number}") for number in range(3)]
+        marks = [guest.until(f"mark{number}") for number in range(5)]
     finally:
         guest.board.close()
-    scale = (1 << 30) / READ
-    cells = []
-    for name, before, after in zip(("pmem", "disk"), marks, marks[1:], strict=True):
-        python, kernel = ((late - early) * scale for early, late in zip(before, after, strict=True))
-        cells.append(f"{name} {python:.0f} to Python, {kernel:.0f} in all")
-    return f"reads    exits for 1 GiB, from {READ >> 20} MiB: {'; '.join(cells)} (the console's own among them)"
+    scale = (1 << 30) / place.read
+    python, kernel = (_scaled([mark[which] for mark in marks], scale) for which in (0, 1))
+    cells = [
+        f"{name} {reached:.0f} to Python, {all:.0f} in all"
+        for name, reached, all in zip(("pmem", "the same again", "disk"), python, kernel, strict=True)
+    ]
+    cells.append(_peers_reads(place, path, scale))
+    return f"reads    exits for 1 GiB, from {place.read >> 20} MiB: {'; '.join(cells)}"
+
+
+def _scaled(marks: Sequence[int], scale: float) -> list[float]:
+    """What lies between marks, without what it takes to say one: the first two have nothing else between them."""
+    said = marks[1] - marks[0]
+    return [max(0, late - early - said) * scale for early, late in pairwise(marks[1:])]
+
+
+def _reading(disks: Sequence[str], *modules: str) -> bytes:
+    """A guest that reads these disks to their ends, past its own cache, and says marks before and after each."""
+    script = "mkdir -p /dev /sys; mount -t devtmpfs d /dev; mount -t sysfs s /sys\n"
+    script += "".join(f"while [ ! -b /dev/{name} ]; do usleep 10000; done\n" for name in disks)
+    script += "dd if=/dev/zero of=/dev/null bs=1M count=4 2>/dev/null\nsleep 1\n"
+    for number, name in enumerate((None, None, *disks)):
+        read = f"dd if=/dev/{name} of=/dev/null bs=1M iflag=direct 2>/dev/null\n" if name else ""
+        script += f"{read}echo mark{number} >/dev/console\nusleep 500000\n"  # until somebody has looked
+    return machines.files(f"{script}sleep 5\n", ("virtio_blk", *modules))
+
+
+def _peers_reads(place: Place, path: str, scale: float) -> str:
+    if qemu.lacking():
+        return f"QEMU's are not counted: {qemu.lacking()}"
+    initramfs = f"{place.path}/reading"
+    with open(initramfs, "wb") as file:
+        file.write(_reading(("vda",)))
+    drive = ("-drive", f"if=none,id=d,format=raw,readonly=on,file={path}", "-device", "virtio-blk-device,drive=d")
+    machine = qemu.Counted(qemu.words(machines.stock().image, machines.line(), initramfs, *drive, serial=True))
+    try:
+        (found,) = _scaled([machine.until(f"mark{number}") for number in range(3)], scale)
+        return f"QEMU's disk {found:.0f} in all (its microvm has no pmem)"
+    finally:
+        machine.close()
 
 
 def quiet(place: Place) -> str:
@@ -119,14 +177,14 @@ def quiet(place: Place) -> str:
     cells = []
     for name, text, most in (("idle", script, 5), ("busy", "echo mark0 >/dev/console\nwhile :; do :; done\n", 10)):
         mounted = f"mkdir -p /dev; mount -t devtmpfs d /dev\n{text}"
-        guest = machines.Shell(mounted, ("virtio_rng",), lambda board: board.add("rng", Rng()))
+        guest = machines.Shell(machines.files(mounted, ("virtio_rng",)), lambda board: board.add("rng", Rng()))
         try:
             guest.start()
             guest.until("mark0")
             time.sleep(2)
             before = guest.count()
-            time.sleep(WATCHED)
-            python, kernel = ((late - early) / WATCHED for early, late in zip(before, guest.count(), strict=True))
+            time.sleep(place.watched)
+            python, kernel = ((late - early) / place.watched for early, late in zip(before, guest.count(), strict=True))
         finally:
             guest.board.close()
         cells.append(f"{name} {python:.1f}/s of {kernel:.0f}/s (at most {most}: {_verdict(python <= most)})")
@@ -134,56 +192,115 @@ def quiet(place: Place) -> str:
 
 
 def memory(place: Place) -> str:
-    """What a machine keeps resident beside its guest's memory: the monitor; its file server apart; QEMU."""
-    root = f"{place.path}/rootfs"
-    images.add_busybox(root)
+    """What a machine keeps resident beside its guest's memory: the monitor; its shim and file server apart; QEMU."""
+    root = _root(place)
     started = subprocess.run(
         [*_ours(place, "run", "-d"), *_vm(root), "sleep", "1000"], check=True, capture_output=True, text=True
     ).stdout.strip()
     try:
         time.sleep(3)
-        own = sum(map(_beside, _called("mamushka-vm")))
-        server = sum(map(_beside, _called("virtiofsd")))
+        monitors = _called("mamushka-vm")
+        ours, servers, shims = (_use(pids) for pids in (monitors, _called("virtiofsd"), map(_parent, monitors)))
     finally:
         subprocess.run(_ours(place, "rm", "-f", started), check=False, capture_output=True)
-    cells = [f"mamushka {own >> 10} KiB, virtiofsd {server >> 10} KiB"]
-    words = machines.peer(machines.stock().image, machines.line().replace(b"panic=-1", b"panic=0"))
+    beside = f"its shim {shims.monitor_pss >> 10} KiB, virtiofsd {servers.monitor_pss >> 10} KiB"
+    own, guests = ours.monitor_pss, [ours.guest_pss + servers.guest_pss]
+    cells = [f"mamushka {own >> 10} KiB, {beside}"]
+    words = qemu.words(machines.stock().image, machines.line().replace(b"panic=-1", b"panic=0"))
     if words:
         machine = subprocess.Popen(words)  # its kernel finds no root, and stops there
         try:
             time.sleep(10)
-            theirs = _beside(machine.pid)
+            found = _use((machine.pid,))
         finally:
             machine.kill()
             machine.wait()
+        theirs = found.monitor_pss
+        guests.append(found.guest_pss)
         cells.append(f"QEMU {theirs >> 10} KiB: {own / theirs:.2f}x, budget 0.5x: {_verdict(own <= theirs / 2)}")
+    cells.append(f"the guests' own {' and '.join(f'{size >> 20} MiB' for size in guests)}")
     return f"memory   beside the guest's memory, PSS: {'; '.join(cells)}"
 
 
 def clone(place: Place) -> str:
     """A copy of a live machine of 64 MiB, from the snapshot to its first exit."""
-    size = 64 << 20
-    memory = Memory((shared_region(0, size),))
-    memory.write(0x1000, b"\x66\xba\x00\x06\xee\xeb\xf9")  # mov dx, 0x600; out dx, al; again
-    parent = Machine(KvmExecutor(), memory)
-    parent.start(Entry("protected", {"rip": 0x1000, "rsp": 0x8000}), held=True)
+    parent = _live(64 << 20, held=True)
     saved, frozen = state.capture(parent, {}), state.freeze(parent)
     taken = []
     for _ in range(max(50, place.rounds)):
         begin = time.perf_counter()
-        child = Machine(KvmExecutor(), state.private_memory(saved, frozen.fd))
-        state.reinstate(child, {}, saved)
-        child.vcpus[0].run()
+        child = _child(saved, frozen)
         taken.append(time.perf_counter() - begin)
         child.close()
     parent.close()
     frozen.close()
     median, best = statistics.median(taken), min(taken)
     said = f"{median * 1000:.2f} ms (the quickest {best * 1000:.2f})"
-    return f"clone    64 MiB to its first exit: {said}, at most 2 ms: {_verdict(median <= 0.002)}"
+    return f"clone    64 MiB to its first exit: {said}, at most 2 ms: {_absolute(median <= 0.002)}"
+
+
+def fork(place: Place) -> str:
+    """The pause of a machine that is forked while it uses all of its memory, and what each child takes and has."""
+    cells, pauses = [], []
+    private = 0
+    for size in FORKED:
+        pause, child, own = zip(*(_forked(size) for _ in range(place.rounds)), strict=True)
+        pauses.append(statistics.median(pause))
+        private = max(private, *own)
+        cells.append(f"{size >> 20} MiB {pauses[-1] * 1000:.2f} ms, a child {statistics.median(child) * 1000:.2f} ms")
+    cells.append(f"a child's own memory {private >> 10} KiB, at most 2048: {_verdict(private <= 2 << 20)}")
+    # Eight times the memory: a pause that grows with it would be near that.
+    return f"fork     pause: {'; '.join(cells)}; as long with much memory: {_verdict(pauses[1] < 2 * pauses[0])}"
+
+
+def _forked(size: int) -> tuple[float, float, int]:
+    """(seconds that the parent stood still, seconds to a child's first exit, bytes that are the child's own)."""
+    parent = _live(size, held=False)
+    (region,) = parent.memory
+    piece = b"\1" * (1 << 20)
+    for start in range(1 << 20, size, len(piece)):
+        region.view[start : start + len(piece)] = piece
+    begin = time.perf_counter()
+    parent.pause()
+    saved, frozen = state.capture(parent, {}), state.freeze(parent)
+    parent.resume()
+    pause = time.perf_counter() - begin
+    frozen.tidy()
+    begin = time.perf_counter()
+    child = _child(saved, frozen)
+    taken, own = time.perf_counter() - begin, memory_of(child.memory).guest_private
+    for machine in (child, parent):
+        machine.close()
+    frozen.close()
+    return pause, taken, own
+
+
+def _live(size: int, *, held: bool) -> Machine:
+    """A machine of a few instructions that calls again and again."""
+    memory = Memory((shared_region(0, size),))
+    memory.write(0x1000, b"\x66\xba\x00\x06\xee\xeb\xf9")  # mov dx, 0x600; out dx, al; again
+    made = Machine(KvmExecutor(), memory)
+    made.start(Entry("protected", {"rip": 0x1000, "rsp": 0x8000}), held=held)
+    return made
+
+
+def _child(saved: state.Saved, frozen: state.Frozen) -> Machine:
+    """Another one that goes on there, and has called once."""
+    child = Machine(KvmExecutor(), state.private_memory(saved, frozen.fd))
+    state.reinstate(child, {}, saved)
+    child.vcpus[0].run()
+    return child
 
 
 # What rows are made of
+
+
+def _root(place: Place) -> str:
+    """A root in which a shell runs; made for the first row that wants it."""
+    path = f"{place.path}/rootfs"
+    if not os.path.isdir(path):
+        images.add_busybox(path)
+    return path
 
 
 def _ours(place: Place, *words: str) -> list[str]:
@@ -191,9 +308,19 @@ def _ours(place: Place, *words: str) -> list[str]:
     return [program, "--data-root", f"{place.path}/data", "--run-root", f"{place.path}/run", *words]
 
 
-def _vm(root: str) -> list[str]:
+def _vm(root: str, *, cold: bool = True) -> list[str]:
     kernel = os.path.dirname(os.path.dirname(machines.stock().image))
-    return ["--cold", "--runtime", "vm", "--network", "none", "--kernel", kernel, "--rootfs", root]
+    return [
+        *(("--cold",) if cold else ()),
+        "--runtime",
+        "vm",
+        "--network",
+        "none",
+        "--kernel",
+        kernel,
+        "--rootfs",
+        root,
+    ]
 
 
 def _timed(words: list[str]) -> Contestant | None:
@@ -204,8 +331,10 @@ def _executed(words: list[str]) -> Contestant | None:
     return (lambda: machines.executed(words)) if words else None
 
 
-def _pair(place: Place, name: str, what: str, budget: float, ours: Contestant, theirs: Contestant | None) -> str:
-    contestants = {"mamushka": ours, **({"QEMU": theirs} if theirs is not None else {})}
+def _pair(
+    place: Place, name: str, what: str, budget: float, ours: Contestant, theirs: Contestant | None, peer: str = "QEMU"
+) -> str:
+    contestants = {"mamushka": ours, **({peer: theirs} if theirs is not None else {})}
     samples = alternate(contestants, place.rounds)
     row = Row(name, what, "s", budget, "each", samples)
     cells = [f"{who} {statistics.median(found) * 1000:.1f} ms" for who, found in samples.items()]
@@ -216,6 +345,11 @@ def _pair(place: Place, name: str, what: str, budget: float, ours: Contestant, t
 
 def _verdict(kept: bool) -> str:
     return "kept" if kept else "BROKEN"
+
+
+def _absolute(kept: bool) -> str:
+    """Of a limit in seconds, which no emulation can tell anything about."""
+    return "not judged under emulation" if machines.emulated() else _verdict(kept)
 
 
 def _called(name: str) -> list[int]:
@@ -231,33 +365,47 @@ def _called(name: str) -> list[int]:
     return found
 
 
-def _beside(pid: int) -> int:
-    """Bytes (PSS) of all mappings but those that are as large as a guest's memory."""
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def _use(pids: Iterable[int]) -> MemoryUse:
+    """Of processes together; guests' is what is as large as a guest's memory."""
+    found = [_use_of(pid) for pid in pids]
+    return MemoryUse(guest_pss=sum(use.guest_pss for use in found), monitor_pss=sum(use.monitor_pss for use in found))
+
+
+def _use_of(pid: int) -> MemoryUse:
     with open(f"/proc/{pid}/smaps", "rb") as file:
         lines = file.readlines()
     heads = [line.split(b" ")[0].split(b"-") for line in lines if not line.split(b" ")[0].endswith(b":")]
     ranges = [(int(first, 16), int(last, 16)) for first, last in heads]
-    return memory_use(lines, [item for item in ranges if item[1] - item[0] >= machines.MEMORY]).monitor_pss
+    return memory_use(lines, [item for item in ranges if item[1] - item[0] >= machines.MEMORY])
 
 
 ROWS: dict[str, Callable[[Place], str]] = {
     "clone": clone,
+    "fork": fork,
     "first": first,
     "boot": boot,
+    "warm": warm,
     "exits": exits,
     "reads": reads,
     "quiet": quiet,
     "memory": memory,
 }
 # Of the rows, those whose guests are a few instructions: every KVM can run them.
-_SMALL = ("clone",)
+_SMALL = ("clone", "fork")
 
 
 def main() -> int:
     """Print the rows; 1 when a promise is broken, 2 when a row could not be run."""
     parser = argparse.ArgumentParser(prog="python -m bench.kvm", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", choices=[[], *ROWS], help=", ".join(ROWS))
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant (default 10)")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each contestant (default %(default)s)")
+    parser.add_argument("--read", type=int, default=1024, help="MiB that guests read (default %(default)s)")
+    parser.add_argument("--watched", type=float, default=10.0, help="seconds of quiet guests (default %(default)s)")
     parser.add_argument("--place", default="/var/tmp", help="a directory on no overlay (default %(default)s)")
     given = parser.parse_args()
     print(f"on {machines.host()}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors", flush=True)
@@ -268,7 +416,7 @@ def main() -> int:
                 print(f"{name:8} not here: {why}")
                 continue
             try:
-                said = ROWS[name](Place(path, given.rounds))
+                said = ROWS[name](Place(path, given.rounds, given.read << 20, given.watched))
             except Exception as error:
                 print(f"{name:8} failed: {type(error).__name__}: {error}", file=sys.stderr)
                 status = 2

@@ -1,13 +1,8 @@
-"""What machines are measured with: kernels, a guest for QEMU, QEMU itself, a machine of ours in a process of its own.
-
-QEMU is given its smallest x86 machine, microvm, without PIT, PIC, clock and (but where its output is read) serial port,
-the kernel, command line and modules that ours gets, and an own first process that does what ours does (guest.c).
-"""
+"""What machines are measured with: kernels, guests for ours and for QEMU (qemu.py), a machine of ours in a process."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -27,11 +22,9 @@ from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.devices.virtio.vsock import Vsock
 from mamushka.machine.executors.kvm import DEVICE, KvmExecutor
 from mamushka.machine.executors.kvm.probe import probe
-from mamushka.machine.maker import _WORDS
 
 MEMORY = 512 << 20
-QEMU = "qemu-system-x86_64"
-_MICROVM = "microvm,pit=off,pic=off,rtc=off,isa-serial=off,auto-kernel-cmdline=on"
+EMULATED = "TCG"  # in the name that QEMU gives its emulated processor
 # Entered as a PVH kernel it ends at once: an interrupt without a table is a triple fault.
 _MINI = """
 .section .note, "a"
@@ -49,14 +42,22 @@ nowhere: .long 0, 0
 
 def host() -> str:
     """The processor, and what kind of KVM is on it: what every figure must be read with."""
-    with open("/proc/cpuinfo") as file:
-        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
-    found = probe()
-    if "TCG" in name:
+    name, found = _processor(), probe()
+    if emulated():
         return f"{name}: EMULATED by QEMU (TCG), no figure of a processor; ratios only"
     if not found.usable:
         return f"{name}: {found.kind.upper()} KVM, no figure of a processor's virtualization ({found.reason})"
     return f"{name}, {found.kind} KVM"
+
+
+def emulated() -> bool:
+    """Whether the processor is QEMU's emulation: times mean nothing then, ratios something."""
+    return EMULATED in _processor()
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
 
 
 def lacking() -> str:
@@ -78,18 +79,9 @@ def stock() -> Kernel:
     return kernels.at(os.path.dirname(os.path.dirname(kernel(default_cache()).image)))
 
 
-def peer(image: str, line: bytes = b"", initramfs: str = "") -> list[str]:
-    """QEMU's words; empty where it is not installed."""
-    if shutil.which(QEMU) is None:
-        return []
-    words = [QEMU, "-M", _MICROVM, "-accel", "kvm", "-cpu", "host", "-m", str(MEMORY >> 20), "-nodefaults"]
-    words += ["-no-user-config", "-display", "none", "-serial", "none", "-no-reboot", "-kernel", image]
-    return [*words, "-append", line.decode(), *(("-initrd", initramfs) if initramfs else ())]
-
-
 def line() -> bytes:
     """The command line that ours gets."""
-    return command_line(_WORDS)
+    return command_line()
 
 
 def mini(place: str) -> str:
@@ -97,7 +89,19 @@ def mini(place: str) -> str:
     with open(f"{place}/mini.s", "w") as file:
         file.write(f".intel_syntax noprefix\n{_MINI}")
     subprocess.run(["as", "--32", "-o", f"{place}/mini.o", f"{place}/mini.s"], check=True)
-    linked = ["ld", "-N", "-m", "elf_i386", "-Ttext=0x100000", "-e", "start", "-o", f"{place}/mini", f"{place}/mini.o"]
+    linked = [
+        "ld",
+        "-N",
+        "--no-warn-rwx-segments",
+        "-m",
+        "elf_i386",
+        "-Ttext=0x100000",
+        "-e",
+        "start",
+        "-o",
+        f"{place}/mini",
+        f"{place}/mini.o",
+    ]
     subprocess.run(linked, check=True)
     return f"{place}/mini"
 
@@ -128,26 +132,30 @@ def board(image: str, initial: bytes = b"", words: bytes = b"") -> tuple[Board, 
     return made, run
 
 
-class Shell:
-    """A guest whose first process is a script of busybox' shell, and what it says; it is closed by its user."""
+def files(script: str, modules: Sequence[str]) -> bytes:
+    """A first file system whose first process is a script of busybox' shell, with these modules inserted."""
+    found = Modules(stock().modules)
+    order = {path: f"modules/{module_name(path)}.ko" for path in found.order(("virtio_mmio", *modules))}
+    insert = "".join(f"insmod /{name}\n" for name in order.values())
+    text = f"#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{insert}{script}\npoweroff -f\n"
+    with open("/bin/busybox", "rb") as file:
+        members = [program("bin/busybox", file.read()), program("init", text.encode())]
+    return archive([*members, *(Member(name, content=found.read(path)) for path, name in order.items())])
 
-    def __init__(self, script: str, modules: Sequence[str], plug: Callable[[Board], object]) -> None:
-        found = stock()
-        files = Modules(found.modules)
-        order = {path: f"modules/{module_name(path)}.ko" for path in files.order(("virtio_mmio", *modules))}
-        insert = "".join(f"insmod /{name}\n" for name in order.values())
-        text = f"#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{insert}{script}\npoweroff -f\n"
-        with open("/bin/busybox", "rb") as file:
-            members = [program("bin/busybox", file.read()), program("init", text.encode())]
-        members += [Member(name, content=files.read(path)) for path, name in order.items()]
+
+class Shell:
+    """A guest with such a first file system, and what it says; it is closed by its user."""
+
+    def __init__(self, initial: bytes, plug: Callable[[Board], object]) -> None:
         self.board = Board(KvmExecutor(), ram(MEMORY))
         self._said, self._lock = bytearray(), threading.Lock()
         plug(self.board)
         self.board.console(self._listen)
-        self._entry = self.board.boot(found.image, command_line=line(), initramfs=(archive(members),))
+        self._entry = self.board.boot(stock().image, command_line=line(), initramfs=(initial,))
 
     def start(self) -> None:
-        """Let it run."""
+        """Let it run; its counters are opened before, as a virtual CPU that sleeps would not hand them over."""
+        self.count()
         self.board.machine.start(self._entry)
 
     def _listen(self, content: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mamushka.engine import machines
-from mamushka.engine.machines import Configuration, configuration
+from mamushka.engine.machine_configuration import Configuration, read
 from mamushka.errors import Invalid, NotFound
 
 
@@ -21,16 +21,17 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_users_file_is_read_and_the_environment_goes_before_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text('{"kernel": "/k", "cpus": 2, "memory": 1073741824}')
-    assert configuration() == Configuration("/k", 2, 1 << 30)
+    assert read() == Configuration("/k", 2, 1 << 30)
     monkeypatch.setenv("MAMUSHKA_KERNEL", "/other")
-    assert configuration() == Configuration("/other", 2, 1 << 30)
+    assert read() == Configuration("/other", 2, 1 << 30)
+    assert read({"XDG_CONFIG_HOME": str(file.parent.parent)}) == Configuration("/k", 2, 1 << 30)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"kernle": "/k"}', '{"cpus": "2"}', "{", '{"memory": null}', '{"cpus": true}'])
 def test_what_cannot_be_understood_is_named(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(Invalid, match=r"machines\.json"):
-        configuration()
+        read()
 
 
 def test_a_broken_file_keeps_nobody_from_removing_a_machine(file: Path, tmp_path: Path) -> None:

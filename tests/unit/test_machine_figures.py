@@ -47,10 +47,10 @@ def test_what_the_child_tells() -> None:
 
 
 def test_bounds() -> None:
-    for bare, hint in ((Bare("/none", memory=1 << 20), "from 2 MiB"), (Bare("/none", cpus=129), "from 1 to 128")):
-        with pytest.raises(Invalid) as told:
-            check(bare)
-        assert hint in told.value.hint
+    for asked, bounds in ((Bare("/none", memory=1 << 20), "2 MiB"), (Bare("/none", cpus=129), "1 to 128")):
+        with pytest.raises(Invalid) as refused:
+            check(asked)
+        assert bounds in f"{refused.value} {refused.value.hint}"
 
 
 BEFORE = Sample(10.0, {"exits": 100, "io_exits": 50}, {"Write": 40}, MemoryUse(1, 2, 3))

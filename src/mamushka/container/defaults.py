@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mamushka.spec.runtime import Capabilities, Device, DeviceRule, Mount, Namespace
+from mamushka.filesystems import DEVICES
+from mamushka.spec.runtime import Capabilities, DeviceRule, Mount, Namespace
 
 CAPABILITY_NAMES = (
     "CAP_CHOWN",
@@ -51,24 +52,6 @@ MOUNTS = (
 )
 
 NAMESPACES = tuple(Namespace(kind) for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup"))
-
-# config-linux.md#default-devices: always there; /dev/console and /dev/ptmx come with the terminal and devpts.
-DEVICES = (
-    Device("/dev/null", "c", 1, 3, 0o666, 0, 0),
-    Device("/dev/zero", "c", 1, 5, 0o666, 0, 0),
-    Device("/dev/full", "c", 1, 7, 0o666, 0, 0),
-    Device("/dev/random", "c", 1, 8, 0o666, 0, 0),
-    Device("/dev/urandom", "c", 1, 9, 0o666, 0, 0),
-    Device("/dev/tty", "c", 5, 0, 0o666, 0, 0),
-)
-# config-linux.md#dev-symbolic-links, and core where the kernel offers kcore.
-DEVICE_LINKS = (
-    ("/proc/self/fd", "fd"),
-    ("/proc/self/fd/0", "stdin"),
-    ("/proc/self/fd/1", "stdout"),
-    ("/proc/self/fd/2", "stderr"),
-    ("pts/ptmx", "ptmx"),
-)
 
 
 def _allow(kind: str, major: int | None, minor: int | None, access: str) -> DeviceRule:

@@ -14,10 +14,8 @@ import os
 
 from mamushka.container import mounts, rootfs
 from mamushka.container.channel import AwaitGo, AwaitHooks, AwaitStart
-from mamushka.container.defaults import DEVICE_LINKS, DEVICES
 from mamushka.container.namespaces import HideCgroups, Join, Namespaces, SetNames, SetSysctls, check_sysctls
 from mamushka.container.operation import DEVPTS, GATE, OUTCOME, PROC, SYSFS, Inside, script_of
-from mamushka.container.options import PROPAGATION
 from mamushka.container.process import attributes_of, check_process, confinement, restrictions
 from mamushka.container.program import (
     ArrangeDescriptors,
@@ -32,6 +30,7 @@ from mamushka.container.program import (
     known_home,
 )
 from mamushka.errors import Invalid, NotFound, Unsupported
+from mamushka.filesystems import DEVICE_LINKS, DEVICES, PROPAGATION
 from mamushka.linux.fd import AT_FDCWD, AT_RECURSIVE
 from mamushka.linux.mount import MS_PRIVATE, MS_REC, MS_SLAVE, open_tree, set_attributes
 from mamushka.linux.process import CLONE_NEWCGROUP, CLONE_NEWNS, initial

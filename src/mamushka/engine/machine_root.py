@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
-from mamushka.engine import host
+from mamushka.engine import host, machine_configuration
 from mamushka.engine.directory import path_of
 from mamushka.errors import Invalid, Unsupported
 from mamushka.runtime import Disks, Image
@@ -40,11 +40,9 @@ def disks(engine: Engine, workload: Workload) -> Disks:
 
     Unsupported where it was asked for by the workload and cannot be had.
     """
-    from mamushka.engine.machines import configuration
-
     if not imaged(engine, workload):
         wanted = workload.settings.annotations.get(ANNOTATION, "")
-        if (_checked(wanted) or _checked(configuration().root) or _DEFAULT) == SHARED:
+        if (_checked(wanted) or _checked(machine_configuration.read().root) or _DEFAULT) == SHARED:
             return Disks()
         obstacle = _obstacle(engine, workload)
         if obstacle and wanted:
@@ -103,7 +101,6 @@ def _checked(name: str) -> str:
 
 def _obstacle(engine: Engine, workload: Workload) -> str:
     """Why a workload that has not run as yet is not given its layers as disks; empty where it can be."""
-    from mamushka.engine.machines import configuration
     from mamushka.engine.rootfs import snapshot
     from mamushka.engine.runtimes import KERNEL
     from mamushka.machine.boot import kernels
@@ -112,17 +109,16 @@ def _obstacle(engine: Engine, workload: Workload) -> str:
         return "its root is a directory of the host's"
     if os.listdir(snapshot(engine, workload).upper):
         return "something has been written into its shared root"
-    kernel = kernels.choose(workload.settings.annotations.get(KERNEL, ""), configuration().kernel)
+    kernel = kernels.choose(workload.settings.annotations.get(KERNEL, ""), machine_configuration.read().kernel)
     lacking = [name for name in _NEEDED if name in kernel.missing]
     return f"the kernel {kernel.image} lacks {', '.join(lacking)}" if lacking else ""
 
 
 def _disks(engine: Engine, workload: Workload) -> Disks:
-    from mamushka.engine.machines import configuration
     from mamushka.linux.process import initial
     from mamushka.machine.shape import MEMORY_DEFAULT
 
-    memory = workload.settings.limits.memory or configuration().memory or MEMORY_DEFAULT
+    memory = workload.settings.limits.memory or machine_configuration.read().memory or MEMORY_DEFAULT
     found = tuple(Image(layer.path, layer.kind == PMEM) for layer in layers(engine, workload, memory))
     root = os.stat(engine.layers.path(workload.layers[-1]))
     written = top(engine, workload)

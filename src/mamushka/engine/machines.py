@@ -57,9 +57,10 @@ def _program() -> str:
 
 
 def _kernel(named: str) -> str:
+    from mamushka.engine import machine_configuration
     from mamushka.machine.boot import kernels
 
-    return kernels.obstacle(named, configuration().kernel)
+    return kernels.obstacle(named, machine_configuration.read().kernel)
 
 
 def _files() -> str:
@@ -73,55 +74,17 @@ def _files() -> str:
     return ""
 
 
-@value
-class Configuration:
-    """What all machines of a host have in common, unless a workload says otherwise; memory in bytes."""
-
-    kernel: str = ""  # an image's file, or a directory with a kernel and its modules; empty: the newest that fits
-    cpus: int = 0
-    memory: int = 0
-    root: str = ""  # what a machine's root is: see machine_root
-
-
-def configuration() -> Configuration:
-    """MAMUSHKA_KERNEL, then ``machines.json`` of the user and of the host. Invalid where a file cannot be understood.
-
-    {"kernel": "/path", "cpus": 2, "memory": 1073741824, "root": "layers"}
-    """
-    from mamushka import document
-    from mamushka.errors import Invalid
-
-    found: dict[str, Any] = {}
-    for path in _places():
-        try:
-            with open(path, "rb") as file:
-                found = document.parse(file.read(document.SIZE_MAX + 1), path)
-        except (FileNotFoundError, PermissionError):
-            continue
-        break
-    kinds = {"kernel": str, "cpus": int, "memory": int, "root": str}
-    for name, item in found.items() if isinstance(found, dict) else (("", None),):
-        if type(item) is not kinds.get(name):  # a bool is an int to isinstance
-            raise Invalid(f"{path} has {name!r}: {item!r}", hint=f"it is an object with {', '.join(kinds)}")
-    named = os.environ.get("MAMUSHKA_KERNEL", "")
-    return Configuration(**{**found, **({"kernel": named} if named else {})})
-
-
-def _places() -> tuple[str, ...]:
-    home = os.environ.get("XDG_CONFIG_HOME") or f"{os.environ.get('HOME', '/root')}/.config"
-    return f"{home}/mamushka/machines.json", "/etc/mamushka/machines.json"
-
-
 def open_machines(root: str, *, manager: str = "cgroupfs", cache: str = "", kernel: str = "") -> MachineRuntime:
     """The wall, with its records below ``root``; what it makes for all machines in ``cache``, or beside that."""
     from mamushka.container.cgroups import cgroup
+    from mamushka.engine import machine_configuration
     from mamushka.machine.maker import Maker
     from mamushka.machine.runtime import MachineRuntime
     from mamushka.machine.shape import CPUS_DEFAULT, MEMORY_DEFAULT, Shape
 
     def common() -> tuple[str, Shape]:
         # Only when a machine is made: a file that cannot be understood must keep nobody from ending one.
-        found = configuration()
+        found = machine_configuration.read()
         return kernel or found.kernel, Shape(found.cpus or CPUS_DEFAULT, found.memory or MEMORY_DEFAULT)
 
     maker = Maker(

@@ -7,6 +7,7 @@ It imports nothing of ours, so that it can run before anything is installed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -20,11 +21,22 @@ FLAGS = (
     "-std=gnu11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Wno-gnu-variable-sized-type-not-at-end",
     "-ffunction-sections", "-fdata-sections", "-fno-asynchronous-unwind-tables", "-Wl,--gc-sections",
 )  # fmt: skip
+# What a program says of itself at its end: this, and the digest of its sources.
+MARK = "\nmamushka-guest "
 
 
-def sources() -> list[str]:
+def sources(directory: str = HERE) -> list[str]:
     """In one order, whatever the directory's is."""
-    return sorted(name for name in os.listdir(HERE) if name.endswith(".c"))
+    return sorted(name for name in os.listdir(directory) if name.endswith(".c"))
+
+
+def digest(directory: str = HERE) -> str:
+    """Of all that a program is made of."""
+    found = hashlib.sha256(" ".join(FLAGS).encode())
+    for name in (*sources(directory), "guest.h"):
+        with open(os.path.join(directory, name), "rb") as file:
+            found.update(file.read())
+    return found.hexdigest()
 
 
 def compiler(machine: str) -> list[str]:
@@ -46,6 +58,8 @@ def build(machine: str, directory: str = HERE) -> str:
         program = os.path.join(scratch, "init")
         # By relative names from here: no path of this host gets into the program.
         subprocess.run([*command, *FLAGS, "-o", program, *sources()], cwd=HERE, check=True)
+        with open(program, "ab") as file:  # behind what is loaded
+            file.write(f"{MARK}{digest()}".encode())
         os.replace(program, made)
     return made
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 
 from mamushka.errors import Invalid
-from mamushka.linux.memory import memfd
 from mamushka.machine.boot import acpi, layout, load
 from mamushka.machine.boot.memory_map import Stretch
 from mamushka.machine.devices import pci
@@ -24,7 +23,7 @@ from mamushka.machine.devices.serial import LENGTH as SERIAL_LENGTH
 from mamushka.machine.devices.serial import Serial
 from mamushka.machine.devices.virtio.mmio import Transport
 from mamushka.machine.machine import Machine
-from mamushka.machine.memory import PMEM, Memory, Region
+from mamushka.machine.memory import PMEM, Memory, Region, ram_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ DEVICES_MAX = 24 - layout.VIRTIO_GSI
 
 def ram(size: int) -> Memory:
     """Fresh RAM of ``size`` bytes, a multiple of the page's, around the hole below 4 GiB: one file, shared."""
-    fd = memfd("mamushka-ram", size)
+    fd = ram_file(size)
     try:
         regions, offset = [], 0
         for start, length in layout.ram(size):

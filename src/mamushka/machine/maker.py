@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
-from mamushka.errors import MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.errors import MamushkaError, NotFound, Unavailable
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
         def __call__(self, namespace: int) -> tuple[Wire, ...]:
             """One for each interface."""
-
-
-# What a distribution's kernel is told beyond command_line's own.
-_WORDS = ("init_on_alloc=0",)
 
 
 @value
@@ -83,6 +79,7 @@ class Maker:
         from mamushka.machine.agent.program import guest_program
         from mamushka.machine.boot import kernels
         from mamushka.machine.boot.command_line import command_line
+        from mamushka.machine.executors.kvm import open_device
         from mamushka.machine.kit import SHARED, WANTED, initramfs
         from mamushka.machine.shape import asked, shape
         from mamushka.machine.warm import Shelf, place
@@ -91,7 +88,7 @@ class Maker:
         named, cold, append = asked(config.annotations)
         named_by_host, usual = self._common()
         kernel = kernels.choose(named, named_by_host)
-        _check_device()
+        os.close(open_device())  # what it refuses is told before anything is made
         hardware = shape(config, usual)
         filter = self._filters(config)
         # Paths may be those of the creator's own descriptors.
@@ -102,7 +99,7 @@ class Maker:
         # A root that comes as disks needs their modules; one that is shared as a directory does not.
         wanted = WANTED if bundle.disks.images else SHARED
         first = initramfs(kernel, guest_program(os.uname().machine), self._cache, wanted)
-        boot = _Boot(kernel, first, command_line((*_WORDS, *append.split())))
+        boot = _Boot(kernel, first, command_line(append.split()))
         shelf = None if cold else Shelf(place(self._cache))
 
         def make() -> Guest:
@@ -264,20 +261,6 @@ def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory, warm: Warm | No
 def _own(config: Config) -> Config:
     """The bundle as the guest is to make it: a privileged one's devices are the guest's own."""
     return replace(config, linux=replace(config.linux, devices=()))
-
-
-def _check_device() -> None:
-    from mamushka.machine.executors.kvm import DEVICE
-
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        there = os.path.exists(DEVICE)
-        raise Unsupported(
-            f"{DEVICE} {'may not be opened by this user' if there else 'is not there'}",
-            hint="usermod -aG kvm $USER, or choose --runtime container"
-            if there
-            else "modprobe kvm_intel || modprobe "
-            "kvm_amd; a virtual machine needs nested virtualization switched on; or choose --runtime container",
-        )
 
 
 def preload() -> None:

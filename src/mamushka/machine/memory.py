@@ -3,7 +3,7 @@
 A region maps a stretch of guest-physical addresses (gpa) onto a stretch of this process's (hva). What backs it decides
 what can be done with it:
 
-    shared memory file   MAP_SHARED of a memfd: can be handed to a vhost or vhost-user back end
+    shared memory file   MAP_SHARED of a file without a disk: can be handed to a vhost or vhost-user back end
     private              MAP_PRIVATE of a snapshot or of nothing: a write makes a page of its own, so clones share
     read-only            MAP_PRIVATE, PROT_READ of an image: the host's page cache is the guest's memory
 
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 
+from mamushka import trace
 from mamushka.errors import GuestFault
+from mamushka.linux import tmpfs
 from mamushka.linux.memory import (
     MAP_ANONYMOUS,
     MAP_NORESERVE,
@@ -76,6 +78,18 @@ class Region:
         munmap(self.hva, self.length)
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def ram_file(length: int) -> int:
+    """A file of zeros for RAM, which other processes can be given; of large pages, where they can be had.
+
+    With small ones each 4 KiB that a guest touches first is an exit: of a boot those are nine in ten.
+    """
+    try:
+        return tmpfs.large(length)
+    except OSError as error:  # an ordinary user may mount nothing, and not every kernel knows large pages
+        trace.event("memory.small_pages", why=str(error))
+        return memfd("mamushka-ram", length)
 
 
 def shared_region(start: int, length: int, *, name: str = "ram") -> Region:

@@ -14,6 +14,7 @@ import pytest
 from mamushka.guest import build
 from tests import peers
 from tests.guests import Guest, make_root
+from tests.integration.machine.linux_guest import KERNEL, need_machines
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,10 @@ def guest(agent_program: str, tmp_path: Path) -> Iterator[Guest]:
         yield made
     assert made.faults == []
     assert not os.path.exists(made.agent.channel.cgroups) or not made.agent.channel.cgroups
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images can be run in machines, with the lab's kernel; a skip where they cannot."""
+    need_machines()
+    monkeypatch.setenv("MAMUSHKA_KERNEL", KERNEL)

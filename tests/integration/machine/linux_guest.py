@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from mamushka.engine.machines import obstacle
 from mamushka.machine.board import Board, ram
 from mamushka.machine.boot import initramfs, kernels
 from mamushka.machine.boot.command_line import command_line
@@ -53,10 +55,41 @@ done
 """
 
 
+KERNEL = f"{default_cache()}/kernel"  # as --kernel takes it
+_MODULES = ("kvm-amd", "kvm-intel", "tun", "vhost_net")
+
+
+def load(*modules: str) -> None:
+    """Insert what there is of modules: in the lab nobody else does."""
+    program = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    for module in modules if program else ():
+        subprocess.run([str(program), "-q", module], check=False, stderr=subprocess.DEVNULL)
+
+
+def need_machines(*modules: str) -> None:
+    """Skips where no image can be run in a machine; ``modules`` are what else a test wants inserted."""
+    load(*_MODULES, *modules)
+    lacking = obstacle(KERNEL)
+    if lacking:
+        pytest.skip(f"{lacking}: make lab runs it")
+
+
+def busybox_root(path: Path, programs: str) -> Path:
+    """A root with a static busybox under these names, and a user."""
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
+        (path / name).mkdir(parents=True)
+    (path / "tmp").chmod(0o1777)
+    peers.need("busybox")
+    shutil.copy(peers.find("busybox"), path / "bin" / "busybox")
+    for name in programs.split():
+        (path / "bin" / name).symlink_to("busybox")
+    (path / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\nsomebody:x:1000:1000::/home/somebody:/bin/sh\n")
+    return path
+
+
 def usable() -> bool:
     """Whether this host's KVM runs a stock kernel."""
-    for module in ("kvm-amd", "tun", "vhost_net"):  # in the lab
-        subprocess.run(["/sbin/modprobe", module], check=False, stderr=subprocess.DEVNULL)
+    load(*_MODULES)
     return os.access(DEVICE, os.R_OK | os.W_OK) and probe.probe().usable
 
 

@@ -27,6 +27,7 @@ def test_its_size_and_its_bytes(agent_program: str, tmp_path: Path) -> None:
     command = build.compiler(platform.machine())
     again = build.build(platform.machine(), str(tmp_path))
     assert Path(again).read_bytes() == Path(agent_program).read_bytes()
+    assert Path(again).read_bytes().endswith(f"{build.MARK}{build.digest()}".encode())
     if "ziglang" in command:
         assert os.path.getsize(agent_program) < SIZE_MAX
 

@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from mamushka.engine.machines import obstacle
 from tests import peers
-from tests.lab.kernel import default_cache
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow, pytest.mark.usefixtures("machines")]
 DISKS = ("--runtime", "vm", "--network", "none", "--annotation", "com.mamushka.machine.root=layers")
 APPLETS = "cat cut dd df echo find grep id ls mkdir rm sed sh sha256sum sleep sort stat touch true wc xargs"
 
@@ -30,16 +28,6 @@ LOOK = (
     '[ -d "$f" ] && s="%n %F %f %u %g" || s="%n %F %f %u %g %s %t %T %Y"; stat -c "$s" "$f"; '
     '[ -f "$f" ] && sha256sum < "$f"; done; true'
 )
-
-
-@pytest.fixture(autouse=True)
-def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAMUSHKA_KERNEL", f"{default_cache()}/kernel")
-    for module in ("kvm-amd", "kvm-intel"):
-        subprocess.run(["modprobe", "-q", module], check=False)
-    lacking = obstacle()
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
 
 
 def member(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from mamushka.engine.machines import obstacle
 from mamushka.machine.boot import initramfs
 from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
 from tests import peers
+from tests.integration.machine.linux_guest import KERNEL, need_machines
 from tests.lab.kernel import Kernel, Unavailable, default_cache, kernel
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -28,11 +28,7 @@ BIN = os.path.dirname(sys.executable)
 
 @pytest.fixture
 def stock() -> Kernel:
-    for module in ("kvm-amd", "kvm-intel"):
-        subprocess.run(["modprobe", "-q", module], check=False)
-    lacking = obstacle(f"{default_cache()}/kernel")
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
+    need_machines()
     peers.need("busybox")
     try:
         return kernel(default_cache())
@@ -84,8 +80,7 @@ def test_a_stock_kernel_with_a_disk(stock: Kernel, tmp_path: Path) -> None:
 def test_a_debugger_and_figures_of_a_workload(
     stock: Kernel, mamushka: Command, roots: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = f"{default_cache()}/kernel"
-    made = mamushka("run", "-d", "--name", "box", "--network", "none", "--runtime", "vm", "--kernel", place, "host",
+    made = mamushka("run", "-d", "--name", "box", "--network", "none", "--runtime", "vm", "--kernel", KERNEL, "host",
                     "sh", "-c", "while :; do sleep 0.1; done")  # fmt: skip
     assert made.returncode == 0, made.stderr
     try:

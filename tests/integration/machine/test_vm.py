@@ -17,41 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from mamushka.engine.machines import obstacle
-from tests import peers
-from tests.lab.kernel import default_cache
+from tests.integration.machine.linux_guest import busybox_root
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow, pytest.mark.usefixtures("machines")]
 ALONE = ("--network", "none")
 PROGRAMS = (
     "cat cut echo env false grep head hostname id ip ls mkdir ping ps pwd sh sleep stty touch tr true tty uname wc"
 )
 
 
-@pytest.fixture(autouse=True)
-def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAMUSHKA_KERNEL", f"{default_cache()}/kernel")
-    for module in ("kvm-amd", "kvm-intel", "tun", "vhost_net"):
-        subprocess.run(["modprobe", "-q", module], check=False)
-    lacking = obstacle()
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root with a static busybox under its usual names, and a user."""
-    peers.need("busybox")
-    path = tmp_path / "root"
-    for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
-        (path / name).mkdir(parents=True)
-    (path / "tmp").chmod(0o1777)
-    subprocess.run(["cp", peers.find("busybox"), path / "bin" / "busybox"], check=True)
-    for name in PROGRAMS.split():
-        (path / "bin" / name).symlink_to("busybox")
-    (path / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\nsomebody:x:1000:1000::/home/somebody:/bin/sh\n")
-    return path
+    return busybox_root(tmp_path / "root", PROGRAMS)
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.machine.test_vm import _kernel, root
+from tests.integration.machine.test_vm import root
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
-__all__ = ["_kernel", "root"]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow, pytest.mark.usefixtures("machines")]
+__all__ = ["root"]
 
 
 def _links() -> set[str]:

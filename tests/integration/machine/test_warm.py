@@ -12,39 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from mamushka.engine.machines import obstacle
-from tests import peers
-from tests.lab.kernel import default_cache
+from tests.integration.machine.linux_guest import busybox_root
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow, pytest.mark.usefixtures("machines")]
 SCRIPT = (
     "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; "
     "cat /proc/sys/kernel/random/boot_id; date +%s; hostname"
 )
 
 
-@pytest.fixture(autouse=True)
-def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAMUSHKA_KERNEL", f"{default_cache()}/kernel")
-    for module in ("kvm-amd", "kvm-intel", "tun", "vhost_net"):
-        subprocess.run(["modprobe", "-q", module], check=False)
-    lacking = obstacle()
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root with a static busybox under its usual names."""
-    peers.need("busybox")
-    path = tmp_path / "root"
-    for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
-        (path / name).mkdir(parents=True)
-    subprocess.run(["cp", peers.find("busybox"), path / "bin" / "busybox"], check=True)
-    for name in ("cat", "date", "head", "hostname", "ip", "od", "sh", "tr", "true", "wc", "grep", "sleep"):
-        (path / "bin" / name).symlink_to("busybox")
-    return path
+    return busybox_root(tmp_path / "root", "cat date head hostname ip od sh tr true wc grep sleep")
 
 
 @pytest.fixture(autouse=True)

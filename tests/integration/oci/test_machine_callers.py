@@ -18,31 +18,25 @@ from typing import Any
 
 import pytest
 
-from mamushka.engine.machines import obstacle
 from tests import peers
 from tests.dockerd import dockerd
-from tests.lab.kernel import default_cache
+from tests.integration.machine.linux_guest import KERNEL, busybox_root, need_machines
 
 pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.peer, pytest.mark.slow]
 OURS = os.path.dirname(sys.executable)
 PROGRAMS = "sh echo sleep tty id cat true env ip ping grep httpd nslookup mount hostname df head touch"
 # A name that means --runtime vm, for callers who give a runtime no flags.
 PROGRAM = f"{OURS}/mamushka-oci-vm"
-KERNEL = f"{default_cache()}/kernel"
 ANNOTATION = ("--annotation", f"com.mamushka.machine.kernel={KERNEL}")
 LIMITS = ("--ulimit", "nofile=1000:1000", "--ulimit", "nproc=1000:1000")
 LIFE = "trap 'exit 7' TERM; echo pong > /t/x; httpd -p 80 -h /t; echo started; while :; do sleep 0.1; done"
-MODULES = "kvm-amd kvm-intel tun vhost_net veth bridge iptable_nat xt_MASQUERADE xt_conntrack xt_addrtype br_netfilter"
+MODULES = "veth bridge iptable_nat xt_MASQUERADE xt_conntrack xt_addrtype br_netfilter"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _host() -> None:
     peers.need_root()
-    for module in MODULES.split():
-        subprocess.run(["modprobe", "-q", module], check=False)
-    lacking = obstacle(KERNEL)
-    if lacking:
-        pytest.skip(f"{lacking}: make lab runs it")
+    need_machines(*MODULES.split())
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +49,9 @@ def _nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with a static busybox under its usual names."""
-    peers.need("busybox")
-    path = tmp_path_factory.mktemp("machines") / "root"
-    for name in ("bin", "etc", "tmp", "full"):
-        (path / name).mkdir(parents=True)
-    subprocess.run(["cp", peers.find("busybox"), path / "bin" / "busybox"], check=True)
-    for name in PROGRAMS.split():
-        (path / "bin" / name).symlink_to("busybox")
+    """A root with a file besides."""
+    path = busybox_root(tmp_path_factory.mktemp("machines") / "root", PROGRAMS)
+    (path / "full").mkdir()
     (path / "full" / "there").write_text("from the image\n")
     return path
 

@@ -175,12 +175,12 @@ def _kvm(_data_root: str) -> str:
 
 
 def _machine_kernel(_data_root: str) -> str:
-    from mamushka.engine import machines
+    from mamushka.engine import machine_configuration
     from mamushka.machine.agent.program import guest_program
     from mamushka.machine.boot import kernels
 
     guest_program(os.uname().machine)
-    kernel = kernels.choose(configured=machines.configuration().kernel)
+    kernel = kernels.choose(configured=machine_configuration.read().kernel)
     lacking = f", without {', '.join(kernel.missing)}" if kernel.missing else ""
     return f"{kernel.image} (Linux {kernel.version}{lacking})"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mamushka import trace
 from mamushka.errors import Invalid, Unsupported
+from mamushka.filesystems import DEVICE_LINKS, DEVICES, NOTHING, OTHERS, PROPAGATION, attributes_of
 from mamushka.linux import mount as kernel
 from mamushka.linux.capabilities import NUMBERS
 from mamushka.machine.agent import words
@@ -27,48 +28,18 @@ _RLIMITS = (
     "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
 )  # fmt: skip
 
-# word: (flag of mount(2), MOUNT_ATTR_ to set, to clear)
-_WORDS = {
-    "ro": (kernel.MS_RDONLY, kernel.MOUNT_ATTR_RDONLY, 0),
-    "rw": (0, 0, kernel.MOUNT_ATTR_RDONLY),
-    "nosuid": (kernel.MS_NOSUID, kernel.MOUNT_ATTR_NOSUID, 0),
-    "suid": (0, 0, kernel.MOUNT_ATTR_NOSUID),
-    "nodev": (kernel.MS_NODEV, kernel.MOUNT_ATTR_NODEV, 0),
-    "dev": (0, 0, kernel.MOUNT_ATTR_NODEV),
-    "noexec": (kernel.MS_NOEXEC, kernel.MOUNT_ATTR_NOEXEC, 0),
-    "exec": (0, 0, kernel.MOUNT_ATTR_NOEXEC),
-    "noatime": (kernel.MS_NOATIME, kernel.MOUNT_ATTR_NOATIME, kernel.MOUNT_ATTR__ATIME),
-    "relatime": (kernel.MS_RELATIME, 0, kernel.MOUNT_ATTR__ATIME),
-    "strictatime": (kernel.MS_STRICTATIME, kernel.MOUNT_ATTR_STRICTATIME, kernel.MOUNT_ATTR__ATIME),
-    "nodiratime": (kernel.MS_NODIRATIME, kernel.MOUNT_ATTR_NODIRATIME, 0),
-    "sync": (kernel.MS_SYNCHRONOUS, 0, 0),
-    "dirsync": (kernel.MS_DIRSYNC, 0, 0),
-    "lazytime": (kernel.MS_LAZYTIME, 0, 0),
+# The flag of mount(2) beside an attribute; relatime is what Linux takes where nothing is said.
+_FLAGS = {
+    kernel.MOUNT_ATTR_RDONLY: kernel.MS_RDONLY,
+    kernel.MOUNT_ATTR_NOSUID: kernel.MS_NOSUID,
+    kernel.MOUNT_ATTR_NODEV: kernel.MS_NODEV,
+    kernel.MOUNT_ATTR_NOEXEC: kernel.MS_NOEXEC,
+    kernel.MOUNT_ATTR_NODIRATIME: kernel.MS_NODIRATIME,
+    kernel.MOUNT_ATTR_NOSYMFOLLOW: kernel.MS_NOSYMFOLLOW,
+    kernel.MOUNT_ATTR_NOATIME: kernel.MS_NOATIME,
+    kernel.MOUNT_ATTR_STRICTATIME: kernel.MS_STRICTATIME,
 }
-_PROPAGATION = {
-    "private": kernel.MS_PRIVATE,
-    "shared": kernel.MS_SHARED,
-    "slave": kernel.MS_SLAVE,
-    "unbindable": kernel.MS_UNBINDABLE,
-}
-_NOTHING = ("defaults", "async", "diratime", "atime", "norelatime", "nostrictatime", "nofail", "_netdev")
-_REFUSED = ("remount", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink")
-
-# config-linux.md#default-devices and #dev-symbolic-links.
-_DEVICES = tuple(
-    Device(path, "c", major, minor, 0o666, 0, 0)
-    for path, major, minor in (
-        ("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9),
-        ("/dev/tty", 5, 0),
-    )
-)  # fmt: skip
-_LINKS = (
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("pts/ptmx", "/dev/ptmx"),
-)
+_SUPERBLOCK = {"sync": kernel.MS_SYNCHRONOUS, "dirsync": kernel.MS_DIRSYNC, "lazytime": kernel.MS_LAZYTIME}
 _KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 
@@ -190,9 +161,9 @@ def container_steps(config: Config, sources: Mapping[str, str]) -> list[bytes]:
     linux = config.linux
     steps = [_mount(item, sources) for item in config.mounts]
     dev = any(item.destination.rstrip("/") == "/dev" for item in config.mounts)
-    steps += [_device(item) for item in (_DEVICES if dev else ()) + linux.devices]
+    steps += [_device(item) for item in (DEVICES if dev else ()) + linux.devices]
     if dev:
-        steps += [step(words.SYMLINK, path, text(words.K_SOURCE, to)) for to, path in _LINKS]
+        steps += [step(words.SYMLINK, f"/dev/{name}", text(words.K_SOURCE, to)) for to, name in DEVICE_LINKS]
     if config.hostname:
         steps.append(step(words.HOSTNAME, config.hostname))
     if config.domainname:
@@ -233,22 +204,23 @@ def _options(item: Mount) -> tuple[int, int, int, int, bool, bool, list[str]]:
     recursive, bind = False, item.type == "bind"
     data: list[str] = []
     for word in item.options:
-        plain = word if word in _WORDS or word[:1] != "r" else word[1:]
-        if plain in _WORDS:
-            flag, adds, clears = _WORDS[plain]
-            flags, setting, clearing = flags | flag, setting & ~clears | adds, clearing & ~adds | clears
-            if plain in ("rw", "suid", "dev", "exec"):
-                flags &= ~_WORDS["ro" if plain == "rw" else "no" + plain][0]
-        elif word.removeprefix("r") in _PROPAGATION:
-            propagation = _PROPAGATION[word.removeprefix("r")]
+        attributes = attributes_of(word)
+        if attributes:
+            adds, clears, _ = attributes
+            setting, clearing = setting & ~clears | adds, clearing & ~adds | clears
+        elif word in _SUPERBLOCK:
+            flags |= _SUPERBLOCK[word]
+        elif word in PROPAGATION:
+            propagation = PROPAGATION[word] & ~kernel.MS_REC
         elif word in ("bind", "rbind"):
             bind, recursive = True, recursive or word == "rbind"
-        elif word.partition("=")[0] in _REFUSED:
-            raise Unsupported(f"cannot mount {item.destination} in a machine with the option {word!r}")
         elif word == "tmpcopyup" and item.type == "tmpfs":
             pass
-        elif word and word not in _NOTHING:
+        elif word.partition("=")[0] in OTHERS:
+            raise Unsupported(f"cannot mount {item.destination} in a machine with the option {word!r}")
+        elif word and word not in NOTHING:
             data.append(word)
+    flags |= sum(flag for attribute, flag in _FLAGS.items() if setting & attribute)
     return flags, setting, clearing, propagation, recursive, bind, data
 
 

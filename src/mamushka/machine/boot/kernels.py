@@ -205,14 +205,23 @@ def _everywhere(root: str) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(root: str, images: str, modules: str) -> Iterator[tuple[str, str]]:
-    """``/boot/vmlinuz-VERSION`` with ``/lib/modules/VERSION``, where that is there."""
+    """``/boot/vmlinuz-VERSION`` with ``/lib/modules/VERSION``, where that is there.
+
+    Alpine and Arch call an image after its flavour (``vmlinuz-virt``): its version is in itself alone.
+    """
     for name in _listed(os.path.join(root, images)):
         kind, _, version = name.partition("-")
-        for tree in (modules, f"usr/{modules}"):
-            directory = os.path.join(root, tree, version)
-            if kind in ("vmlinuz", "vmlinux") and version and os.path.isdir(directory):
-                yield os.path.join(root, images, name), directory
-                break
+        image = os.path.join(root, images, name)
+        if kind not in ("vmlinuz", "vmlinux") or not version or not os.access(image, os.R_OK):
+            continue
+        directory = _modules_of(version, root, modules) or _modules_of(version_of(image), root, modules)
+        if directory:
+            yield image, directory
+
+
+def _modules_of(version: str, root: str, modules: str) -> str:
+    places = (os.path.join(root, tree, version) for tree in (modules, f"usr/{modules}"))
+    return next((place for place in places if os.path.isdir(place)), "")
 
 
 def _within(root: str, modules: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,6 @@ x86.py       what the processor is told it is (CPUID), and how it begins
 x86_debug.py breakpoints, steps
 """
 
-from mamushka.machine.executors.kvm.executor import DEVICE, KvmExecutor
+from mamushka.machine.executors.kvm.executor import DEVICE, KvmExecutor, open_device
 
-__all__ = ["DEVICE", "KvmExecutor"]
+__all__ = ["DEVICE", "KvmExecutor", "open_device"]

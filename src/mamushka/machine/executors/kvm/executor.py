@@ -7,6 +7,7 @@ millisecond this way; with all of the controllers in the kernel, ten.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DEVICE = "/dev/kvm"
 # Three pages that only Intel's processors want, where no machine of ours has anything else.
 _TSS = 0xFFFBD000
+# A node may have been made before its module; open(2).
+_NO_KVM = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 
 
 class KvmLine:
@@ -48,7 +51,7 @@ class KvmExecutor:
 
     def __init__(self, *, interrupts: bool = True, device: str = DEVICE) -> None:
         prepare_to_kick()
-        self.kvm = _open(device)
+        self.kvm = open_device(device)
         self.vm = -1
         try:
             self.vm = kvm.KVM_CREATE_VM(self.kvm, 0)
@@ -194,17 +197,22 @@ class KvmExecutor:
         self._statistics, self._vcpus, self._lines, self.vm, self.kvm = [], [], {}, -1, -1
 
 
-def _open(device: str) -> int:
+def open_device(device: str = DEVICE) -> int:
+    """A descriptor of KVM itself, yours to close. Unsupported where this host or user has none."""
     try:
         return os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise Unsupported(
-            f"{device} does not exist: this kernel has no KVM, or its module is not loaded",
-            hint="modprobe kvm_amd or kvm_intel; on a rented machine ask for nested virtualization",
-        ) from error
     except PermissionError as error:
         raise Unsupported(
-            f"{device} cannot be opened by uid {os.getuid()}", hint="add the user to the group that owns it, mostly kvm"
+            f"{device} may not be opened by uid {os.getuid()}",
+            hint="add the user to the group that owns it, mostly kvm; or choose --runtime container",
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_KVM:
+            raise
+        raise Unsupported(
+            f"{device} is not there: this kernel has no KVM, or its module is not loaded",
+            hint="modprobe kvm_intel || modprobe kvm_amd; on a rented machine nested virtualization must be switched "
+            "on; or choose --runtime container",
         ) from error
 
 
