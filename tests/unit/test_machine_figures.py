@@ -47,10 +47,11 @@ def test_what_the_child_tells() -> None:
 
 
 def test_bounds() -> None:
-    with pytest.raises(Invalid, match="2 MiB"):
+    with pytest.raises(Invalid, match="1048576 bytes") as memory:
         check(Bare("/none", memory=1 << 20))
-    with pytest.raises(Invalid, match="1 to 128"):
+    with pytest.raises(Invalid, match="129 processors") as processors:
         check(Bare("/none", cpus=129))
+    assert "2 MiB" in memory.value.hint and "1 to 128" in processors.value.hint
 
 
 BEFORE = Sample(10.0, {"exits": 100, "io_exits": 50}, {"Write": 40}, MemoryUse(1, 2, 3))
