@@ -20,7 +20,7 @@ from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unava
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
 from mamushka.machine import names, state, statistics
-from mamushka.machine.agent import Agent, words
+from mamushka.machine.agent import Agent, nodes, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
 from mamushka.machine.gdb import Conversation
@@ -143,7 +143,7 @@ class Computer:
             MAIN,
             _settings(process, interior.filter),
             interior.root,
-            container_steps(config, interior.sources),
+            container_steps(nodes.equipped(config, self._agent), interior.sources),
             stdio=_stdio(streams),
             terminal=streams.console >= 0,
             readonly=config.root is not None and config.root.readonly,

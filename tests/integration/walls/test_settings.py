@@ -177,6 +177,25 @@ def test_what_is_refused_and_hidden(see: See, wall: str) -> None:
 
 
 @walls
+def test_privileged_takes_the_wall_inside_down(see: See, wall: str) -> None:
+    """All capabilities and devices, of the kernel's that it has."""
+    script = (
+        "grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; ls -l /dev; grep -c '/proc/' /proc/mounts; "
+        "mount -t tmpfs none /tmp && dd if=/dev/kmsg of=/dev/null bs=8192 count=1 2>/dev/null && echo can"
+    )
+    done = see(wall, PLAIN).wall.once("--privileged", "--", "sh", "-c", script)
+    said = done.stdout.decode().splitlines()
+    assert done.returncode == 0, done.stderr.decode()
+    every = (1 << int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1) - 1
+    assert int(said[0].split()[1], 16) == every and said[1].split()[1] == said[2].split()[1] == "0"
+    assert said[-2:] == ["0", "can"], "nothing is masked, and it may mount and read the kernel's log"
+    names = {line.split()[-1] for line in said if line[:1] in "cb"}
+    assert {"null", "kmsg", "ttyS0", "urandom"} <= names
+    if wall == CONTAINER:
+        assert "kvm" in names
+
+
+@walls
 def test_a_read_only_root_and_what_can_be_written_all_the_same(see: See, wall: str, ground: Path) -> None:
     seen = see(wall, GIVEN)
     assert "Read-only" in seen.inside("-u", "0", "--", "touch", "/x")

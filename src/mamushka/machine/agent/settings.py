@@ -70,6 +70,8 @@ _LINKS = (
     ("pts/ptmx", "/dev/ptmx"),
 )
 _KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+# In place of a bundle's devices: all that the guest's own kernel has. See nodes.equipped.
+EVERY = (Device("/dev", "every", 0, 0),)
 
 
 def process_settings(process: Process, filter: Filter | None = None) -> bytes:
