@@ -212,7 +212,9 @@ def _mount(item: Mount, sources: Mapping[str, str]) -> bytes:
         filled = item.type == "tmpfs" and "tmpcopyup" in item.options
         if filled:  # read-only only when it has its content
             flags &= ~kernel.MS_RDONLY
-        fields = [text(words.K_TYPE, type), text(words.K_SOURCE, item.source or type), number(words.K_FLAGS, flags)]
+        # The name of a mount of cgroups is its type, as with the other wall.
+        named = item.source if type != "cgroup2" else ""
+        fields = [text(words.K_TYPE, type), text(words.K_SOURCE, named or type), number(words.K_FLAGS, flags)]
         if data:
             fields.append(text(words.K_DATA, ",".join(data)))
         if filled:
