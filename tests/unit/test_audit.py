@@ -81,6 +81,15 @@ def test_what_cannot_be_told_counts_as_reached() -> None:
     }  # fmt: skip
 
 
+def test_a_machine_takes_nothing_of_the_hosts_but_what_it_was_made_with() -> None:
+    blind = Seen({}, heard=False)
+    reached = [
+        {probe.name for probe in PROBES if probe.judge(blind, Ground(Canaries("/nowhere"), machine=machine))}
+        for machine in (False, True)
+    ]
+    assert reached[0] - reached[1] == {"process-limit", "memory-limit", "time-limit"}
+
+
 def test_probes_have_names_and_weights() -> None:
     names = [probe.name for probe in PROBES]
     assert len(names) == len(set(names))

@@ -112,7 +112,7 @@ def build(workload: Workload, root: int, sources: mounts.Sources, network: str |
             cgroups_path=f"/mamushka/{workload.id}",
             namespaces=_namespaces(settings, sources.joined, network, owner),
             devices=tuple(nodes),
-            sysctl=_sysctls(settings, network),
+            sysctl=_sysctls(workload, network),
             seccomp=_seccomp(settings),
             masked_paths=() if security.privileged else _paths(security.mask, security.unmask, masked=True),
             readonly_paths=() if security.privileged else _paths((), security.unmask, masked=False),
@@ -202,11 +202,17 @@ def _namespaces(
     return tuple(made)
 
 
-def _sysctls(settings: Settings, network: str | None) -> Mapping[str, str]:
-    for name in settings.sysctls:
+def _sysctls(workload: Workload, network: str | None) -> Mapping[str, str]:
+    given = workload.settings.sysctls
+    for name in given:
         if network is None and name.startswith("net."):
             raise Invalid(f"sysctl {name!r} not allowed in host network namespace")
-    return settings.sysctls
+    if workload.runtime != "vm":
+        return given
+    from mamushka.network.namespace import DEFAULT_SYSCTLS
+
+    # Our namespaces have them already, but it is the machine's own kernel that its programs ask.
+    return {**DEFAULT_SYSCTLS, **given}
 
 
 def _seccomp(settings: Settings) -> spec.Seccomp | None:

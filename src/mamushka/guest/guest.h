@@ -25,6 +25,11 @@ struct mount_attributes {
 	uint64_t set, clear, propagation, userns_fd;
 };
 #define ATTR_RDONLY 1
+#define ATTR_NOSUID 2
+#define ATTR_NODEV 4
+#define ATTR_NOEXEC 8
+#define FS_CLOEXEC 1 /* FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC */
+#define FS_CREATE 6  /* FSCONFIG_CMD_CREATE */
 #define TREE_CLONE 1
 #define TREE_CLOEXEC O_CLOEXEC
 #define MOVE_EMPTY (4 | 0x40) /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */

@@ -185,20 +185,50 @@ static int mount_step(int root, struct fields step, const char *target, struct f
 	return result;
 }
 
-/* Hide what is there: a directory by an empty one, a file by /dev/null. */
+/* An empty directory that nobody can write to, mounted nowhere as yet. */
+static int empty_directory(void)
+{
+	int fs = syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC), made = -1, number;
+	if (fs < 0)
+		return -1;
+	if (syscall(SYS_fsconfig, fs, FS_CREATE, NULL, NULL, 0) == 0)
+		made = syscall(SYS_fsmount, fs, FS_CLOEXEC, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+	number = errno;
+	close(fs);
+	errno = number;
+	return made;
+}
+
+/* The container's null device, if it is one: it is behind the same mount as all that it opens itself. Else ours. */
+static int null_device(int root)
+{
+	struct stat found;
+	int fd = open_in_root(root, "/dev/null", O_PATH | O_NOFOLLOW, 0), tree;
+	if (fd < 0 || fstat(fd, &found) < 0 || !S_ISCHR(found.st_mode) || found.st_rdev != makedev(1, 3))
+		tree = syscall(SYS_open_tree, AT_FDCWD, "/dev/null", TREE_CLONE | TREE_CLOEXEC);
+	else
+		tree = syscall(SYS_open_tree, fd, "", TREE_CLONE | TREE_CLOEXEC | AT_EMPTY_PATH);
+	int number = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = number;
+	return tree;
+}
+
+/* Hide what is there: a directory by an empty one, a file by the null device. */
 static int mask(int root, const char *target, struct failure *failure)
 {
 	struct stat found;
-	int place = open_in_root(root, target, O_PATH, 0);
+	int place = open_in_root(root, target, O_PATH, 0), tree;
 	if (place < 0)
 		return errno == ENOENT || errno == ENOTDIR ? 0 : fail(failure, FAILED, "open", target);
-	int directory = fstat(place, &found) == 0 && S_ISDIR(found.st_mode), failed;
-	if (directory)
-		failed = fchdir(place) < 0 || mount("tmpfs", ".", "tmpfs", MS_RDONLY, "size=0k") < 0;
-	else
-		return close(place), bind(AT_FDCWD, "/dev/null", root, target, (struct fields){NULL, NULL}, failure);
+	int directory = fstat(place, &found) == 0 && S_ISDIR(found.st_mode);
+	if ((tree = directory ? empty_directory() : null_device(root)) < 0 ||
+	    syscall(SYS_move_mount, tree, "", place, "", MOVE_EMPTY) < 0)
+		return fail(failure, FAILED, "mask", target);
+	close(tree);
 	close(place);
-	return failed ? fail(failure, FAILED, "mount", target) : 0;
+	return 0;
 }
 
 static int make_readonly(int root, const char *target, struct failure *failure)

@@ -19,8 +19,8 @@ from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
-from mamushka.machine import names, state, statistics
-from mamushka.machine.agent import Agent, words
+from mamushka.machine import inherited, names, state, statistics
+from mamushka.machine.agent import Agent, nodes, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
 from mamushka.machine.gdb import Conversation
@@ -86,6 +86,7 @@ class Computer:
         self._agent = Agent(self._machine.loop, self._lied, token)
         self._console = bytearray()
         self._small = _room(_SMALL_MAX)
+        self._limits = inherited.limits()
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
         self._conversation = Conversation(self._machine)
@@ -141,9 +142,9 @@ class Computer:
         config = interior.config
         self._agent.create(
             MAIN,
-            _settings(process, interior.filter),
+            _settings(inherited.within(process, self._limits), interior.filter),
             interior.root,
-            container_steps(config, interior.sources),
+            container_steps(nodes.equipped(config, self._agent), interior.sources),
             stdio=_stdio(streams),
             terminal=streams.console >= 0,
             readonly=config.root is not None and config.root.readonly,
@@ -193,7 +194,7 @@ class Computer:
         """See ``Guest``."""
 
         def go() -> None:
-            settings = _settings(process, self._interior.filter)
+            settings = _settings(inherited.within(process, self._limits), self._interior.filter)
             try:
                 end = self._agent.exec(key, MAIN, settings, stdio=_stdio(streams), terminal=streams.console >= 0)
             finally:

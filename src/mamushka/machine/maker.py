@@ -260,7 +260,9 @@ def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory, warm: Warm | No
 
 def _own(config: Config) -> Config:
     """The bundle as the guest is to make it: a privileged one's devices are the guest's own."""
-    return replace(config, linux=replace(config.linux, devices=()))
+    from mamushka.machine.agent.settings import EVERY
+
+    return replace(config, linux=replace(config.linux, devices=EVERY if config.linux.devices else ()))
 
 
 def preload() -> None:

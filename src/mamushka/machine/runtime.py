@@ -100,6 +100,10 @@ class MachineRuntime:
 
         config = bundle.config
         check(config, preserve=preserve)
+        if gated and own_network(config):
+            from mamushka.machine import lookup
+
+            lookup.check(bundle, root)  # start makes the machine, and that is late for who asks create
         record = Record(self.root, id)
         cgroup = self._cgroups.choose(self.manager, config.linux.cgroups_path, id, config.annotations)
         kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))

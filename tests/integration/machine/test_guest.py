@@ -15,9 +15,9 @@ import pytest
 from mamushka.container.seccomp import filter as compile_filter
 from mamushka.errors import MamushkaError, NotFound, Unavailable
 from mamushka.guest import build
-from mamushka.machine.agent import settings, words
+from mamushka.machine.agent import nodes, settings, words
 from mamushka.runtime import CannotExecute, CommandNotFound, Exit, NotRunning
-from mamushka.spec.runtime import Box, Capabilities, Config, Linux, Mount, Rlimit, Seccomp, SyscallRule, User
+from mamushka.spec.runtime import Box, Capabilities, Config, Device, Linux, Mount, Rlimit, Seccomp, SyscallRule, User
 from tests.guests import PATH, Guest
 
 SIZE_MAX = 100_000  # of the stripped program: it waits in the memory of every machine
@@ -167,6 +167,16 @@ def test_masks_readonly_paths_and_nodes(guest: Guest) -> None:
                      linux=linux)[1]  # fmt: skip
     assert "Read-only" in said
     assert "1,   3" in said
+
+
+def test_what_masks_is_mounted_as_behind_the_other_wall(guest: Guest) -> None:
+    linux = Linux(masked_paths=("/proc/keys", "/proc/fs"))
+    said = guest.run("grep -E '/proc/(keys|fs) ' /proc/mounts; ls /proc/fs | wc -l; cat /proc/keys", linux=linux)[1]
+    masked = {line.split()[1]: line.split() for line in said.splitlines() if line.count(" ") > 2}
+    assert masked["/proc/fs"][:4:2] == ["none", "tmpfs"]
+    assert {"ro", "nosuid", "nodev", "noexec"} <= {*masked["/proc/fs"][3].split(",")}
+    # By the null device of the container's own /dev, which is a tmpfs.
+    assert masked["/proc/keys"][2] == "tmpfs" and said.endswith("\n0\n"), said
 
 
 def test_a_link_of_the_image_leads_nowhere_else(guest: Guest, tmp_path: Path) -> None:
@@ -336,6 +346,16 @@ def test_files(guest: Guest, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Is a directory"), (tmp_path / "out").open("wb") as sink:
         guest.agent.read_file("/bin", sink.fileno(), container)
     guest.end(container, ended)
+
+
+def test_all_devices_of_the_kernel(guest: Guest) -> None:
+    config = Config("1.0.0", linux=Linux(devices=settings.EVERY))
+    found = {device.path: device for device in nodes.equipped(config, guest.agent).linux.devices}
+    assert found["/dev/null"] == Device("/dev/null", "c", 1, 3, 0o666, 0, 0)
+    assert not {"/dev/ptmx", "/dev/console", "/dev/every"} & found.keys()
+    assert len(found) > 5 and all(path.startswith("/dev/") for path in found)
+    plain = Config("1.0.0")
+    assert nodes.equipped(plain, guest.agent) is plain
 
 
 def test_the_network(guest: Guest) -> None:

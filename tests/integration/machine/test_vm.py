@@ -38,7 +38,7 @@ def _nothing_is_left(roots: tuple[str, str]) -> Iterator[None]:
     machines = Path(roots[1], "machines")
     assert not machines.exists() or list(machines.iterdir()) == []
     assert subprocess.run(["pgrep", "-x", "mamushka-vm"], capture_output=True).stdout == b""
-    assert subprocess.run(["pgrep", "virtiofsd.*machines"], capture_output=True).stdout == b""
+    assert subprocess.run(["pgrep", "-f", "virtiofsd.*machines"], capture_output=True).stdout == b""
 
 
 def test_it_is_as_behind_the_other_wall(mamushka: Command, root: Path) -> None:

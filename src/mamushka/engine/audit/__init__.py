@@ -69,7 +69,14 @@ class Audit:
         """The executable's path."""
         return self._canaries.probe
 
-    def write(self, networks: Sequence[NetworkRow] = (), neighbours: tuple[str, ...] = (), shim: str = "") -> None:
+    def write(
+        self,
+        networks: Sequence[NetworkRow] = (),
+        neighbours: tuple[str, ...] = (),
+        shim: str = "",
+        *,
+        machine: bool = False,
+    ) -> None:
         """Write the probe, for a workload that will be in these networks, with the host's addresses as they are now."""
         gateways = tuple(row.gateway for row in networks if row.gateway)
         subnets = [parse_subnet(row.subnet) for row in networks if row.subnet]
@@ -82,6 +89,7 @@ class Audit:
             neighbours=neighbours[:_ADDRESSES_MAX],
             disk=_disk(),
             shim=shim,
+            machine=machine,
         )
         for probe in PROBES:
             probe.attempt(self._attempts, self._ground)
@@ -122,7 +130,9 @@ def audit(
         try:
             runtime = engine.inspect(id).runtime
             networks = _networks(engine, settings)
-            found.write(networks, _neighbours(engine, networks), engine.paths.socket(id))
+            found.write(
+                networks, _neighbours(engine, networks), engine.paths.socket(id), machine=runtime != "container"
+            )
             attached = engine.start(id, attach=True)
             assert attached is not None
             with attached:

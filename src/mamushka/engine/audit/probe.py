@@ -50,6 +50,7 @@ class Ground:
     neighbours: tuple[str, ...] = ()  # IPv4, of workloads in networks that are not its own
     disk: tuple[int, int] = (0, 0)  # a block device of the host's
     shim: str = ""  # the socket of the workload's own shim
+    machine: bool = False  # it has a machine of its own: whatever it takes of that is not the host's
 
     def places(self, path: str) -> tuple[str, ...]:
         """Where a file of the host's may be seen: under its own name, and below what is mounted."""

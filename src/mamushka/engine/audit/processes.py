@@ -60,22 +60,27 @@ def _try_limits(attempts: Attempts, _: Ground) -> None:
             attempts.read(f"limit {path}", f"/sys/fs/cgroup{path}".encode(), 64)
 
 
-def _unlimited(seen: Seen, kind: str) -> bool:
-    """No file tells a limit: a host without the controller, and a workload that may not see it, have none."""
+def _unlimited(seen: Seen, ground: Ground, kind: str) -> bool:
+    """No file tells a limit: a host without the controller, and a workload that may not see it, have none.
+
+    A machine needs none: its processes are its kernel's, and it has the memory and processors that it was made with.
+    """
+    if ground.machine:
+        return False
     numbers = [seen.number(f"limit {path} read") for path in _LIMITS[kind]]
     return not any(0 <= number < _BOUNDLESS for number in numbers)
 
 
-def _judge_processes(seen: Seen, _: Ground) -> str:
-    return "as many processes as the host can have" if _unlimited(seen, "processes") else ""
+def _judge_processes(seen: Seen, ground: Ground) -> str:
+    return "as many processes as the host can have" if _unlimited(seen, ground, "processes") else ""
 
 
-def _judge_memory(seen: Seen, _: Ground) -> str:
-    return "all memory of the host" if _unlimited(seen, "memory") else ""
+def _judge_memory(seen: Seen, ground: Ground) -> str:
+    return "all memory of the host" if _unlimited(seen, ground, "memory") else ""
 
 
-def _judge_time(seen: Seen, _: Ground) -> str:
-    return "all processors of the host" if _unlimited(seen, "time") else ""
+def _judge_time(seen: Seen, ground: Ground) -> str:
+    return "all processors of the host" if _unlimited(seen, ground, "time") else ""
 
 
 PROBES = (

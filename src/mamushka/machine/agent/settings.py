@@ -41,6 +41,8 @@ _FLAGS = {
 }
 _SUPERBLOCK = {"sync": kernel.MS_SYNCHRONOUS, "dirsync": kernel.MS_DIRSYNC, "lazytime": kernel.MS_LAZYTIME}
 _KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+# In place of a bundle's devices: all that the guest's own kernel has. See nodes.equipped.
+EVERY = (Device("/dev", "every", 0, 0),)
 
 
 def process_settings(process: Process, filter: Filter | None = None) -> bytes:
@@ -181,7 +183,9 @@ def _mount(item: Mount, sources: Mapping[str, str]) -> bytes:
         filled = item.type == "tmpfs" and "tmpcopyup" in item.options
         if filled:  # read-only only when it has its content
             flags &= ~kernel.MS_RDONLY
-        fields = [text(words.K_TYPE, type), text(words.K_SOURCE, item.source or type), number(words.K_FLAGS, flags)]
+        # The name of a mount of cgroups is its type, as with the other wall.
+        named = item.source if type != "cgroup2" else ""
+        fields = [text(words.K_TYPE, type), text(words.K_SOURCE, named or type), number(words.K_FLAGS, flags)]
         if data:
             fields.append(text(words.K_DATA, ",".join(data)))
         if filled:
