@@ -1,0 +1,100 @@
+"""A machine that is saved while its program runs, in its own monitor: it holds still until whoever asked lets it go on.
+
+    worker      the program's processes are frozen by the guest's own kernel; then the machine holds still
+                its state is taken; its memory is written to the file that was handed in, or frozen (state.py)
+                ``held`` is told: from here on memory, state and disks are of one moment
+    caller      copies the disks, and whatever else belongs to that moment
+    worker      ``go_on`` was called: the machine runs, then its program
+
+Frozen by the guest's kernel, and not only between two instructions: where another machine goes on from this one, its
+program wakes up when entropy, clock, name and addresses are its own, and not before. A machine that is paused already
+cannot be asked for that. There the program runs on for the moment that its agent needs to be told.
+
+Everything that the agent is asked meanwhile waits behind it in the same worker, and is done when the machine goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from mamushka import trace
+from mamushka.errors import MamushkaError
+from mamushka.machine import control, state
+from mamushka.machine.inside import MAIN, Held
+from mamushka.machine.machine import PAUSED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mamushka.machine.agent import Agent
+    from mamushka.machine.board import Board
+    from mamushka.machine.state import Frozen
+
+
+class Hold:
+    """Holds one machine still, one time after the other. ``take`` is for the worker's thread."""
+
+    def __init__(self, board: Board, agent: Agent, disks: tuple[int, ...]) -> None:
+        """``disks`` are descriptors of what the machine writes to, for whoever copies them; ours."""
+        self._board, self._machine, self._agent, self._disks = board, board.machine, agent, disks
+        self._go = threading.Semaphore(0)
+
+    def go_on(self) -> None:
+        """Let it: from another thread, once for each ``take``, at any time."""
+        self._go.release()
+
+    def take(
+        self, memory: int, labels: Callable[[bool], Mapping[str, str]], held: Callable[[Held], None], *, paused: bool
+    ) -> float:
+        """Hold it still until ``go_on``; for how many seconds its program stood.
+
+        ``memory`` is an empty file that its memory is written to; -1 to have it frozen. ``labels`` are asked for while
+        it holds still, with whether the program is frozen. ``paused`` where it holds still already, and is to stay so.
+        """
+        frozen: Frozen | None = None
+        for disk in self._disks:
+            os.fdatasync(disk)  # now, while it runs: what is left when it holds still is little
+        begin = time.monotonic()
+        try:
+            if not paused:
+                self._agent.freeze(MAIN, True)
+                self._machine.pause()
+            frozen = self._hold(memory, labels(not paused), held)
+        finally:
+            if not paused:
+                self._resume()
+            seconds = time.monotonic() - begin
+            if frozen is not None:
+                frozen.close()
+        trace.event("machine.saved", seconds=seconds)
+        return seconds
+
+    def _hold(self, memory: int, labels: Mapping[str, str], held: Callable[[Held], None]) -> Frozen | None:
+        saved = state.capture(self._machine, self._board.parts, labels)
+        frozen = None
+        if memory < 0:
+            frozen = state.freeze(self._machine)
+        else:
+            os.ftruncate(memory, sum(stretch.length for stretch in saved.stretches))
+            state.write_memory(self._machine.memory, memory)
+        try:
+            document = control.file_of(state.dump(saved))
+            held(Held(document, os.dup(frozen.fd) if frozen is not None else -1, self._disks))
+            self._go.acquire()
+        except BaseException:
+            if frozen is not None:
+                frozen.close()
+            raise
+        return frozen
+
+    def _resume(self) -> None:
+        """Whatever was begun of it."""
+        if self._machine.state == PAUSED:
+            self._machine.resume()
+        try:
+            self._agent.freeze(MAIN, False)
+        except (MamushkaError, OSError) as error:
+            trace.event("machine.not_thawed", error=str(error))  # the guest is not there any more
