@@ -7,6 +7,10 @@ import os
 from mamushka.linux.abi import syscall
 from mamushka.linux.foreign import addressof, c_ubyte
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PROT_NONE = 0
 PROT_READ = 1
 PROT_WRITE = 2
@@ -60,6 +64,37 @@ def memfd(name: str, length: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+# A word of 64 bits for each page of this process. Documentation/admin-guide/mm/pagemap.rst.
+PAGEMAP = "/proc/self/pagemap"
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
+_PAGE, _WORD = 4096, 8
+_PAGES_AT_ONCE = 1 << 16
+
+
+def own_pages(pagemap: int, address: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of a private mapping of which this process has pages of its own: (first byte, first byte behind), from
+    the mapping's beginning. ``pagemap`` is a descriptor of PAGEMAP."""
+    begin, page = -1, 0
+    while page < length // _PAGE:
+        count = min(_PAGES_AT_ONCE, length // _PAGE - page)
+        raw = os.pread(pagemap, count * _WORD, (address // _PAGE + page) * _WORD)
+        if not raw:
+            break
+        if begin < 0 and not raw.strip(b"\0"):
+            page += len(raw) // _WORD  # nothing of it was ever touched
+            continue
+        for word in memoryview(raw).cast("Q"):
+            own = word & _SWAPPED or (word & _PRESENT and not word & _OF_FILE)
+            if own and begin < 0:
+                begin = page * _PAGE
+            elif not own and begin >= 0:
+                yield begin, page * _PAGE
+                begin = -1
+            page += 1
+    if begin >= 0:
+        yield begin, page * _PAGE
 
 
 def view_of(address: int, length: int) -> memoryview:

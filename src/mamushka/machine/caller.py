@@ -66,7 +66,7 @@ class Caller:
         elif verb == "gdb":
             self._debug(packet, descriptors)
         elif verb == "save":
-            self._save(descriptors)
+            self._save()
         elif isinstance(verb, str):
             self._monitor.ask(verb, packet, self._told)
         else:
@@ -78,24 +78,17 @@ class Caller:
         own, descriptors[:] = descriptors[:], []
         self._monitor.ask("gdb", {**packet, "descriptors": own}, self._told)
 
-    def _save(self, descriptors: list[int]) -> None:
+    def _save(self) -> None:
         """From the answer to this on, until ``go`` or ``end``, the machine holds still."""
-        if len(descriptors) > 1:
-            raise Invalid("a saved machine's memory is one file")
-        own, descriptors[:] = descriptors[:], []
-        try:
-            self._monitor.save(own[0] if own else -1, self)
-        except BaseException:
-            control.close(own)
-            raise
+        self._monitor.save(self)
         self._saves = True
 
     def held(self, held: Held) -> None:
         """It holds still: what there is to be had of it."""
-        own = [fd for fd in (held.state, held.memory) if fd >= 0]
+        own = [held.state, held.memory]
         try:
             if not self._gone:
-                self._line.send({"answer": {"frozen": held.memory >= 0}}, (*own, *held.disks))
+                self._line.send({"answer": "held"}, (*own, *held.disks))
         except OSError as error:
             trace.event("machine.caller_gone", error=str(error))
             self._lost()

@@ -4,8 +4,9 @@
     memory         sparse
     disk           what the machine writes to, as it was at the same moment; sparse
 
-While the files are filled the machine holds still; that is over when whoever asked says so, or is gone. Whoever wants
-other machines to go on from it at once (``Held``) has nothing written: he is given the memory itself, frozen.
+A machine that is to run on holds still while its disk is copied; its memory was frozen by then, and is written when it
+runs again. Holding still is over when whoever asked says so, or is gone. Whoever wants other machines to go on from it
+at once (``Held``) writes nothing at all.
 
 Files are their owner's alone: a program's memory is in them.
 """
@@ -35,17 +36,17 @@ _PRIVATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 class Held:
     """A machine that holds still since this was made, and goes on with ``go_on``, or when this is closed.
 
-    ``state`` is a descriptor of what is known of it, ``memory`` of its frozen memory, -1 where that was written to a
-    file that was given; ``disk`` of what it writes to, to be copied before it goes on, -1 where there is none.
+    Descriptors: ``state`` of what is known of it, ``memory`` of its memory then, and ``disk`` of what it writes to,
+    which is to be copied before it goes on; -1 where there is none.
     """
 
-    def __init__(self, path: str, memory: int = -1) -> None:
-        """``path`` is the monitor's socket; ``memory`` an empty file. Raises why it cannot be saved."""
+    def __init__(self, path: str) -> None:
+        """``path`` is the monitor's socket. Raises why it cannot be saved."""
         self.state = self.memory = self.disk = -1
         self._line: Line | None = control.connect(path)
         try:
             self._line.wait(_PATIENCE)
-            self._line.send({"ask": "save"}, (memory,) if memory >= 0 else ())
+            self._line.send({"ask": "save"})
             packet, given = _heard(self._line)
             self._take(packet, given)
         except BaseException:
@@ -54,16 +55,14 @@ class Held:
 
     def _take(self, packet: control.Packet, given: list[int]) -> None:
         try:
-            answer = control.answered(packet)
-            frozen = isinstance(answer, dict) and answer.get("frozen") is True
-            if len(given) not in (1 + frozen, 2 + frozen):
+            control.answered(packet)
+            if len(given) not in (2, 3):
                 raise Invalid(f"a machine that is saved gave {len(given)} descriptors")
         except BaseException:
             control.close(given)
             raise
-        self.state = given.pop(0)
-        self.memory = given.pop(0) if frozen else -1
-        self.disk = given.pop() if given else -1
+        self.state, self.memory = given[:2]
+        self.disk = given[2] if given[2:] else -1
 
     def go_on(self) -> float:
         """Let it; for how many seconds its program stood."""
@@ -143,29 +142,24 @@ def write(path: str, directory: str, options: CheckpointOptions) -> None:
 
 
 def _write(path: str, directory: str, options: CheckpointOptions) -> None:
-    memory = os.open(f"{directory}/{state.MEMORY}", _PRIVATE, 0o600)
-    try:
-        held = Held(path, memory)
-    finally:
-        os.close(memory)
-    with held:
+    with Held(path) as held:
         if held.disk >= 0:
             copy_disk(held.disk, f"{directory}/{DISK}")
-        _keep(held.state, directory)
         if options.leave_running:
             trace.event("machine.went_on", stood=held.go_on())
-        else:
+        _keep(held.memory, f"{directory}/{state.MEMORY}")
+        _keep(held.state, f"{directory}/.{state.STATE}")
+        os.rename(f"{directory}/.{state.STATE}", f"{directory}/{state.STATE}")
+        if not options.leave_running:
             held.end()
 
 
-def _keep(document: int, directory: str) -> None:
-    staged = f"{directory}/.{state.STATE}"
-    fd = os.open(staged, _PRIVATE, 0o600)
+def _keep(content: int, path: str) -> None:
+    fd = os.open(path, _PRIVATE, 0o600)
     try:
-        copy(document, fd, os.fstat(document).st_size)
+        copy(content, fd, os.fstat(content).st_size)
     finally:
         os.close(fd)
-    os.rename(staged, f"{directory}/{state.STATE}")
 
 
 def copy_disk(disk: int, path: str) -> None:

@@ -246,7 +246,6 @@ class Computer:
 
     def save(
         self,
-        memory: int,
         held: Callable[[Held], None],
         done: Callable[[float], None],
         failed: Callable[[BaseException], None],
@@ -261,14 +260,7 @@ class Computer:
         def labels(frozen: bool) -> Mapping[str, str]:
             return self._program.labels(self._agent.channel.token, frozen=frozen)
 
-        def act() -> float:
-            try:
-                return self._hold.take(memory, labels, held, paused=paused)
-            finally:
-                if memory >= 0:
-                    os.close(memory)
-
-        self._worker.do(act, done, failed)
+        self._worker.do(lambda: self._hold.take(labels, held, paused=paused), done, failed)
 
     def go_on(self) -> None:
         """See ``Guest``."""

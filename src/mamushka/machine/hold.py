@@ -1,8 +1,8 @@
 """A machine that is saved while its program runs, in its own monitor: it holds still until whoever asked lets it go on.
 
-    worker      the program's processes are frozen by the guest's own kernel; then the machine holds still
-                its state is taken; its memory is written to the file that was handed in, or frozen (state.py)
-                ``held`` is told: from here on memory, state and disks are of one moment
+    worker      what can be done before is done: disks are flushed, memory that was frozen once is made ready (state.py)
+                the program's processes are frozen by the guest's own kernel; then the machine holds still
+                its state is taken, its memory frozen; ``held`` is told
     caller      copies the disks, and whatever else belongs to that moment
     worker      ``go_on`` was called: the machine runs, then its program
 
@@ -21,6 +21,7 @@ import time
 
 from mamushka import trace
 from mamushka.errors import MamushkaError
+from mamushka.linux.memory import PAGEMAP
 from mamushka.machine import control, state
 from mamushka.machine.inside import MAIN, Held
 from mamushka.machine.machine import PAUSED
@@ -41,20 +42,20 @@ class Hold:
         """``disks`` are descriptors of what the machine writes to, for whoever copies them; ours."""
         self._board, self._machine, self._agent, self._disks = board, board.machine, agent, disks
         self._go = threading.Semaphore(0)
+        self._pagemap = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # while there are paths
 
     def go_on(self) -> None:
         """Let it: from another thread, once for each ``take``, at any time."""
         self._go.release()
 
-    def take(
-        self, memory: int, labels: Callable[[bool], Mapping[str, str]], held: Callable[[Held], None], *, paused: bool
-    ) -> float:
+    def take(self, labels: Callable[[bool], Mapping[str, str]], held: Callable[[Held], None], *, paused: bool) -> float:
         """Hold it still until ``go_on``; for how many seconds its program stood.
 
-        ``memory`` is an empty file that its memory is written to; -1 to have it frozen. ``labels`` are asked for while
-        it holds still, with whether the program is frozen. ``paused`` where it holds still already, and is to stay so.
+        ``labels`` are asked for while it holds still, with whether the program is frozen. ``paused`` where it holds
+        still already, and is to stay so.
         """
         frozen: Frozen | None = None
+        ready = state.ready(self._machine)
         for disk in self._disks:
             os.fdatasync(disk)  # now, while it runs: what is left when it holds still is little
         begin = time.monotonic()
@@ -62,33 +63,21 @@ class Hold:
             if not paused:
                 self._agent.freeze(MAIN, True)
                 self._machine.pause()
-            frozen = self._hold(memory, labels(not paused), held)
+            saved = state.capture(self._machine, self._board.parts, labels(not paused))
+            frozen = state.freeze(self._machine, ready, self._pagemap)
+            ready = -1
+            held(Held(control.file_of(state.dump(saved)), os.dup(frozen.fd), self._disks))
+            self._go.acquire()
         finally:
             if not paused:
                 self._resume()
             seconds = time.monotonic() - begin
             if frozen is not None:
                 frozen.close()
+            if ready >= 0:
+                os.close(ready)
         trace.event("machine.saved", seconds=seconds)
         return seconds
-
-    def _hold(self, memory: int, labels: Mapping[str, str], held: Callable[[Held], None]) -> Frozen | None:
-        saved = state.capture(self._machine, self._board.parts, labels)
-        frozen = None
-        if memory < 0:
-            frozen = state.freeze(self._machine)
-        else:
-            os.ftruncate(memory, sum(stretch.length for stretch in saved.stretches))
-            state.write_memory(self._machine.memory, memory)
-        try:
-            document = control.file_of(state.dump(saved))
-            held(Held(document, os.dup(frozen.fd) if frozen is not None else -1, self._disks))
-            self._go.acquire()
-        except BaseException:
-            if frozen is not None:
-                frozen.close()
-            raise
-        return frozen
 
     def _resume(self) -> None:
         """Whatever was begun of it."""

@@ -41,7 +41,7 @@ class Held:
     """A machine at the moment at which it holds still. ``state`` and ``memory`` become whose it is told to."""
 
     state: int  # a memory file with the document of it: state.dump
-    memory: int  # the memory of that moment, frozen; -1 where it was written to a file
+    memory: int  # the memory of that moment, frozen: state.freeze
     disks: tuple[int, ...] = ()  # what it writes to, to be read as long as it holds still; the machine's own
 
 
@@ -101,17 +101,16 @@ if TYPE_CHECKING:
 
         def save(
             self,
-            memory: int,
             held: Callable[[Held], None],
             done: Callable[[float], None],
             failed: Callable[[BaseException], None],
             *,
             paused: bool,
         ) -> None:
-            """Hold still, tell what is saved, and go on after ``go_on``; ``done`` tells for how many seconds.
+            """Hold still, tell what is saved, and go on after ``go_on``; ``done`` tells for how many seconds it stood.
 
-            Raises at once where it cannot be; ``failed`` tells later that it could not. ``memory`` is an empty file
-            for the memory, the guest's from now on, or -1 to have it frozen. ``paused`` where it holds still already.
+            Raises at once where it cannot be; ``failed`` tells later that it could not. ``paused`` where it holds
+            still already.
             """
 
         def go_on(self) -> None:

@@ -334,8 +334,8 @@ class Monitor:
         if self._saver is not None:
             raise Conflict("the machine is just being saved", hint="try again in a moment")
 
-    def save(self, memory: int, caller: Caller) -> None:
-        """Have the guest hold still for a caller until ``let_go``. The file becomes the guest's."""
+    def save(self, caller: Caller) -> None:
+        """Have the guest hold still for a caller until ``let_go``."""
         if self._exit is not None or not self._started:
             raise Conflict("container not running")
         self._check_unsaved()
@@ -349,7 +349,6 @@ class Monitor:
             caller.let_go(control.failed(error))
 
         self._guest.save(
-            memory,
             lambda held: self.post(lambda: caller.held(held)),
             lambda seconds: self.post(lambda: done(seconds)),
             lambda error: self.post(lambda: failed(error)),
