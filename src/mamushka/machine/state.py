@@ -433,7 +433,7 @@ def load(content: bytes) -> Saved:
             devices={str(name): _parts(parts) for name, parts in item["devices"].items()},
             stretches=_checked(tuple(Stretch(*fields) for fields in item["stretches"])),
             files=tuple(Stretch(start, length, 0, name) for start, length, name in item["files"]),
-            labels=item["labels"],
+            labels={str(name): str(said) for name, said in item["labels"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Invalid(f"the saved machine's state is broken: {error}") from error

@@ -1,4 +1,4 @@
-"""The same from the outside, whichever life a workload has: fresh, gone on from a checkpoint, or made of another one."""
+"""The same from outside whichever life a workload has: fresh, gone on from a checkpoint, or made of another one."""
 
 from __future__ import annotations
 
