@@ -185,7 +185,7 @@ def test_boxes_from_python(tmp_path: Path, roots: tuple[str, str]) -> None:
     with Engine(*roots) as engine:
         asked = {"runtime": "vm", "network": "none", "annotations": {ROOT: "layers"}, "engine": engine}
         with sdk.run("some", "sh", "-c", COUNTS, **asked) as box:  # type: ignore[arg-type]
-            box.shell("echo kept > /kept")
+            box.shell("echo kept > /kept").check()
             children = box.fork(2)
             for child in children:
                 with child:
@@ -248,7 +248,7 @@ def test_whoever_is_killed_while_he_saves_leaves_nothing(mamushka: Command, root
 def test_figures(mamushka: Command, roots: tuple[str, str], size: int, capsys: pytest.CaptureFixture[str]) -> None:
     """A parent's pause does not depend on its size, and an idle child has little of its own."""
     begun(mamushka, "box", "-m", f"{size}m", script="echo 1; echo 2; while :; do sleep 1000; done")
-    fill = f"head -c {size // 2}m /dev/zero | tr '\\0' x > /dev/shm/filled; sync"
+    fill = f"head -c {size // 4}m /dev/zero | tr '\\0' x > /dev/shm/filled; sync"
     ran(mamushka, "exec", "box", "sh", "-c", fill)
     machines = open_machines(f"{roots[1]}/machines")
     (id,) = ran(mamushka, "ps", "-q", "--no-trunc").split()
