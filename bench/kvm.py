@@ -21,6 +21,7 @@ from tests import images
 
 from bench import machines
 from bench.measure import Contestant, Row, alternate, command
+from mamushka.linux.memory import PAGEMAP
 from mamushka.machine import maker, state
 from mamushka.machine.board import Board
 from mamushka.machine.devices.virtio.block import Block
@@ -183,6 +184,42 @@ def clone(place: Place) -> str:
     return f"clone    64 MiB to its first exit: {said}, at most 2 ms: {_verdict(median <= 0.002)}"
 
 
+def fork(place: Place) -> str:
+    """What a live machine that uses all of its memory stands still for, and stands still for again."""
+    cells, took = [], {}
+    for size in (64 << 20, 1 << 30):
+        first, later = zip(*(_frozen_twice(size) for _ in range(max(3, place.rounds // 3))), strict=True)
+        took[size] = statistics.median(first)
+        again = statistics.median(later) * 1000
+        cells.append(f"{size >> 20} MiB {took[size] * 1000:.2f} ms, again with 4 MiB changed {again:.2f} ms")
+    kept = took[1 << 30] < took[64 << 20] + 0.005
+    return f"fork     the parent's pause, CPU time: {'; '.join(cells)}; independent of the size: {_verdict(kept)}"
+
+
+def _frozen_twice(size: int) -> tuple[float, float]:
+    memory = Memory((shared_region(0, size),))
+    for start in range(0, size, 1 << 20):
+        memory.write(start, b"\1" * (1 << 20))
+    memory.write(0x1000, b"\xeb\xfe")  # again: jmp again
+    machine = Machine(KvmExecutor(), memory)
+    machine.start(Entry("protected", {"rip": 0x1000, "rsp": 0x8000}))
+    pagemap = os.open(PAGEMAP, os.O_RDONLY)
+    taken = []
+    for _ in range(2):
+        ready = state.ready(machine)
+        memory.write(0x100000, b"\2" * (4 << 20))
+        begin = time.process_time()
+        machine.pause()
+        state.capture(machine, {})
+        frozen = state.freeze(machine, ready, pagemap)
+        machine.resume()
+        taken.append(time.process_time() - begin)
+        frozen.close()
+    machine.close()
+    os.close(pagemap)
+    return taken[0], taken[1]
+
+
 # What rows are made of
 
 
@@ -242,6 +279,7 @@ def _beside(pid: int) -> int:
 
 ROWS: dict[str, Callable[[Place], str]] = {
     "clone": clone,
+    "fork": fork,
     "first": first,
     "boot": boot,
     "exits": exits,
@@ -250,7 +288,7 @@ ROWS: dict[str, Callable[[Place], str]] = {
     "memory": memory,
 }
 # Of the rows, those whose guests are a few instructions: every KVM can run them.
-_SMALL = ("clone",)
+_SMALL = ("clone", "fork")
 
 
 def main() -> int:
