@@ -61,12 +61,13 @@ def export(engine: Engine, identifier: str, path: str, options: CheckpointOption
             engine.pause(workload.id)
         try:
             made = checkpoints.create(engine, workload.id, NAME, options, directory=above, passing=True)
-            with open(unfinished, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            with _private(unfinished) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 _put_note(tar, workload)
                 if root:
                     _put_root(tar, engine, workload, above)
-                for name in sorted(os.listdir(made.directory)):
-                    _put_file(tar, f"{_STATE}/{name}", f"{made.directory}/{name}")
+                for entry in sorted(os.scandir(made.directory), key=lambda entry: entry.name):
+                    if entry.is_file(follow_symlinks=False):
+                        _put_file(tar, f"{_STATE}/{entry.name}", entry.path)
             os.rename(unfinished, path)
         except BaseException:
             if os.path.exists(unfinished):
@@ -75,6 +76,11 @@ def export(engine: Engine, identifier: str, path: str, options: CheckpointOption
         finally:
             if paused:
                 engine.unpause(workload.id)
+
+
+def _private(path: str) -> IO[bytes]:
+    """A program's memory is in it."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _put_note(tar: tarfile.TarFile, workload: Workload) -> None:

@@ -449,13 +449,33 @@ class MachineRuntime:
         """
         from mamushka.machine.checkpoint import write
 
-        write(self._socket(id), directory, options)
+        path = self._socket(id)
+        self._make_room(id)
+        write(path, directory, options)
 
     def hold(self, id: str) -> Held:
         """Have it hold still, for others to go on from it at once; what there is of it then, the caller's to close."""
         from mamushka.machine.checkpoint import Held
 
-        return Held(self._socket(id))
+        path = self._socket(id)
+        self._make_room(id)
+        return Held(path)
+
+    def _make_room(self, id: str) -> None:
+        """Let a machine with a limit have what saving it takes: a copy of its memory if it was frozen before, and again
+        as much for what it will change. What it has now includes memory that others go on from.
+        """
+        from mamushka.machine.shape import OVERHEAD, shape
+        from mamushka.spec.runtime import Memory, Resources
+
+        record = self._record(id)
+        config = record.read().config
+        asked = config.linux.resources.memory if config.linux.resources is not None else None
+        if asked is None or not asked.limit or asked.limit < 0:
+            return
+        cgroup = self._cgroup(record)
+        limit = cgroup.stats().memory + 2 * shape(config).memory + OVERHEAD
+        cgroup.set(Resources(memory=Memory(limit=limit)))
 
     def _socket(self, id: str) -> str:
         record = self._record(id)

@@ -13,7 +13,9 @@ import pytest
 
 from mamushka.errors import Conflict, NotFound, Unsupported
 from mamushka.machine.checkpoint import Held
+from mamushka.machine.shape import OVERHEAD
 from mamushka.runtime import CheckpointOptions, NotRunning
+from mamushka.spec.runtime import Memory, Resources
 from tests import peers
 from tests.integration.machine.local import LocalMaker
 from tests.integration.machine.test_runtime import Ground, status
@@ -160,6 +162,19 @@ def test_one_that_cannot_be_saved_says_why_and_runs_on(
     ):
         with pytest.raises(Unsupported, match="as a whole"):
             ground.runtime.checkpoint("box", str(tmp_path / "one"), options)
+
+
+def test_a_limited_machine_has_room_for_what_it_shares(ground: Ground, tmp_path: Path) -> None:
+    """Its memory of that moment is charged to it as long as others go on from it."""
+    limit = 128 << 20
+    ground.run("sleep 60", resources=Resources(memory=Memory(limit=limit)))
+    assert ground.runtime.stats("box").memory_limit == limit + OVERHEAD
+    with ground.runtime.hold("box") as held:
+        held.go_on()
+    most = ground.runtime.stats("box").memory_limit
+    assert 2 * limit + OVERHEAD <= most <= 3 * limit + OVERHEAD
+    ground.runtime.checkpoint("box", str(tmp_path / "one"), RUN_ON)
+    assert ground.runtime.stats("box").memory_limit <= 3 * limit + OVERHEAD
 
 
 def test_descriptors_are_given_back(ground: Ground, tmp_path: Path) -> None:
