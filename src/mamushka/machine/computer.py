@@ -89,7 +89,7 @@ class Computer:
         self._agent = Agent(self._machine.loop, self._lied, token)
         self._past = past.Past.of(saved.labels) if saved is not None else None
         self._program = past.Program(board, interior, self._past)
-        self._hold = Hold(board, self._agent, interior.disks)
+        self._hold, self._go = Hold(board, self._agent, interior.disks), threading.Event()
         self._console = bytearray()
         self._small = _room(_SMALL_MAX)
         self._worker = Worker("agent")
@@ -260,11 +260,12 @@ class Computer:
         def labels(frozen: bool) -> Mapping[str, str]:
             return self._program.labels(self._agent.channel.token, frozen=frozen)
 
-        self._worker.do(lambda: self._hold.take(labels, held, paused=paused), done, failed)
+        go = self._go = threading.Event()  # this one's: an earlier one's may still be set
+        self._worker.do(lambda: self._hold.take(labels, held, go, paused=paused), done, failed)
 
     def go_on(self) -> None:
         """See ``Guest``."""
-        self._hold.go_on()
+        self._go.set()
 
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         """See ``Guest``."""

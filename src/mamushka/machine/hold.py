@@ -4,7 +4,7 @@
                 the program's processes are frozen by the guest's own kernel; then the machine holds still
                 its state is taken, its memory frozen; ``held`` is told
     caller      copies the disks, and whatever else belongs to that moment
-    worker      ``go_on`` was called: the machine runs, then its program
+    worker      ``go`` is set: the machine runs, then its program
 
 Frozen by the guest's kernel, and not only between two instructions: where another machine goes on from this one, its
 program wakes up when entropy, clock, name and addresses are its own, and not before. A machine that is paused already
@@ -20,7 +20,7 @@ import threading
 import time
 
 from mamushka import trace
-from mamushka.errors import MamushkaError
+from mamushka.errors import MamushkaError, Unavailable
 from mamushka.linux.memory import PAGEMAP
 from mamushka.machine import control, state
 from mamushka.machine.inside import MAIN, Held
@@ -41,15 +41,17 @@ class Hold:
     def __init__(self, board: Board, agent: Agent, disks: tuple[int, ...]) -> None:
         """``disks`` are descriptors of what the machine writes to, for whoever copies them; ours."""
         self._board, self._machine, self._agent, self._disks = board, board.machine, agent, disks
-        self._go = threading.Semaphore(0)
         self._pagemap = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)  # while there are paths
 
-    def go_on(self) -> None:
-        """Let it: from another thread, once for each ``take``, at any time."""
-        self._go.release()
-
-    def take(self, labels: Callable[[bool], Mapping[str, str]], held: Callable[[Held], None], *, paused: bool) -> float:
-        """Hold it still until ``go_on``; for how many seconds its program stood.
+    def take(
+        self,
+        labels: Callable[[bool], Mapping[str, str]],
+        held: Callable[[Held], None],
+        go: threading.Event,
+        *,
+        paused: bool,
+    ) -> float:
+        """Hold it still until ``go``, which may be set at any time; for how many seconds its program stood.
 
         ``labels`` are asked for while it holds still, with whether the program is frozen. ``paused`` where it holds
         still already, and is to stay so.
@@ -61,13 +63,13 @@ class Hold:
         begin = time.monotonic()
         try:
             if not paused:
-                self._agent.freeze(MAIN, True)
+                self._freeze_program()
                 self._machine.pause()
             saved = state.capture(self._machine, self._board.parts, labels(not paused))
             frozen = state.freeze(self._machine, ready, self._pagemap)
             ready = -1
             held(Held(control.file_of(state.dump(saved)), os.dup(frozen.fd), self._disks))
-            self._go.acquire()
+            go.wait()
         finally:
             if not paused:
                 self._resume()
@@ -78,6 +80,15 @@ class Hold:
                 os.close(ready)
         trace.event("machine.saved", seconds=seconds)
         return seconds
+
+    def _freeze_program(self) -> None:
+        try:
+            self._agent.freeze(MAIN, True)
+        except OSError as error:
+            raise Unavailable(
+                f"the program cannot be frozen, and so not be saved: {error.strerror}",
+                hint="one of its processes waits for something that cannot be interrupted; try again",
+            ) from error
 
     def _resume(self) -> None:
         """Whatever was begun of it."""
