@@ -11,20 +11,20 @@ A live machine is held still for as long as its memory takes to be frozen, at an
 made; the further ones are made of that. Its memory goes to the others by a descriptor and is on no disk: all of them
 share what none has changed. A container is written down by criu, and the others read that.
 
-A killed maker leaves workloads that were never started, and nothing of the first one's: it runs on.
+Of a maker who was killed the next one who looks takes away what was not started (staging.py); the first one runs on.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 
 from mamushka import trace
 from mamushka.engine import checkpoints, host
 from mamushka.engine.checkpoints import Checkpoint
 from mamushka.engine.ending import running
-from mamushka.errors import Invalid, NotFound
+from mamushka.engine.staging import Staging
+from mamushka.errors import Invalid
 from mamushka.runtime import CheckpointOptions
 from mamushka.values import replace
 
@@ -72,8 +72,9 @@ def fork(engine: Engine, identifier: str, count: int, names: Sequence[str]) -> l
     _check_count(count, names)
     if workload.runtime == "vm":
         return _fork_machine(engine, workload, count, names)
-    with tempfile.TemporaryDirectory(prefix="fork", dir=engine.paths.data) as above:
-        return spawn(engine, workload, snapshot(engine, workload.id, "fork", above, passing=True), count, names)
+    with Staging(engine) as staging:
+        made = snapshot(engine, workload.id, "fork", staging.path, passing=True)
+        return spawn(engine, workload, made, count, names)
 
 
 def spawn(engine: Engine, workload: Workload, made: Checkpoint, count: int, names: Sequence[str]) -> list[str]:
@@ -85,15 +86,16 @@ def spawn(engine: Engine, workload: Workload, made: Checkpoint, count: int, name
             _take_tree(f"{made.directory}/{_UPPER}", f"{engine.paths.workload(id)}/upper")
         return made
 
-    return _start_all(engine, _make(engine, workload, count, names), prepare)
+    with Staging(engine) as staging:
+        return _start_all(engine, _make(engine, staging, workload, count, names), staging, prepare)
 
 
 def _fork_machine(engine: Engine, workload: Workload, count: int, names: Sequence[str]) -> list[str]:
     from mamushka.engine.machine_root import put
     from mamushka.engine.machines import open_machines
 
-    ids = _make(engine, workload, count, names)  # before it holds still
-    try:
+    with Staging(engine) as staging:
+        ids = _make(engine, staging, workload, count, names)  # before it holds still
         with open_machines(engine.paths.machines).hold(workload.id) as held:
             copied = put(engine, engine.inspect(ids[0]), held.disk)
             stood = held.go_on()
@@ -105,10 +107,7 @@ def _fork_machine(engine: Engine, workload: Workload, count: int, names: Sequenc
                     put(engine, engine.inspect(id), disk)
             finally:
                 os.close(disk)
-            return _start_all(engine, ids, lambda id: _state(engine, id, document, held.memory))
-    except BaseException:
-        _remove(engine, ids)
-        raise
+            return _start_all(engine, ids, staging, lambda id: _state(engine, id, document, held.memory))
 
 
 def _state(engine: Engine, id: str, document: bytes, memory: int) -> Checkpoint:
@@ -126,29 +125,24 @@ def _state(engine: Engine, id: str, document: bytes, memory: int) -> Checkpoint:
     return Checkpoint("fork", directory, time(), CheckpointOptions(memory=memory))
 
 
-def _start_all(engine: Engine, ids: list[str], prepare: Callable[[str], Checkpoint]) -> list[str]:
-    try:
-        for id in ids:
-            made = prepare(id)
-            engine.start(id, checkpoint=made)
-            if made.options.memory >= 0:
-                shutil.rmtree(made.directory, ignore_errors=True)
-    except BaseException:
-        _remove(engine, ids)
-        raise
+def _start_all(engine: Engine, ids: list[str], staging: Staging, prepare: Callable[[str], Checkpoint]) -> list[str]:
+    """All, or none of them."""
+    for id in ids:
+        made = prepare(id)
+        engine.start(id, checkpoint=made)
+        if made.options.memory >= 0:
+            shutil.rmtree(made.directory, ignore_errors=True)
+    for id in ids:
+        staging.started(id)
     return ids
 
 
-def _make(engine: Engine, workload: Workload, count: int, names: Sequence[str]) -> list[str]:
+def _make(engine: Engine, staging: Staging, workload: Workload, count: int, names: Sequence[str]) -> list[str]:
     """Workloads that do not run yet."""
     ids: list[str] = []
-    try:
-        for number in range(count):
-            settings = _settings(engine, workload, names[number] if names else "")
-            ids.append(engine.create(settings))
-    except BaseException:
-        _remove(engine, ids)
-        raise
+    for number in range(count):
+        ids.append(engine.create(_settings(engine, workload, names[number] if names else "")))
+        staging.made(ids[-1])
     return ids
 
 
@@ -166,14 +160,6 @@ def _settings(engine: Engine, workload: Workload, name: str) -> Settings:
         labels={**asked.labels, LABEL: workload.id},
         runtime=(workload.runtime,),
     )
-
-
-def _remove(engine: Engine, ids: list[str]) -> None:
-    for id in ids:
-        try:
-            engine.remove(id, force=True, volumes=True)
-        except NotFound:
-            pass
 
 
 def _check_count(count: int, names: Sequence[str]) -> None:

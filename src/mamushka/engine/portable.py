@@ -22,6 +22,7 @@ from mamushka import document
 from mamushka.engine import checkpoints, host
 from mamushka.engine.records import decode, encode
 from mamushka.engine.settings import Settings
+from mamushka.engine.staging import Staging
 from mamushka.errors import Conflict, Invalid, NotFound
 from mamushka.linux.fallocate import data
 from mamushka.values import replace
@@ -49,7 +50,8 @@ def export(engine: Engine, identifier: str, path: str, options: CheckpointOption
     workload = engine.inspect(identifier)
     root = root and workload.runtime != "vm"
     unfinished = f"{path}.unfinished"
-    with tempfile.TemporaryDirectory(prefix="checkpoint", dir=engine.paths.data) as above:
+    with Staging(engine) as staging:
+        above = staging.path
         # The root is read when nothing changes it any more: after the end, which removes a workload of --rm; or paused.
         if workload.settings.remove and root and not options.leave_running:
             raise Conflict(

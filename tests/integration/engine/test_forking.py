@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import mamushka as mamushka_api
 from mamushka.engine.engine import Engine
 from mamushka.engine.forking import LABEL
 from mamushka.engine.settings import Attachment, Port, Settings
+from mamushka.engine.staging import Staging
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from tests import host
 
@@ -61,7 +63,7 @@ def test_forks_of_a_container_go_on_beside_it(engine: Engine, criu: None) -> Non
     assert engine.exec(ids[1], ["cat", "/root/mine"]).wait(30).status == 1
     for each in (id, *ids):
         engine.remove(each, force=True)
-    assert not [name for name in os.listdir(engine.paths.data) if name.startswith("fork")]
+    assert not os.path.exists(engine.paths.staged)
 
 
 def test_a_snapshot_outlives_what_it_was_made_of(engine: Engine, criu: None, tmp_path: Path) -> None:
@@ -93,6 +95,30 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(engine: Engine) -> No
     engine.remove(id)
 
 
+def test_what_a_killed_one_has_left_is_taken_away(engine: Engine) -> None:
+    kept = engine.create(Settings(image="host", command=("true",)))
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            other = Engine(engine.paths.data, engine.paths.run)
+            with Staging(other) as staging:
+                for _ in range(2):
+                    staging.made(other.create(Settings(image="host", command=("true",))))
+                Path(staging.path, "memory").write_bytes(b"secret")
+                os.write(tell, b"made")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    assert os.read(told, 4) == b"made"
+    assert len(engine.workloads(all=True)) == 3, "he lives: it is his"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert [each.id for each in engine.workloads(all=True)] == [kept]
+    assert not os.path.exists(engine.paths.staged)
+    assert os.listdir(engine.paths.workloads) and engine.snapshots.ids() == [kept]
+
+
 def test_where_criu_cannot_the_reason_is_told_and_it_runs_on(engine: Engine) -> None:
     if not host.lacks_criu():
         pytest.skip("criu works here")
@@ -100,6 +126,7 @@ def test_where_criu_cannot_the_reason_is_told_and_it_runs_on(engine: Engine) -> 
     with pytest.raises(MamushkaError):
         engine.fork(id, 2)
     assert len(engine.workloads(all=True)) == 1
+    assert not os.path.exists(engine.paths.staged)
     before = numbers(engine, id, 1)
     numbers(engine, id, len(before) + 2)
     engine.remove(id, force=True)
