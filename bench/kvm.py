@@ -22,6 +22,7 @@ from tests import images
 
 from bench import machines, qemu
 from bench.measure import Contestant, Row, alternate, command
+from mamushka.linux.memory import PAGEMAP
 from mamushka.machine import maker, state
 from mamushka.machine.board import Board
 from mamushka.machine.devices.virtio.block import Block
@@ -292,6 +293,42 @@ def _child(saved: state.Saved, frozen: state.Frozen) -> Machine:
     return child
 
 
+def freeze(place: Place) -> str:
+    """What a live machine that uses all of its memory stands still for, and stands still for again."""
+    cells, took = [], {}
+    for size in (64 << 20, 1 << 30):
+        first, later = zip(*(_frozen_twice(size) for _ in range(max(3, place.rounds // 3))), strict=True)
+        took[size] = statistics.median(first)
+        again = statistics.median(later) * 1000
+        cells.append(f"{size >> 20} MiB {took[size] * 1000:.2f} ms, again with 4 MiB changed {again:.2f} ms")
+    kept = took[1 << 30] < took[64 << 20] + 0.005
+    return f"freeze   the parent's pause, CPU time: {'; '.join(cells)}; independent of the size: {_verdict(kept)}"
+
+
+def _frozen_twice(size: int) -> tuple[float, float]:
+    memory = Memory((shared_region(0, size),))
+    for start in range(0, size, 1 << 20):
+        memory.write(start, b"\1" * (1 << 20))
+    memory.write(0x1000, b"\xeb\xfe")  # again: jmp again
+    machine = Machine(KvmExecutor(), memory)
+    machine.start(Entry("protected", {"rip": 0x1000, "rsp": 0x8000}))
+    pagemap = os.open(PAGEMAP, os.O_RDONLY)
+    taken = []
+    for _ in range(2):
+        ready = state.ready(machine)
+        memory.write(0x100000, b"\2" * (4 << 20))
+        begin = time.process_time()
+        machine.pause()
+        state.capture(machine, {})
+        frozen = state.freeze(machine, ready, pagemap)
+        machine.resume()
+        taken.append(time.process_time() - begin)
+        frozen.close()
+    machine.close()
+    os.close(pagemap)
+    return taken[0], taken[1]
+
+
 # What rows are made of
 
 
@@ -387,6 +424,7 @@ def _use_of(pid: int) -> MemoryUse:
 ROWS: dict[str, Callable[[Place], str]] = {
     "clone": clone,
     "fork": fork,
+    "freeze": freeze,
     "first": first,
     "boot": boot,
     "warm": warm,
@@ -396,7 +434,7 @@ ROWS: dict[str, Callable[[Place], str]] = {
     "memory": memory,
 }
 # Of the rows, those whose guests are a few instructions: every KVM can run them.
-_SMALL = ("clone", "fork")
+_SMALL = ("clone", "fork", "freeze")
 
 
 def main() -> int:

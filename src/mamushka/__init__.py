@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Mount,
         Process,
         Runtime,
+        Snapshot,
         Stat,
         Verdict,
         aio,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box", "Completed", "Conflict", "Denied", "Failed", "Files", "GuestFault", "Invalid", "MamushkaError", "Mount",
-    "NotFound", "Process", "Runtime", "Stat", "Unavailable", "Unsupported", "Verdict", "aio", "audit", "boxes",
-    "get", "images", "once", "pull", "run",
+    "NotFound", "Process", "Runtime", "Snapshot", "Stat", "Unavailable", "Unsupported", "Verdict", "aio", "audit",
+    "boxes", "get", "images", "once", "pull", "run",
 ]  # fmt: skip
 
 _ERRORS = (

@@ -150,6 +150,7 @@ class CheckpointOptions:
     lazy_pages: bool = False  # the memory follows when it is touched
     auto_dedup: bool = False  # what a later state has, the earlier one need not keep
     status_fd: int = -1  # told with a zero byte when the memory can be asked for
+    memory: int = -1  # to restore with: a descriptor of the memory, where it is not in the state's directory
 
     tcp_established: bool = False
     tcp_skip_in_flight: bool = False

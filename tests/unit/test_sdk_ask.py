@@ -62,6 +62,9 @@ def test_limits_security_and_the_rest() -> None:
     assert asked(environment={"A": "1"}).environment == ("A=1",)
     assert asked(network=["front", "back"]).networks == (Attachment("front"), Attachment("back"))
     assert asked(user_namespace=True).namespaces.user == "private"
+    assert asked(annotations={"a": "b"}, runtime="vm", cold=True).annotations == {
+        "a": "b", "com.mamushka.machine.cold": "true",
+    }  # fmt: skip
     assert asked(runtime="vm", kernel="/k", cold=True).annotations == {
         "com.mamushka.machine.kernel": "/k", "com.mamushka.machine.cold": "true",
     }  # fmt: skip
@@ -87,7 +90,7 @@ def test_an_unknown_setting_is_named() -> None:
 def test_every_setting_is_translated() -> None:
     from mamushka.interfaces.sdk import ask
 
-    elsewhere = {"mounts", "tmpfs", "network", "aliases", "user_namespace", "kernel", "cold"}
+    elsewhere = {"mounts", "tmpfs", "network", "aliases", "user_namespace", "kernel", "cold", "annotations"}
     assert set(Asked.__annotations__) == set(ask._PLAIN) | set(ask._PARTS) | elsewhere
 
 

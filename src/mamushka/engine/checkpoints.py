@@ -120,6 +120,23 @@ def restoring(made: Checkpoint) -> CheckpointOptions:
     return replace(options, work="", parent="", pre_dump=False, page_server="", status_fd=-1, leave_running=False)
 
 
+def take_disk(engine: Engine, workload: Workload, made: Checkpoint) -> None:
+    """Memory and disk of a machine are of one moment: it goes on with the disk that is with the checkpoint."""
+    if workload.runtime != "vm":
+        return
+    from mamushka.engine.machine_root import put
+    from mamushka.machine.checkpoint import DISK
+
+    try:
+        disk = os.open(f"{made.directory}/{DISK}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # it has been put there already, or the checkpoint is none of a machine's, as the runtime will say
+    try:
+        put(engine, workload, disk)
+    finally:
+        os.close(disk)
+
+
 def _read(directory: str, name: str) -> Checkpoint | None:
     found = read_json(f"{directory}/{_NOTE}")
     return None if found is None else replace(decode(Checkpoint, found), name=name, directory=directory)

@@ -228,6 +228,24 @@ class Engine:
 
         return listing(self, identifier, directory=directory)
 
+    def snapshot(self, identifier: str, name: str = "", *, directory: str = "") -> Checkpoint:
+        """A checkpoint that leaves it running, with all that others need to go on from it."""
+        from mamushka.engine.forking import snapshot
+
+        return snapshot(self, identifier, name, directory)
+
+    def fork(self, identifier: str, count: int = 1, *, names: Sequence[str] = ()) -> list[str]:
+        """Further workloads that go on from where this one is now, each as itself: their ids. It runs on."""
+        from mamushka.engine.forking import fork
+
+        return fork(self, identifier, count, names)
+
+    def spawn(self, workload: Workload, made: Checkpoint, count: int = 1, *, names: Sequence[str] = ()) -> list[str]:
+        """Further workloads that go on from a snapshot of this one: their ids."""
+        from mamushka.engine.forking import spawn
+
+        return spawn(self, workload, made, count, names)
+
     def attach(self, identifier: str, *, stdin: bool = True, logs: bool = False) -> Attached:
         """Connect to a running workload's streams."""
         from mamushka.engine.attaching import attach

@@ -109,6 +109,10 @@ def sweep(engine: Engine, rows: list[Row] | None = None) -> bool:
     """Repair the workloads that should have a shim and have none; whether there was one."""
     settle(engine)
     repaired = False
+    if rows is None and os.path.isdir(engine.paths.staged):
+        from mamushka.engine import staging
+
+        staging.sweep(engine)
     for row in rows if rows is not None else engine.state.rows(*ACTIVE, "removing"):
         if not held(engine, row.id) and _repair(engine, row.id):
             repaired = True

@@ -66,11 +66,15 @@ def mount(launch: Launch) -> int:
 
 def launch(runtime: Runtime, launch: Launch, config: Config, root: int = -1) -> Streams:
     """Run the bundle, or go on from a state, on ``root`` or a fresh mount of the layers; the descriptor is closed."""
-    if launch.disks.images and not launch.state:  # a state is refused, by who knows why
+    if launch.disks.images:
         if root >= 0:
             os.close(root)
         with Ends(launch.terminal, launch.stdin) as ends:
-            return ends.keep(runtime.run(launch.id, Bundle(launch.bundle, config, launch.disks), ends.stdio))
+            bundle = Bundle(launch.bundle, config, launch.disks)
+            if launch.state:
+                made = runtime.restore(launch.id, bundle, ends.stdio, launch.state, launch.restoring)
+                return ends.keep(made)
+            return ends.keep(runtime.run(launch.id, bundle, ends.stdio))
     if root < 0:
         root = mount(launch)
     try:

@@ -125,6 +125,14 @@ def _disks(engine: Engine, workload: Workload) -> Disks:
     return Disks(found, written, not initial(), root.st_mode & 0o7777, root.st_uid, root.st_gid)
 
 
+def put(engine: Engine, workload: Workload, disk: int) -> str:
+    """Make a copy of another's disk, whose descriptor this is, the one that takes what a workload's machine writes."""
+    from mamushka.machine.checkpoint import copy_disk
+
+    copy_disk(disk, _top(engine, workload))
+    return _top(engine, workload)
+
+
 def _top(engine: Engine, workload: Workload) -> str:
     return f"{engine.paths.workload(workload.id)}/top.ext4"
 

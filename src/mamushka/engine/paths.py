@@ -44,6 +44,7 @@ class Paths:
         self.news = f"{self.data}/news"
         self.gate = f"{self.data}/gate"
         self.workloads = f"{self.data}/workloads"
+        self.staged = f"{self.data}/staged"  # see staging.py
         self.shims = f"{self.run}/shims"
         self.containers = f"{self.run}/containers"
         self.machines = f"{self.run}/machines"

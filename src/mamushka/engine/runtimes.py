@@ -84,6 +84,7 @@ def preload(name: str = "container") -> None:
     """Import what a shim will need before it is forked; afterwards each would pay for it again, in time and memory."""
     if name == "vm":
         import mamushka.container.cgroups.cgroup
+        import mamushka.machine.checkpoint
         import mamushka.machine.relay
         import mamushka.machine.runtime
         import mamushka.storage.remove

@@ -25,7 +25,7 @@ from mamushka.engine.records import decode, encode
 from mamushka.engine.settings import Restart
 from mamushka.engine.wires import GRACE, Wires, responder, silence, tidy
 from mamushka.errors import MamushkaError
-from mamushka.runtime import CannotExecute, CommandNotFound, Exit
+from mamushka.runtime import CannotExecute, CheckpointOptions, CommandNotFound, Exit
 from mamushka.values import EMPTY, replace, value
 
 TYPE_CHECKING = False
@@ -108,7 +108,10 @@ class Shim:
             console=streams.console,
         )
         # It goes on from a checkpoint once; a restart begins anew.
-        self._post = replace(self._post, started=now, launch=replace(self._post.launch, state=""))
+        if self._post.launch.restoring.memory >= 0:
+            os.close(self._post.launch.restoring.memory)
+        anew = replace(self._post.launch, state="", restoring=CheckpointOptions())
+        self._post = replace(self._post, started=now, launch=anew)
         self._pump.tell(frames.started(started.pid, now))
 
     def serve(self) -> None:

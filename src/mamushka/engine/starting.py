@@ -103,10 +103,12 @@ def _launch(
     state: Checkpoint | None,
     open_fds: list[int],
 ) -> tuple[Connection, Place]:
+    if state is not None:
+        from mamushka.engine.checkpoints import restoring, take_disk
+
+        take_disk(engine, workload, state)
     launch = _layers(engine, workload)
     if state is not None:
-        from mamushka.engine.checkpoints import restoring
-
         launch = replace(launch, state=state.directory, restoring=restoring(state))
     root = mount(launch)
     open_fds.append(root)
@@ -126,7 +128,8 @@ def _launch(
     if not initial():
         # A child of a process with threads must import nothing: another might just be importing the same.
         pass
-    shim.fork(serve, (holder, root, listener, theirs, *place.descriptors))
+    memory = (launch.restoring.memory,) if launch.restoring.memory >= 0 else ()
+    shim.fork(serve, (holder, root, listener, theirs, *place.descriptors, *memory))
     os.close(open_fds.pop())  # theirs: when the shim dies, reading ends
     connection = Connection(workload.id, ours, at_end=engine.at_end(workload.id))
     try:

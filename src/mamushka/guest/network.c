@@ -153,6 +153,60 @@ static int add_address(int route, unsigned index, struct fields address)
 	return ask(route, &message);
 }
 
+#define HELD_MAX 32
+
+/* Addresses that a link has, those that a kernel gives by itself apart: a guest that goes on elsewhere has another's. */
+static int list_addresses(int route, unsigned index, struct message held[HELD_MAX])
+{
+	static uint8_t answer[ANSWER_MAX] __attribute__((aligned(8)));
+	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+	struct message message;
+	int count = 0;
+	struct ifaddrmsg *every = begin(&message, RTM_GETADDR, NLM_F_DUMP, sizeof *every);
+	every->ifa_family = AF_UNSPEC;
+	if (sendto(route, &message, message.header.nlmsg_len, 0, (void *)&kernel, sizeof kernel) < 0)
+		return -1;
+	for (;;) {
+		ssize_t left = recv(route, answer, sizeof answer, 0);
+		if (left < 0)
+			return -1;
+		for (struct nlmsghdr *at = (void *)answer; NLMSG_OK(at, (size_t)left); at = NLMSG_NEXT(at, left)) {
+			const struct ifaddrmsg *found = NLMSG_DATA(at);
+			if (at->nlmsg_type == NLMSG_DONE)
+				return count;
+			if (at->nlmsg_type == NLMSG_ERROR) {
+				errno = -((const struct nlmsgerr *)NLMSG_DATA(at))->error;
+				return errno ? -1 : count;
+			}
+			if (at->nlmsg_type != RTM_NEWADDR || found->ifa_index != index || count == HELD_MAX)
+				continue;
+			if (found->ifa_family == AF_INET6 && found->ifa_scope == RT_SCOPE_LINK)
+				continue;
+			struct ifaddrmsg *about = begin(&held[count], RTM_DELADDR, 0, sizeof *about);
+			*about = *found;
+			int size = IFA_PAYLOAD(at);
+			for (struct rtattr *part = IFA_RTA(found); RTA_OK(part, size); part = RTA_NEXT(part, size))
+				if (part->rta_type == IFA_LOCAL || part->rta_type == IFA_ADDRESS)
+					attribute(&held[count], part->rta_type, RTA_DATA(part), RTA_PAYLOAD(part));
+			count++;
+		}
+	}
+}
+
+/* Take them away. With a first address its secondary ones may have gone: that is no failure. */
+static int drop_addresses(int route, unsigned index)
+{
+	static struct message held[HELD_MAX];
+	int count;
+	do {
+		count = list_addresses(route, index, held);
+		for (int i = 0; i < count; i++)
+			if (ask(route, &held[i]) < 0 && errno != EADDRNOTAVAIL)
+				return -1;
+	} while (count == HELD_MAX);
+	return count;
+}
+
 static int add_route(int route, unsigned index, struct fields fields)
 {
 	struct message message;
@@ -224,6 +278,8 @@ static int bring_up(int route, struct fields link, struct failure *failure)
 	/* A link that is up keeps its name and address. */
 	if (renamed && change_link(route, index, (struct fields){NULL, NULL}, 0) < 0)
 		return fail(failure, FAILED, "take the link down", NULL);
+	if (renamed && drop_addresses(route, index) < 0)
+		return fail(failure, FAILED, "drop the link's addresses", NULL);
 	if (change_link(route, index, link, number_of(link, K_UP, 1) != 0) < 0)
 		return fail(failure, FAILED, "change the link", NULL);
 	return fill(route, index, link, failure);

@@ -7,6 +7,10 @@ import os
 from mamushka.linux.abi import syscall
 from mamushka.linux.foreign import addressof, c_ubyte
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PROT_NONE = 0
 PROT_READ = 1
 PROT_WRITE = 2
@@ -60,6 +64,30 @@ def memfd(name: str, length: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+# A word of 64 bits for each page of this process; its highest byte says: present, swapped, of a file or shared.
+# Documentation/admin-guide/mm/pagemap.rst.
+PAGEMAP = "/proc/self/pagemap"
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 7, 1 << 6, 1 << 5
+_OWN = bytes(bool(flags & _SWAPPED or (flags & _PRESENT and not flags & _OF_FILE)) for flags in range(256))
+_PAGE, _WORD = 4096, 8
+_PAGES_AT_ONCE = 1 << 16
+
+
+def own_pages(pagemap: int, address: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of a private mapping of which this process has pages of its own: (first byte, first byte behind), from
+    the mapping's beginning. ``pagemap`` is a descriptor of PAGEMAP. No page is looked at alone: there are many."""
+    for first in range(0, length // _PAGE, _PAGES_AT_ONCE):
+        count = min(_PAGES_AT_ONCE, length // _PAGE - first)
+        words = os.pread(pagemap, count * _WORD, (address // _PAGE + first) * _WORD)
+        own = words[_WORD - 1 :: _WORD].translate(_OWN)
+        begin = own.find(1)
+        while begin >= 0:
+            end = own.find(0, begin)
+            end = len(own) if end < 0 else end
+            yield (first + begin) * _PAGE, (first + end) * _PAGE
+            begin = own.find(1, end)
 
 
 def view_of(address: int, length: int) -> memoryview:

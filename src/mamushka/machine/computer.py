@@ -3,8 +3,10 @@
 The agent's calls wait for its answer, and a guest may be slow or silent. So they are made by one thread of their own,
 in order; what comes of them is told from there.
 
-A guest comes up cold, from a kernel, or goes on warm, from where another one stood (warm.py). There its connections
-are broken, so its agent calls again, and is given the time and entropy before anything else. What follows is the same.
+A guest comes up cold, from a kernel, or goes on from where another one stood. There its connections are broken, so its
+agent calls again, and is given the time and entropy before anything else. What follows is the same as of a cold one
+where the other had not been told anything yet (warm.py). Where it had its program (PROGRAM), that is there already: it
+learns who it is now, its streams are connected anew, and it wakes up (hold.py).
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
-from mamushka.machine import inherited, names, state, statistics
+from mamushka.machine import inherited, names, past, state, statistics
 from mamushka.machine.agent import Agent, nodes, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
 from mamushka.machine.gdb import Conversation
+from mamushka.machine.hold import Hold
 from mamushka.machine.inside import MAIN, Streams
 from mamushka.machine.machine import CONTROL, DEBUGGER, FAULT, STUCK
 from mamushka.machine.streams import VsockStream
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from mamushka.machine.board import Board
     from mamushka.machine.cage import Cage
     from mamushka.machine.devices.virtio.vsock import Connection, Vsock
-    from mamushka.machine.inside import Watcher
+    from mamushka.machine.inside import Held, Watcher
     from mamushka.machine.state import Saved
     from mamushka.machine.vcpu import Entry
     from mamushka.machine.warm import Blank
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
 _CALLING = 240.0
 # A guest that is there already calls at once; under emulation that takes a second.
 _CALLING_AGAIN = 60.0
-# The label of a saved machine's secret.
-TOKEN = "token"
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
@@ -69,6 +70,8 @@ class Interior:
     links: tuple[bytes, ...] = ()  # settings.link of each
     filter: Filter | None = None  # of system calls, for every process
     resolver: int = -1  # a socket to whoever answers for names at 127.0.0.11 of the network; owned
+    cards: tuple[bytes, ...] = ()  # the addresses of its cards, in order
+    disks: tuple[int, ...] = ()  # descriptors of what it writes to, for reading; owned
 
 
 class Computer:
@@ -82,8 +85,11 @@ class Computer:
         self._labels: Mapping[str, str] = EMPTY
         self._machine = board.machine
         self.ended_fd = self._machine.ended_fd
-        token = bytes.fromhex(saved.labels.get(TOKEN, "")) if saved is not None else b""
+        token = past.token(saved.labels) if saved is not None else b""
         self._agent = Agent(self._machine.loop, self._lied, token)
+        self._past = past.Past.of(saved.labels) if saved is not None else None
+        self._program = past.Program(board, interior, self._past)
+        self._hold, self._go = Hold(board, self._agent, interior.disks), threading.Event()
         self._console = bytearray()
         self._small = _room(_SMALL_MAX)
         self._limits = inherited.limits()
@@ -134,8 +140,12 @@ class Computer:
         trace.event("guest.up", release=hello)
         if self._saved is not None:
             self._agent.renew(os.urandom(_ENTROPY), time.time_ns())
+        if self._past is not None:
+            self._program.come_back(self._agent, self._past, streams)
+            return
         self._write_down()
         interior = self._interior
+        self._program.terminal = streams.console >= 0
         self._agent.steps(interior.steps)
         # Also where there is none: the loopback is there in every network.
         self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
@@ -171,7 +181,7 @@ class Computer:
             self._agent.read(())  # it has understood the greeting: the secret that it knows is ours
             self._machine.pause()
             try:
-                labels = {**self._labels, TOKEN: self._agent.channel.token.hex()}
+                labels = {**self._labels, past.TOKEN: self._agent.channel.token.hex()}
                 written = blank.fill(state.capture(self._machine, self._board.parts, labels), self._machine.memory)
             finally:
                 self._machine.resume()
@@ -186,31 +196,44 @@ class Computer:
 
         def go() -> None:
             self._agent.ended(MAIN).then(lambda end: watcher.ended(_exit(end)))
-            self._agent.start(MAIN)
+            if self._past is None:
+                self._agent.start(MAIN)
+            elif self._past.frozen:
+                self._agent.freeze(MAIN, False)
 
         self._worker.do(go, lambda _: watcher.started(MAIN), watcher.failed)
 
     def begin(self, key: int, process: Process, streams: Streams, watcher: Watcher) -> None:
         """See ``Guest``."""
+        name = self._program.name(key)
+
+        def ended(end: Exit | MamushkaError) -> None:
+            self._program.ended(name)
+            watcher.ended(_exit(end))
+
+        def failed(error: BaseException) -> None:
+            self._program.ended(name)
+            watcher.failed(error)
 
         def go() -> None:
             settings = _settings(inherited.within(process, self._limits), self._interior.filter)
+            self._program.begun(name)
             try:
-                end = self._agent.exec(key, MAIN, settings, stdio=_stdio(streams), terminal=streams.console >= 0)
+                end = self._agent.exec(name, MAIN, settings, stdio=_stdio(streams), terminal=streams.console >= 0)
             finally:
                 _close(streams)
             watcher.started(key)
-            end.then(lambda end: watcher.ended(_exit(end)))
+            end.then(ended)
 
-        self._worker.do(go, lambda _: None, watcher.failed)
+        self._worker.do(go, lambda _: None, failed)
 
     def signal(self, key: int, number: int) -> None:
         """See ``Guest``."""
-        self._worker.do(lambda: self._agent.kill(key or MAIN, number, all=not key))
+        self._worker.do(lambda: self._agent.kill(self._program.name(key or MAIN), number, all=not key))
 
     def resize(self, key: int, rows: int, columns: int) -> None:
         """See ``Guest``."""
-        self._worker.do(lambda: self._agent.resize(key, rows, columns))
+        self._worker.do(lambda: self._agent.resize(self._program.name(key), rows, columns))
 
     def pause(self) -> None:
         """See ``Guest``."""
@@ -222,13 +245,36 @@ class Computer:
         """See ``Guest``."""
         self._machine.resume()
 
+    def save(
+        self,
+        held: Callable[[Held], None],
+        done: Callable[[float], None],
+        failed: Callable[[BaseException], None],
+        *,
+        paused: bool,
+    ) -> None:
+        """See ``Guest``."""
+        if self._debugged:
+            raise Conflict("a debugger is attached to this machine", hint="let it detach first")
+        past.check(self._board)
+
+        def labels(frozen: bool) -> Mapping[str, str]:
+            return self._program.labels(self._agent.channel.token, frozen=frozen)
+
+        go = self._go = threading.Event()  # this one's: an earlier one's may still be set
+        self._worker.do(lambda: self._hold.take(labels, held, go, paused=paused), done, failed)
+
+    def go_on(self) -> None:
+        """See ``Guest``."""
+        self._go.set()
+
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         """See ``Guest``."""
         if verb == "figures":  # of the machine, not of its guest, which may be silent
             answer(statistics.document(statistics.take(self._machine, mappings=self._mappings)))
             return
         if verb == "began":
-            answer("cold" if self._saved is None else "warm")
+            answer("cold" if self._saved is None else "warm" if self._past is None else "restored")
             return
         if verb == "gdb":
             self._debug(question["descriptors"], answer)

@@ -36,6 +36,15 @@ class Streams:
     console: int = -1
 
 
+@value
+class Held:
+    """A machine at the moment at which it holds still. ``state`` and ``memory`` become whose it is told to."""
+
+    state: int  # a memory file with the document of it: state.dump
+    memory: int  # the memory of that moment, frozen: state.freeze
+    disks: tuple[int, ...] = ()  # what it writes to, to be read as long as it holds still; the machine's own
+
+
 if TYPE_CHECKING:
 
     class Watcher(Protocol):
@@ -89,6 +98,23 @@ if TYPE_CHECKING:
 
         def resume(self) -> None:
             """They run again."""
+
+        def save(
+            self,
+            held: Callable[[Held], None],
+            done: Callable[[float], None],
+            failed: Callable[[BaseException], None],
+            *,
+            paused: bool,
+        ) -> None:
+            """Hold still, tell what is saved, and go on after ``go_on``; ``done`` tells for how many seconds it stood.
+
+            Raises at once where it cannot be; ``failed`` tells later that it could not. ``paused`` where it holds
+            still already.
+            """
+
+        def go_on(self) -> None:
+            """Whoever wanted it saved has what he wants, or is gone; once for each ``save``."""
 
         def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
             """Anything further: ``began``, ``processes``, ``figures``, …; the answer is a document, or an exception."""

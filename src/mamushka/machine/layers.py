@@ -22,6 +22,7 @@ from mamushka.machine.agent import words
 from mamushka.machine.agent.protocol import number
 from mamushka.machine.agent.settings import file, mount, step, wait_for
 from mamushka.machine.shares import copied
+from mamushka.values import EMPTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,13 +89,18 @@ def _open(path: str) -> tuple[int, int]:
     return fd, found.st_size
 
 
-def files(bundle: Bundle) -> tuple[list[bytes], Mapping[str, str]]:
-    """(steps that write what is told and not shared, its paths in the guest by destination)."""
+def files(bundle: Bundle, before: Mapping[str, str] = EMPTY) -> tuple[list[bytes], Mapping[str, str]]:
+    """(steps that write what is told and not shared, its paths in the guest by destination).
+
+    ``before`` are those paths in a guest that has them already, bound where they belong: nothing else is written then.
+    """
     steps, sources = [], {}
     for place, (destination, source) in enumerate(copied(bundle).items()):
+        if before and destination not in before:
+            continue
         with open(source, "rb", buffering=0) as opened:
             found = os.fstat(opened.fileno())
             content = opened.read()
-        target = sources[destination] = f"{_FILES}/{place}"
+        target = sources[destination] = before.get(destination, f"{_FILES}/{place}")
         steps.append(file(target, content, found.st_mode & 0o7777, found.st_uid, found.st_gid))
     return steps, sources

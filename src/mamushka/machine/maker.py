@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
-from mamushka.errors import MamushkaError, NotFound, Unavailable
+from mamushka.errors import MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mamushka.machine.layers import OpenDisk
     from mamushka.machine.memory import Memory
     from mamushka.machine.shape import Shape
+    from mamushka.machine.state import Saved
     from mamushka.machine.vcpu import Entry
     from mamushka.machine.warm import Shelf, Warm
     from mamushka.record import Record
@@ -110,6 +111,63 @@ class Maker:
 
         return make, tuple(fd for fd in (first, namespace) if fd >= 0)
 
+    def again(
+        self, record: Record, bundle: Bundle, saved: Saved, memory: int
+    ) -> tuple[Callable[[], Guest], tuple[int, ...]]:
+        """``prepare``, of a machine that goes on from a saved one with its program (past.py); ``memory`` is to be kept.
+
+        The bundle gives what is outside of it: disks, links, names, and the streams of its program.
+        """
+        preload()
+        from mamushka.machine import shares
+        from mamushka.machine.executors.kvm import open_device
+        from mamushka.machine.past import Past
+
+        if Past.of(saved.labels) is None or not bundle.disks.images or shares.shared(bundle):
+            raise Unsupported(
+                "this bundle cannot go on from a saved machine, which has its layers as disks and no files of the "
+                "host's",
+                hint="--annotation com.mamushka.machine.root=layers, and no volumes and bind mounts",
+            )
+        os.close(open_device())  # what it refuses is told before anything is made
+        filter = self._filters(bundle.config)
+        namespace = _network(bundle.config) if self._wires is not None else -1
+        if namespace >= 0:
+            import mamushka.machine.devices.virtio.net  # noqa: F401
+        make = lambda: self._make_again(bundle, saved, memory, namespace, filter)  # noqa: E731
+        return make, tuple(fd for fd in (memory, namespace) if fd >= 0)
+
+    def _make_again(self, bundle: Bundle, saved: Saved, memory: int, namespace: int, filter: Filter | None) -> Computer:
+        """In the monitor: open everything, and take the state."""
+        from mamushka.machine import shares, state
+        from mamushka.machine.board import Board
+        from mamushka.machine.computer import Computer, Interior
+        from mamushka.machine.devices.virtio.rng import Rng
+        from mamushka.machine.devices.virtio.vsock import Vsock
+        from mamushka.machine.executors.kvm import KvmExecutor
+        from mamushka.machine.layers import ROOT, files
+        from mamushka.machine.past import Past
+
+        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
+        resolver = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        board = Board(KvmExecutor(), state.private_memory(saved, memory), vcpus=len(saved.vcpus))
+        os.close(memory)
+        vsock = Vsock()
+        board.add("vsock", vsock)
+        self._root(board, bundle)  # the same disks in the same order; they are mounted already
+        board.add("rng", Rng())
+        links = _plug(board, wired, board.machine.memory, saved.labels)
+        past = Past.of(saved.labels)
+        written, sources = files(bundle, past.files if past is not None else {})
+        interior = Interior(
+            _own(shares.local(bundle.config)), ROOT, tuple(written), sources, links, filter, resolver,
+            tuple(wire.mac for wire in wired), _writable(bundle),
+        )  # fmt: skip
+        computer = Computer(board, vsock, interior, saved=saved)
+        computer.enter_again()
+        trace.event("machine.restored", memory=board.machine.memory.size)
+        return computer
+
     def features(self) -> Mapping[str, object]:
         """What machines can do here. runtime-spec, features.md."""
         from mamushka.spec.runtime import VERSION
@@ -163,8 +221,11 @@ class Maker:
             board.add("fs", Fs(shares.TAG, Virtiofsd(Share(tree), f"{place}/served"), memory))
             steps, inside, sources = [*steps, shares.step()], inside or shown, {**sources, **bound}
         board.add("rng", Rng())
-        links = _plug(board, wired, memory, warm)
-        interior = Interior(_own(bundle.config), inside, tuple(steps), sources, links, filter, asked)
+        links = _plug(board, wired, memory, {} if warm is None else warm.saved.labels)
+        cards = tuple(wire.mac for wire in wired)
+        interior = Interior(
+            _own(bundle.config), inside, tuple(steps), sources, links, filter, asked, cards, _writable(bundle)
+        )
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
         if warm is not None and shelf is not None:
             _go_on(computer, warm, shelf)
@@ -244,18 +305,21 @@ def _go_on(computer: Computer, warm: Warm, shelf: Shelf) -> None:
     trace.event("machine.warm", key=warm.key)
 
 
-def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory, warm: Warm | None) -> tuple[bytes, ...]:
+def _plug(board: Board, wired: tuple[Wire, ...], memory: Memory, labels: Mapping[str, str]) -> tuple[bytes, ...]:
     """A card for each wire; the guest's settings of them. A guest that goes on knows them by other addresses."""
     if not wired:
         return ()
     from mamushka.machine.devices.virtio.net import Net
+    from mamushka.machine.past import card
 
     for number, wire in enumerate(wired):
         board.add(f"net{number}", Net(wire.tap, wire.mac, wire.mtu, memory=memory))
-    labels = {} if warm is None else warm.saved.labels
-    return tuple(
-        wire.link(bytes.fromhex(labels.get(f"net{number}", wire.mac.hex()))) for number, wire in enumerate(wired)
-    )
+    return tuple(wire.link(card(labels, number, wire.mac)) for number, wire in enumerate(wired))
+
+
+def _writable(bundle: Bundle) -> tuple[int, ...]:
+    """What the machine writes to, for whoever copies it when the machine is saved."""
+    return (os.open(bundle.disks.top, os.O_RDONLY | os.O_CLOEXEC),) if bundle.disks.images else ()
 
 
 def _own(config: Config) -> Config:

@@ -21,13 +21,13 @@ import select
 from collections import deque
 
 from mamushka import trace
-from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
+from mamushka.errors import Conflict, MamushkaError
 from mamushka.linux import lock
 from mamushka.linux.terminal import size
 from mamushka.machine import control
+from mamushka.machine.caller import Caller
 from mamushka.machine.inside import MAIN, Streams
 from mamushka.runtime import Exit
-from mamushka.spec.runtime import parse_process
 from mamushka.values import value
 
 TYPE_CHECKING = False
@@ -83,11 +83,12 @@ class Monitor:
         self._ready: dict[int, Callable[[], None]] = {}
         self._news: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._callers: dict[int, _Caller] = {}
+        self._callers: dict[int, Caller] = {}
         self._keys = MAIN
         self._is_up = self._begun = self._started = self._paused = False
         self._exit: Exit | None = None
         self._over = False
+        self._saver: Caller | None = None  # who has the machine hold still, to save it
         self._watch(self._wake, self._hear)
 
     def serve(self) -> Exit:
@@ -278,7 +279,7 @@ class Monitor:
             line.close()
             return
         line.wait(0)
-        caller = _Caller(self, line)
+        caller = Caller(self, line)
         self._callers[line.fileno()] = caller
         self._watch(line.fileno(), caller.heard)
 
@@ -288,7 +289,7 @@ class Monitor:
         self._callers.pop(line.fileno(), None)
         line.close()
 
-    def further(self, process: Process, streams: Streams, caller: _Caller) -> int:
+    def further(self, process: Process, streams: Streams, caller: Caller) -> int:
         """Begin a further process for a caller; its key."""
         self.check_running()
         self._keys += 1
@@ -315,6 +316,7 @@ class Monitor:
         """Stop the virtual CPUs, and let everybody see it."""
         if self._paused:
             raise Conflict("container already paused")
+        self._check_unsaved()
         self._guest.pause()
         lock.take(self._post.paused, byte=PAUSED)
         self._paused = True
@@ -323,9 +325,45 @@ class Monitor:
         """Let them run."""
         if not self._paused:
             raise Conflict("container not paused")
+        self._check_unsaved()
         lock.release(self._post.paused, byte=PAUSED)
         self._guest.resume()
         self._paused = False
+
+    def _check_unsaved(self) -> None:
+        if self._saver is not None:
+            raise Conflict("the machine is just being saved", hint="try again in a moment")
+
+    def save(self, caller: Caller) -> None:
+        """Have the guest hold still for a caller until ``let_go``."""
+        if self._exit is not None or not self._started:
+            raise Conflict("container not running")
+        self._check_unsaved()
+
+        def done(seconds: float) -> None:
+            self._saver = None
+            caller.let_go({"answer": {"seconds": seconds}})
+
+        def failed(error: BaseException) -> None:
+            self._saver = None
+            caller.let_go(control.failed(error))
+
+        self._guest.save(
+            lambda held: self.post(lambda: caller.held(held)),
+            lambda seconds: self.post(lambda: done(seconds)),
+            lambda error: self.post(lambda: failed(error)),
+            paused=self._paused,
+        )
+        self._saver = caller
+
+    def let_go(self, caller: Caller) -> None:
+        """Whoever wanted it saved has what he wants, or is gone."""
+        if self._saver is caller:
+            self._guest.go_on()
+
+    def end_saved(self) -> None:
+        """Whoever saved it goes on with it elsewhere: it is killed."""
+        self._end(Exit(signal=9))
 
     def ask(self, verb: str, question: Packet, answer: Callable[[Any], None]) -> None:
         """What only the guest's side knows."""
@@ -347,129 +385,6 @@ class _Main:
 
     def ended(self, exit: Exit) -> None:
         self._monitor.post(lambda: self._monitor.main_ended(exit))
-
-
-class _Caller:
-    """One connection: a question and its answer, or a further process for as long as it lives."""
-
-    def __init__(self, monitor: Monitor, line: Line) -> None:
-        self._monitor, self._line = monitor, line
-        self._key = 0
-        self._gone = False
-
-    def heard(self) -> None:
-        """Something came."""
-        try:
-            packet, descriptors = self._line.receive()
-        except BlockingIOError:
-            return
-        except (OSError, MamushkaError, ImportError) as error:  # json words its own errors by an import
-            trace.event("machine.caller_strange", error=str(error))
-            packet, descriptors = {}, []
-        if not packet:
-            self._lost()
-            return
-        try:
-            self._serve(packet, descriptors)
-        except Exception as error:
-            self._answer(control.failed(error))
-        finally:
-            control.close(descriptors)
-
-    def _serve(self, packet: Packet, descriptors: list[int]) -> None:
-        verb = packet.get("ask")
-        if self._key:
-            self._about(str(verb), packet)
-        elif verb == "exec":
-            self._exec(packet, descriptors)
-        elif verb in ("pause", "resume"):
-            getattr(self._monitor, verb)()
-            self._answer({"answer": verb})
-        elif verb == "signal":
-            key = 0 if packet.get("all") else MAIN
-            self._monitor.signal(key, _number(packet, "number", 64))
-            self._answer({"answer": verb})
-        elif verb == "gdb":
-            self._debug(packet, descriptors)
-        elif isinstance(verb, str):
-            self._monitor.ask(verb, packet, self._told)
-        else:
-            raise Invalid("a message that asks nothing")
-
-    def _debug(self, packet: Packet, descriptors: list[int]) -> None:
-        """A debugger's connection; from here on it is the guest's."""
-        self._monitor.check_running()
-        own, descriptors[:] = descriptors[:], []
-        self._monitor.ask("gdb", {**packet, "descriptors": own}, self._told)
-
-    def _told(self, found: object) -> None:
-        self._answer(control.failed(found) if isinstance(found, BaseException) else {"answer": found})
-
-    def _about(self, verb: str, packet: Packet) -> None:
-        """A process that this connection has begun; nothing is answered."""
-        if verb == "signal":
-            self._monitor.signal(self._key, _number(packet, "number", 64))
-        elif verb == "resize":
-            self._monitor.resize(self._key, _number(packet, "rows", 0xFFFF), _number(packet, "columns", 0xFFFF))
-        else:
-            raise NotFound(f"nothing is called {verb!r} about a process")
-
-    def _exec(self, packet: Packet, descriptors: list[int]) -> None:
-        """The document of the process, then its terminal or its three streams."""
-        if len(descriptors) not in (2, 4):
-            raise Invalid("a process has a terminal or three streams")
-        process = parse_process(control.content_of(descriptors[0]))
-        own, descriptors[1:] = descriptors[1:], []
-        streams = Streams(console=own[0]) if len(own) == 1 else Streams(*own)
-        try:
-            self._key = self._monitor.further(process, streams, self)
-        except BaseException:
-            control.close(own)
-            raise
-
-    def started(self, pid: int) -> None:
-        self._monitor.post(lambda: self._answer({"answer": pid}))
-
-    def failed(self, error: BaseException) -> None:
-        def tell() -> None:
-            self._key = 0
-            self._answer(control.failed(error))
-
-        self._monitor.post(tell)
-
-    def ended(self, exit: Exit) -> None:
-        def tell() -> None:
-            self._key = 0
-            self._answer(control.ended(exit))
-
-        self._monitor.post(tell)
-
-    def _answer(self, packet: Packet) -> None:
-        if self._gone:
-            return
-        try:
-            self._line.reply(packet)
-        except OSError as error:  # it has gone, or does not listen
-            trace.event("machine.caller_gone", error=str(error))
-            self._lost()
-
-    def _lost(self) -> None:
-        """Hung up: with whoever stood for a process goes the process."""
-        self._gone = True
-        self._monitor.hang_up(self._line)
-        key, self._key = self._key, 0
-        if key:
-            try:
-                self._monitor.signal(key, 9)
-            except MamushkaError:
-                pass  # it is ending anyway
-
-
-def _number(packet: Packet, name: str, most: int) -> int:
-    found = packet.get(name)
-    if not isinstance(found, int) or not 0 <= found <= most:
-        raise Invalid(f"{name} is {found!r}, not a number of 0 to {most}")
-    return found
 
 
 def catch(writer: int) -> None:

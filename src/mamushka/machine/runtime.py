@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, Protocol
 
+    from mamushka.machine.checkpoint import Held
     from mamushka.machine.creation import Make
+    from mamushka.machine.state import Saved
     from mamushka.machine.statistics import Sample
     from mamushka.runtime import Bundle, Cgroup, Cgroups, Started, Stats, Stdio
     from mamushka.spec.runtime import Config, Mount, Process, Resources
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
         def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Make, tuple[int, ...]]:
             """(what makes the machine, the descriptors that it uses, which become the caller's to close)."""
+
+        def again(self, record: Record, bundle: Bundle, saved: Saved, memory: int) -> tuple[Make, tuple[int, ...]]:
+            """``prepare``, of a machine that goes on from a saved one; ``memory`` is among what it gives."""
 
         def features(self) -> Mapping[str, object]:
             """What machines can do here."""
@@ -95,19 +100,35 @@ class MachineRuntime:
     def _make(
         self, id: str, bundle: Bundle, stdio: Stdio, root: int, preserve: tuple[int, ...], *, gated: bool
     ) -> Started:
-        from mamushka.machine.creation import BearMonitor, MakeCgroup, close_all
-        from mamushka.machine.shape import check, outside
+        from mamushka.machine.shape import check
 
-        config = bundle.config
-        check(config, preserve=preserve)
-        if gated and own_network(config):
+        check(bundle.config, preserve=preserve)
+        if gated and own_network(bundle.config):
             from mamushka.machine import lookup
 
             lookup.check(bundle, root)  # start makes the machine, and that is late for who asks create
         record = Record(self.root, id)
-        cgroup = self._cgroups.choose(self.manager, config.linux.cgroups_path, id, config.annotations)
-        kept = Kept(id, bundle.path, time.time(), cgroup.place, _to_keep(config))
         make, keep = self._maker.prepare(record, bundle, root)
+        return self._bear(record, bundle, stdio, make, keep, root=root, gated=gated)
+
+    def _bear(
+        self,
+        record: Record,
+        bundle: Bundle,
+        stdio: Stdio,
+        make: Make,
+        keep: tuple[int, ...],
+        *,
+        root: int = -1,
+        gated: bool,
+    ) -> Started:
+        """Carry it out; ``keep`` is closed."""
+        from mamushka.machine.creation import BearMonitor, MakeCgroup, close_all
+        from mamushka.machine.shape import outside
+
+        config = bundle.config
+        cgroup = self._cgroups.choose(self.manager, config.linux.cgroups_path, record.id, config.annotations)
+        kept = Kept(record.id, bundle.path, time.time(), cgroup.place, _to_keep(config))
         used = keep if root < 0 else (*keep, root)
         bear = BearMonitor(kept, record, cgroup, stdio, make, gated=gated, keep=used)
         try:
@@ -429,8 +450,47 @@ class MachineRuntime:
     # Writing down and making anew
 
     def checkpoint(self, id: str, directory: str, options: CheckpointOptions = _PLAIN) -> None:
-        """Write the state into a directory."""
-        raise Unsupported("machines cannot be written down yet", hint="--runtime container can")
+        """Write the state into a directory: see ``checkpoint`` for the files.
+
+        Unsupported where files of the host's are shared with the machine. Of the options that are criu's, those about
+        ties of processes to the outside are passed over.
+        """
+        from mamushka.machine.checkpoint import write
+
+        path = self._socket(id)
+        self._make_room(id)
+        write(path, directory, options)
+
+    def hold(self, id: str) -> Held:
+        """Have it hold still, for others to go on from it at once; what there is of it then, the caller's to close."""
+        from mamushka.machine.checkpoint import Held
+
+        path = self._socket(id)
+        self._make_room(id)
+        return Held(path)
+
+    def _make_room(self, id: str) -> None:
+        """Let a machine with a limit have what saving it takes: a copy of its memory if it was frozen before, and again
+        as much for what it will change. What it has now includes memory that others go on from.
+        """
+        from mamushka.machine.shape import OVERHEAD, shape
+        from mamushka.spec.runtime import Memory, Resources
+
+        record = self._record(id)
+        config = record.read().config
+        asked = config.linux.resources.memory if config.linux.resources is not None else None
+        if asked is None or not asked.limit or asked.limit < 0:
+            return
+        cgroup = self._cgroup(record)
+        limit = cgroup.stats().memory + 2 * shape(config).memory + OVERHEAD
+        cgroup.set(Resources(memory=Memory(limit=limit)))
+
+    def _socket(self, id: str) -> str:
+        record = self._record(id)
+        if not record.living() or record.status(frozen=False) == CREATED:
+            record.read()  # NotFound for an unknown id
+            raise NotRunning("container not running")
+        return f"{record.path}/{CONTROL}"
 
     def restore(
         self,
@@ -443,8 +503,25 @@ class MachineRuntime:
         root: int = -1,
         keyring: bool = True,
     ) -> Started:
-        """Like ``run``, from a state that ``checkpoint`` has written."""
-        raise Unsupported("machines cannot be made from a state yet", hint="--runtime container can")
+        """Like ``run``, from a state that ``checkpoint`` has written.
+
+        The bundle's disks are those that the machine had; the one that is written a copy of the state's ``disk``.
+        ``options.memory`` is a descriptor of the memory where it is not in the directory; it stays the caller's.
+        """
+        from mamushka.machine.checkpoint import check as check_options
+        from mamushka.machine.checkpoint import read
+        from mamushka.machine.shape import check
+
+        check(bundle.config)
+        check_options(options)
+        saved, memory = read(directory, options.memory)
+        record = Record(self.root, id)
+        try:
+            make, keep = self._maker.again(record, bundle, saved, memory)
+        except BaseException:
+            os.close(memory)
+            raise
+        return self._bear(record, bundle, stdio, make, keep, gated=False)
 
 
 def _paused(record: Record) -> bool:

@@ -16,7 +16,8 @@ machine goes on with a copy (``copied_memory``) of what is not zero.
 
 What a machine maps and cannot change, the files of its image, is not saved: whoever makes it anew maps the same ones.
 
-A machine that was frozen once and ran on has pages of its own; to freeze it again copies its memory to a new file.
+A machine that was frozen once and ran on has pages of its own. To freeze it again takes a new file. What it has not
+changed is copied to that while it still runs (``ready``); when it holds still only its own pages are written.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from mamushka.linux.memory import (
     mmap,
     mremap,
     munmap,
+    own_pages,
 )
 from mamushka.machine.machine import PAUSED
 from mamushka.machine.memory import PAGE, PMEM, RAM, Memory, Region
@@ -219,26 +221,83 @@ class Frozen:
         os.close(self.fd)
 
 
-def freeze(machine: Machine) -> Frozen:
-    """The machine's memory as it is now. It goes on with private pages over the same file.
+def _ram(machine: Machine) -> list[Region]:
+    return [region for region in machine.memory if region.kind == RAM]
 
-    The machine is paused. Its mapping is moved aside as it is, by whole page tables; to map something else over it
-    would first take every page out of it, one by one.
+
+def _in_one_file(ram: list[Region]) -> bool:
+    """Whether all that is written goes to a file already."""
+    return all(region.shared for region in ram) and len({region.file for region in ram}) == 1 and ram[0].fd >= 0
+
+
+def ready(machine: Machine) -> int:
+    """Before a machine is frozen, and while it runs: a file with what it shares with others; -1 where it needs none.
+
+    What it changes meanwhile are pages of its own, which ``freeze`` writes. The descriptor is for that.
     """
-    ram = [region for region in machine.memory if region.kind == RAM]
-    if all(region.shared for region in ram) and len({region.file for region in ram}) == 1 and ram[0].fd >= 0:
-        return Frozen(os.dup(ram[0].fd), tuple(_make_private(region) for region in ram))
+    ram = _ram(machine)
+    if _in_one_file(ram):
+        return -1
     fd = memfd("mamushka-frozen", sum(region.length for region in ram))
     try:
-        write_memory(machine.memory, fd)
+        offset = 0
+        for region in ram:
+            for begin, end in data(region.fd, region.offset, region.offset + region.length) if region.fd >= 0 else ():
+                _write_parts(fd, region, begin - region.offset, end - region.offset, offset)
+            offset += region.length
     except BaseException:
         os.close(fd)
         raise
-    return Frozen(fd)
+    return fd
+
+
+def freeze(machine: Machine, ready: int = -1, pagemap: int = -1) -> Frozen:
+    """The machine's memory as it is now. It goes on with private pages over the same file.
+
+    The machine is paused. Its mapping is moved aside as it is, by whole page tables; to map something else over it
+    would first take every page out of it, one by one. ``ready`` is what that gave, and becomes ours; ``pagemap`` a
+    descriptor of PAGEMAP, by which a machine's own pages are known.
+    """
+    ram = _ram(machine)
+    if _in_one_file(ram):
+        return Frozen(os.dup(ram[0].fd), tuple(_make_private(region) for region in ram))
+    fd = ready if ready >= 0 and pagemap >= 0 else memfd("mamushka-frozen", sum(region.length for region in ram))
+    try:
+        if fd == ready:
+            _write_own(ram, fd, pagemap)
+        else:
+            write_memory(machine.memory, fd)
+        return Frozen(fd, tuple(_move_to(fd, offset, region) for offset, region in _placed(ram)))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _placed(ram: list[Region]) -> Iterator[tuple[int, Region]]:
+    offset = 0
+    for region in ram:
+        yield offset, region
+        offset += region.length
+
+
+def _write_own(ram: list[Region], fd: int, pagemap: int) -> None:
+    """A machine's own pages, also those that are zero now: others may be in the file."""
+    for offset, region in _placed(ram):
+        for begin, end in own_pages(pagemap, region.hva, region.length):
+            for start in range(begin, end, _CHUNK):
+                _write(fd, region.view[start : min(start + _CHUNK, end)], offset + start)
+
+
+def _move_to(fd: int, offset: int, region: Region) -> tuple[int, int]:
+    """Have a region that has pages of its own go on over a file with all of them."""
+    old, region.fd, region.offset = region.fd, os.dup(fd), offset
+    if old >= 0:
+        os.close(old)
+    return _make_private(region)
 
 
 def _make_private(region: Region) -> tuple[int, int]:
-    """Map a shared region's file privately at the same place; where what was there lies now, and how long it is."""
+    """Map a region's file privately at the same place; where what was there lies now, and how long it is."""
     # Page tables are moved as they are where both places lie at the same distance from a border of theirs.
     room = mmap(0, region.length + _TABLE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     aside = room + (region.hva - room) % _TABLE
@@ -264,11 +323,18 @@ def write_memory(memory: Memory, fd: int) -> int:
         if region.kind != RAM:
             continue
         for begin, end in _parts_to_write(region):
-            for start in range(begin, end, _CHUNK):
-                piece = region.view[start : min(start + _CHUNK, end)]
-                if piece != _ZEROS[: len(piece)]:
-                    written += _write_pages(fd, piece, offset + start)
+            written += _write_parts(fd, region, begin, end, offset)
         offset += region.length
+    return written
+
+
+def _write_parts(fd: int, region: Region, begin: int, end: int, offset: int) -> int:
+    """A part of a region that lies at ``offset`` in a file, but for what is zero; bytes that were written."""
+    written = 0
+    for start in range(begin, end, _CHUNK):
+        piece = region.view[start : min(start + _CHUNK, end)]
+        if piece != _ZEROS[: len(piece)]:
+            written += _write_pages(fd, piece, offset + start)
     return written
 
 
@@ -293,12 +359,17 @@ def _write_pages(fd: int, piece: memoryview, offset: int) -> int:
         if len(page) and page != _ZEROS[: len(page)]:
             begin = start if begin < 0 else begin
         elif begin >= 0:
-            rest = piece[begin:start]
-            while rest:
-                count = os.pwrite(fd, rest, offset + begin)
-                rest, begin, written = rest[count:], begin + count, written + count
+            written += _write(fd, piece[begin:start], offset + begin)
             begin = -1
     return written
+
+
+def _write(fd: int, rest: memoryview, offset: int) -> int:
+    length = len(rest)
+    while rest:
+        count = os.pwrite(fd, rest, offset)
+        rest, offset = rest[count:], offset + count
+    return length
 
 
 # On a disk
@@ -362,7 +433,7 @@ def load(content: bytes) -> Saved:
             devices={str(name): _parts(parts) for name, parts in item["devices"].items()},
             stretches=_checked(tuple(Stretch(*fields) for fields in item["stretches"])),
             files=tuple(Stretch(start, length, 0, name) for start, length, name in item["files"]),
-            labels=item["labels"],
+            labels={str(name): str(said) for name, said in item["labels"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Invalid(f"the saved machine's state is broken: {error}") from error

@@ -6,12 +6,11 @@ never passes through this process where it cannot.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from mamushka.linux import xattr
-from mamushka.linux.fallocate import data
+from mamushka.linux.fallocate import copy as copy_content
 from mamushka.linux.fd import open_beneath
 from mamushka.spec.tar import DIRECTORY, REGULAR, SYMLINK
 from mamushka.storage.make import Maker
@@ -20,7 +19,6 @@ from mamushka.storage.pack import KINDS, member_of, walk
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_PIECE = 1 << 30
 
 
 def copy(source: int, target: int) -> None:
@@ -66,7 +64,7 @@ def _copy_file(at: int, name: bytes, target: int, path: bytes) -> None:
         found = os.fstat(source)
         fd = os.open(path, _CREATE, 0o600, dir_fd=target)
         try:
-            _copy_content(source, fd, found.st_size)
+            copy_content(source, fd, found.st_size)
             os.fchown(fd, found.st_uid, found.st_gid)
             os.fchmod(fd, found.st_mode & 0o7777)
             for key, content in member_of(path, REGULAR, found, xattrs=xattr.read(source)).xattrs:
@@ -76,27 +74,6 @@ def _copy_file(at: int, name: bytes, target: int, path: bytes) -> None:
             os.close(fd)
     finally:
         os.close(source)
-
-
-def _copy_content(source: int, target: int, size: int) -> None:
-    """Only what is not a hole; the rest of the length comes from ftruncate."""
-    for position, end in data(source, 0, size):
-        while position < end:
-            moved = _move(source, target, position, end - position)
-            if not moved:  # it has become shorter
-                os.ftruncate(target, position)
-                return
-            position += moved
-    os.ftruncate(target, size)
-
-
-def _move(source: int, target: int, position: int, length: int) -> int:
-    try:
-        return os.copy_file_range(source, target, min(length, _PIECE), position, position)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        return os.pwrite(target, os.pread(source, min(length, 1 << 20), position), position)
 
 
 def _finish(maker: Maker, source: int, target: int, path: bytes) -> None:

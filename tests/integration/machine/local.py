@@ -9,14 +9,17 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mamushka.errors import Unsupported
+from mamushka.machine import control
 from mamushka.machine.cage import Cage
-from mamushka.machine.inside import MAIN, Streams
+from mamushka.machine.inside import MAIN, Held, Streams
 from mamushka.record import Record
 from mamushka.runtime import Bundle, CannotExecute, CommandNotFound, Exit
 from mamushka.spec.runtime import Process
 
 if TYPE_CHECKING:
     from mamushka.machine.inside import Guest, Watcher
+    from mamushka.machine.state import Saved
 
 
 class Local:
@@ -26,6 +29,7 @@ class Local:
         self._boots = boots
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._sizes: list[tuple[int, int]] = []
+        self._go = threading.Semaphore(0)
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def cause(self) -> BaseException:
@@ -89,6 +93,33 @@ class Local:
         for made in self._running.values():
             os.killpg(made.pid, signal.SIGCONT)
 
+    def save(
+        self,
+        held: Callable[[Held], None],
+        done: Callable[[float], None],
+        failed: Callable[[BaseException], None],
+        *,
+        paused: bool,
+    ) -> None:
+        """Its memory is a word; what it writes to is this file."""
+        if "UNSAVED" in os.environ:
+            raise Unsupported("this one cannot be saved")
+
+        def hold() -> None:
+            if not paused:
+                self.pause()
+            disk = control.file_of(b"disk")
+            held(Held(control.file_of(b"state"), control.file_of(b"memory"), (disk,)))
+            self._go.acquire()
+            if not paused:
+                self.resume()
+            done(0.5)
+
+        threading.Thread(target=hold, daemon=True).start()
+
+    def go_on(self) -> None:
+        self._go.release()
+
     def ask(self, verb: str, question: dict[str, Any], answer: Callable[[Any], None]) -> None:
         answer({"sizes": self._sizes} if verb == "sizes" else {"verb": verb, **question})
         if verb == "break":
@@ -106,6 +137,11 @@ class LocalMaker:
 
     def prepare(self, record: Record, bundle: Bundle, root: int) -> tuple[Callable[[], Guest], tuple[int, ...]]:
         return lambda: Local(self._boots), ()
+
+    def again(
+        self, record: Record, bundle: Bundle, saved: Saved, memory: int
+    ) -> tuple[Callable[[], Guest], tuple[int, ...]]:
+        return lambda: Local(self._boots), (memory,)
 
     def features(self) -> Mapping[str, object]:
         return {}

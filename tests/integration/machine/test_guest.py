@@ -373,6 +373,18 @@ def test_the_network(guest: Guest) -> None:
         guest.agent.network([settings.link(mac=bytes(5) + b"\7")])
 
 
+def test_a_link_that_gets_a_name_has_no_address_of_before(guest: Guest) -> None:
+    """A guest that goes on elsewhere has another's: all of them, more than are taken away at a time."""
+    before = [(bytes([10, 1, 2, number]), 24) for number in range(1, 41)]
+    before.append((bytes([0xFD] + [0] * 14 + [9]), 64))
+    guest.agent.network([settings.link(name="lo", addresses=before)])
+    assert "10.1.2.40" in guest.agent.read(["/proc/net/fib_trie"])["/proc/net/fib_trie"]
+    guest.agent.network([settings.link(name="lo", new_name="lo", addresses=[(bytes([10, 5, 6, 7]), 24)])])
+    read = guest.agent.read(["/proc/net/fib_trie", "/proc/net/if_inet6"])
+    assert "10.5.6.7" in read["/proc/net/fib_trie"] and "10.1.2" not in read["/proc/net/fib_trie"]
+    assert "fd0000" not in read["/proc/net/if_inet6"]
+
+
 def test_names_are_asked_of_the_host(guest: Guest) -> None:
     """Each program gets its own answers, also after a connection that was lost."""
     listener = socket.socket(socket.AF_UNIX)

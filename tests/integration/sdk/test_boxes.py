@@ -255,6 +255,7 @@ def test_every_twin_has_its_twin() -> None:
     from mamushka.interfaces.sdk import process
 
     pairs = [(sync.Box, aio.Box), (mamushka.Files, aio.Files), (process.Process, aio.Process)]
+    pairs.append((mamushka.Snapshot, aio.Snapshot))  # type: ignore[arg-type]
     for ours, twin in pairs:
         missing = {name for name in vars(ours) if not name.startswith("_")} - set(vars(twin))
         assert missing <= {"fileno", "poll", "close"}, f"{twin} misses {missing}"

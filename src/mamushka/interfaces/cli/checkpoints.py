@@ -1,13 +1,17 @@
-"""Checkpoints, in Docker's words (checkpoint, start --checkpoint) and in podman's (container checkpoint, restore)."""
+"""Checkpoints, in Docker's words (checkpoint, start --checkpoint) and in podman's (container checkpoint, restore).
+
+A snapshot is a checkpoint that leaves its workload running, and that others can go on from: ``fork --checkpoint``.
+"""
 
 from __future__ import annotations
 
 from mamushka.engine import checkpoints
 from mamushka.errors import Invalid, NotFound
 from mamushka.interfaces.cli.lifecycle import each
-from mamushka.interfaces.cli.options import Command, flag, one
+from mamushka.interfaces.cli.options import Command, flag, many, one
 from mamushka.interfaces.cli.output import out
 from mamushka.interfaces.cli.table import FORMAT, show
+from mamushka.interfaces.docker import units
 from mamushka.runtime import CheckpointOptions
 
 TYPE_CHECKING = False
@@ -49,6 +53,27 @@ def start(arguments: Arguments, session: Session) -> int:
         session.engine.start(name, checkpoint=made)
 
     return each(arguments.operands, act)
+
+
+def snapshot(arguments: Arguments, session: Session) -> int:
+    """``snapshot``: print its name."""
+    workload, *name = arguments.operands
+    made = session.engine.snapshot(workload, name[0] if name else "", directory=arguments.checkpoint_dir)
+    out(made.name)
+    return 0
+
+
+def fork(arguments: Arguments, session: Session) -> int:
+    """``fork``: print the new workloads' ids."""
+    engine, name = session.engine, arguments.operands[0]
+    if arguments.checkpoint:
+        made = checkpoints.find(engine, name, arguments.checkpoint, directory=arguments.checkpoint_dir)
+        ids = engine.spawn(engine.inspect(name), made, arguments.count, names=arguments.name)
+    else:
+        ids = engine.fork(name, arguments.count, names=arguments.name)
+    for id in ids:
+        out(id)
+    return 0
 
 
 def write_down(arguments: Arguments, session: Session) -> int:
@@ -122,6 +147,20 @@ COMMANDS = {
     ),
     "checkpoint ls": Command(listing, "WORKLOAD", (_DIRECTORY, FORMAT), minimum=1, maximum=1, complete="container"),
     "checkpoint rm": Command(remove, "WORKLOAD CHECKPOINT", (_DIRECTORY,), minimum=2, maximum=2, complete="container"),
+    "snapshot": Command(snapshot, "WORKLOAD [SNAPSHOT]", (_DIRECTORY,), minimum=1, maximum=2, complete="running"),
+    "fork": Command(
+        fork,
+        "WORKLOAD",
+        (
+            one("-n, --count", "How many", "int", default=1, convert=units.integer),
+            many("--name", "What they are called; once for each, or not at all"),
+            one("--checkpoint", "Go on from this snapshot of it, and not from now"),
+            one("--checkpoint-dir", "Where that is, if not with the workload", complete="file"),
+        ),
+        minimum=1,
+        maximum=1,
+        complete="container",
+    ),
     "container checkpoint": Command(
         write_down,
         "WORKLOAD [WORKLOAD...]",

@@ -14,8 +14,9 @@ from mamushka.interfaces.sdk.files import Files, Stat
 from mamushka.interfaces.sdk.host import images, pull
 from mamushka.interfaces.sdk.process import Process
 from mamushka.interfaces.sdk.result import Completed, Failed, Runtime, Verdict
+from mamushka.interfaces.sdk.snapshot import Snapshot
 
 __all__ = [
-    "Box", "Completed", "Failed", "Files", "Mount", "Process", "Runtime", "Stat", "Verdict", "aio", "audit", "boxes",
-    "get", "images", "once", "pull", "run",
+    "Box", "Completed", "Failed", "Files", "Mount", "Process", "Runtime", "Snapshot", "Stat", "Verdict", "aio", "audit",
+    "boxes", "get", "images", "once", "pull", "run",
 ]  # fmt: skip

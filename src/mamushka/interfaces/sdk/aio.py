@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mamushka.interfaces.sdk.files import Stat
     from mamushka.interfaces.sdk.process import Process as SyncProcess
     from mamushka.interfaces.sdk.result import Completed, Runtime, Verdict
+    from mamushka.interfaces.sdk.snapshot import Snapshot as SyncSnapshot
     from mamushka.runtime import Stats
 
 
@@ -117,6 +118,37 @@ async def audit(
 async def images(*, engine: Engine | None = None) -> list[ImageSummary]:
     """The images on this machine; see ``mamushka.images``."""
     return await call(host.images, engine=engine)
+
+
+def _remove_all(boxes: Sequence[sync.Box]) -> None:
+    for box in boxes:
+        box.remove()
+
+
+class Snapshot:
+    """What a box was at one moment; see ``mamushka.Snapshot``."""
+
+    def __init__(self, snapshot: SyncSnapshot) -> None:
+        self._snapshot = snapshot
+        self.name, self.directory = snapshot.name, snapshot.directory
+
+    async def __aenter__(self) -> Snapshot:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.remove()
+
+    async def start(self, *, name: str = "") -> Box:
+        """A further box that goes on from here. Cancelled, it leaves none."""
+        return Box(await born(partial(self._snapshot.start, name=name), sync.Box.remove))
+
+    async def start_many(self, count: int, *, names: tuple[str, ...] = ()) -> list[Box]:
+        """``count`` of them."""
+        return [Box(box) for box in await born(partial(self._snapshot.start_many, count, names=names), _remove_all)]
+
+    async def remove(self) -> None:
+        """Remove it from the disk."""
+        await call(self._snapshot.remove)
 
 
 class Box:
@@ -245,6 +277,14 @@ class Box:
         """Write it down under a name of its own; it has ended then, unless it is left running."""
         ask = partial(self._box.checkpoint, name, leave_running=leave_running, tcp_established=tcp_established)
         await call(ask)
+
+    async def snapshot(self, name: str = "", *, directory: str = "") -> Snapshot:
+        """Write it down for further boxes to go on from; it runs on."""
+        return Snapshot(await call(partial(self._box.snapshot, name, directory=directory)))
+
+    async def fork(self, count: int = 1, *, names: Sequence[str] = ()) -> list[Box]:
+        """Further boxes that go on from where this one is now. Cancelled, it leaves none."""
+        return [Box(box) for box in await born(partial(self._box.fork, count, names=names), _remove_all)]
 
     async def stop(self, timeout: float | None = None) -> None:
         """Stop signal, then SIGKILL after ``timeout`` seconds."""

@@ -46,6 +46,7 @@ class Asked(TypedDict, total=False):
     devices: Sequence[str]  # "/dev/fuse", "/dev/sda:/dev/xvda:r"
     sysctls: Mapping[str, str]
     labels: Mapping[str, str]
+    annotations: Mapping[str, str]  # of its bundle: {"com.mamushka.machine.root": "layers"}
     platform: str
     restart: str  # no, always, unless-stopped, on-failure, on-failure:3
     stop_signal: str
@@ -72,12 +73,15 @@ def settings(image: str, command: tuple[str, ...], asked: Mapping[str, Any]) -> 
         elif key in _PARTS:
             part, convert = _PARTS[key]
             parts[part][key] = convert(item)
-        elif key not in ("mounts", "tmpfs", "network", "aliases", "kernel", "cold"):
+        elif key not in ("mounts", "tmpfs", "network", "aliases", "kernel", "cold", "annotations"):
             raise Invalid(f"there is no setting {key!r}", hint=f"the settings are: {', '.join(Asked.__annotations__)}")
     names = fields.get("runtime", ())
     return Settings(
         **fields,
-        annotations=of_machines(names, asked.get("kernel", ""), bool(asked.get("cold"))),
+        annotations={
+            **asked.get("annotations", {}),
+            **of_machines(names, asked.get("kernel", ""), bool(asked.get("cold"))),
+        },
         mounts=mounts,
         networks=_networks(asked.get("network", "bridge"), tuple(asked.get("aliases", ()))),
         limits=Limits(**parts["limits"]),
