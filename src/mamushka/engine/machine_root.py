@@ -32,7 +32,7 @@ ANNOTATION = "com.mamushka.machine.root"
 LAYERS, SHARED = "layers", "shared"
 _DEFAULT = SHARED
 # What the guest's kernel needs for it; by names of machine.boot.kernels.FEATURES.
-_NEEDED = ("pmem", "erofs", "block", "ext4", "overlay")
+_NEEDED = ("virtio-pmem", "erofs", "block", "ext4", "overlay")
 
 
 def disks(engine: Engine, workload: Workload) -> Disks:
@@ -177,7 +177,7 @@ def top(engine: Engine, workload: Workload, size: int | None = None) -> str:
     if size == 0:
         return ""
     path = _top(engine, workload)
-    disk.make(path, disk.SIZE if size is None else size)
+    disk.make(path, disk.SIZE if size is None else size, patterns=f"{engine.paths.data}/tops")
     return path
 
 

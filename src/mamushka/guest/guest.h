@@ -162,11 +162,13 @@ enum {
 	K_CGROUPS,           /* string: where cgroup2 is mounted */
 	K_COPY_UP,           /* number: 1 */
 	K_RESOLVER,          /* number: the host's port that answers for names */
+	K_OFFSET,            /* number: bytes */
 };
 
 enum { FAILED, COMMAND_NOT_FOUND, CANNOT_EXECUTE, BAD_DIRECTORY, BAD_REQUEST, NO_SUCH_PROCESS };
 enum { STDIN, STDOUT, STDERR, TTY, CONTENT };
-enum { MOUNT = 1, UNMOUNT, MKDIR, WRITE_FILE, SYMLINK, NODE, MASK, READONLY, WAIT, SYSCTL, HOSTNAME, DOMAINNAME, OWN };
+enum { MOUNT = 1, UNMOUNT, MKDIR, WRITE_FILE, SYMLINK, NODE, MASK, READONLY, WAIT, SYSCTL, HOSTNAME, DOMAINNAME, OWN,
+       PARTITION };
 enum { FILE_READ = 1, FILE_WRITE, FILE_LIST };
 enum { FEATURE_CGROUPS = 1, FEATURE_VSOCK = 2 };
 

@@ -72,6 +72,7 @@ class Interior:
     resolver: int = -1  # a socket to whoever answers for names at 127.0.0.11 of the network; owned
     cards: tuple[bytes, ...] = ()  # the addresses of its cards, in order
     disks: tuple[int, ...] = ()  # descriptors of what it writes to, for reading; owned
+    found: tuple[bytes, ...] = ()  # steps that are done when its kernel has found what may be written down of it
 
 
 class Computer:
@@ -112,7 +113,10 @@ class Computer:
     def enter_again(self) -> None:
         """Take the state of the machine that this one goes on from. Everything is plugged in before."""
         assert self._saved is not None
-        state.reinstate(self._machine, self._board.parts, self._saved)
+        if self._past is not None:
+            self._board.reveal()
+        devices = self._board.early if self._past is None else self._board.parts
+        state.reinstate(self._machine, devices, self._saved)
 
     def keep(self, blank: Blank, labels: Mapping[str, str]) -> None:
         """Write it down, with these labels, once its guest has called. The files become ours."""
@@ -143,6 +147,7 @@ class Computer:
             self._program.come_back(self._agent, self._past, streams)
             return
         self._write_down()
+        self._board.reveal()
         interior = self._interior
         self._program.terminal = streams.console >= 0
         self._agent.steps(interior.steps)
@@ -177,11 +182,11 @@ class Computer:
         if blank is None:
             return
         try:
-            self._agent.read(())  # it has understood the greeting: the secret that it knows is ours
+            self._agent.steps(self._interior.found)  # and it has understood the greeting: the secret it knows is ours
             self._machine.pause()
             try:
                 labels = {**self._labels, past.TOKEN: self._agent.channel.token.hex()}
-                written = blank.fill(state.capture(self._machine, self._board.parts, labels), self._machine.memory)
+                written = blank.fill(state.capture(self._machine, self._board.early, labels), self._machine.memory)
             finally:
                 self._machine.resume()
             trace.event("warm.kept", key=blank.key, bytes=written)

@@ -277,6 +277,7 @@ class Agent:
 
     def _ask(self, kind: int, *fields: bytes, what: str, timeout: float | None = PATIENCE) -> Fields:
         answer = self.channel.request(kind, *fields, what=what).result(timeout)
+        trace.event("guest.did", what=what)
         if isinstance(answer, Answer):
             return answer.fields
         raise explain(answer, what)
