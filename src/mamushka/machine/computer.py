@@ -25,6 +25,7 @@ from mamushka.machine import names, past, state, statistics
 from mamushka.machine.agent import Agent, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
+from mamushka.machine.control import Stale
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.hold import Hold
 from mamushka.machine.inside import MAIN, Streams
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 
 # How long a guest may take to call: under emulation a kernel needs half a minute.
 _CALLING = 240.0
-# A guest that is there already calls at once; under emulation that takes a second.
-_CALLING_AGAIN = 60.0
+# A guest that is there already calls at once; under emulation that takes a second. Who has waited so long boots anew.
+_CALLING_AGAIN = 30.0
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
@@ -172,9 +173,12 @@ class Computer:
             return self._agent.wait(_CALLING if self._saved is None else _CALLING_AGAIN).release
         except Unavailable as error:
             last = bytes(self._console).decode(errors="replace").strip().splitlines()[-3:]
-            again = "--cold boots it anew; `mamushka container prune` forgets the saved machines"
-            hint = error.hint if self._saved is None else again
-            raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=hint) from error
+            kind, hint = (Stale, "try again: it is forgotten now") if self._goes_on() else (Unavailable, error.hint)
+            raise kind(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=hint) from error
+
+    def _goes_on(self) -> bool:
+        """Whether it is a new machine that goes on from an older one's boot."""
+        return self._saved is not None and self._past is None
 
     def _write_down(self) -> None:
         """For those to come; what fails, as for want of room, fails for them alone."""
@@ -305,6 +309,8 @@ class Computer:
             return MamushkaError("it ended")
         last = bytes(self._console).decode(errors="replace").strip().splitlines()[-1:]
         said = f"; its console said last: {last[0][:200]}" if last else ""
+        if self._goes_on() and self._agent.hello is None:
+            return Stale(f"the saved machine ended ({end.kind}) before it called{said}", hint="try again")
         if end.kind == FAULT:
             return GuestFault(f"{end.cause}{said}")
         if end.kind == STUCK:

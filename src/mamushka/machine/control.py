@@ -38,11 +38,17 @@ _BACKLOG = 16
 # Of an error's text and its hint: a guest's words may be in them, and an error always fits into a packet.
 _TEXT_MAX, _HINT_MAX = 4096, 1024
 
+
+class Stale(errors.Unavailable):
+    """The saved machine that one was to go on from is good for nothing; nothing of the new one has begun."""
+
+
 _KINDS: dict[str, type[MamushkaError]] = {
     kind.__name__: kind
     for kind in (
         errors.Unsupported, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied, errors.Unavailable,
         errors.GuestFault, runtime.CommandNotFound, runtime.CannotExecute, runtime.NotRunning,
+        Stale,
     )
 }  # fmt: skip
 

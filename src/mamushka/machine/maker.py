@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
-from mamushka.errors import MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.errors import MamushkaError, NotFound, Unsupported
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -170,6 +170,12 @@ class Maker:
         computer.enter_again()
         trace.event("machine.restored", memory=board.machine.memory.size)
         return computer
+
+    def forget(self) -> None:
+        """See ``runtime.Maker``: all of them, because what made one useless may be of the host."""
+        from mamushka.machine.warm import Shelf, place
+
+        Shelf(place(self._cache)).prune()
 
     def features(self) -> Mapping[str, object]:
         """What machines can do here. runtime-spec, features.md."""
@@ -347,12 +353,14 @@ def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...], fixed: tuple[str, .
 
 
 def _go_on(computer: Computer, warm: Warm, shelf: Shelf) -> None:
-    """From where another one stood. One that does not fit this host is forgotten, so that the next try is cold."""
+    """From where another one stood. One that does not fit this host is forgotten: who waits tries again, cold."""
+    from mamushka.machine.control import Stale
+
     try:
         computer.enter_again()
     except (MamushkaError, OSError) as error:
         shelf.drop(warm.key)
-        raise Unavailable(
+        raise Stale(
             f"the saved machine {warm.key} cannot go on here: {error}", hint="it is forgotten now: try again"
         ) from error
     finally:

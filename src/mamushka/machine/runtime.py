@@ -11,11 +11,11 @@ import os
 import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
-from mamushka import plan
+from mamushka import plan, trace
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
 from mamushka.linux import lock
 from mamushka.machine import control
-from mamushka.machine.control import connect, say
+from mamushka.machine.control import Stale, connect, say
 from mamushka.machine.creation import CONTROL, OOM, own_network
 from mamushka.record import Claim, Kept, Record, states, tidy, wait_for_readers
 from mamushka.runtime import CREATED, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
         def again(self, record: Record, bundle: Bundle, saved: Saved, memory: int) -> tuple[Make, tuple[int, ...]]:
             """``prepare``, of a machine that goes on from a saved one; ``memory`` is among what it gives."""
+
+        def forget(self) -> None:
+            """A saved machine could not go on: have none that machines could go on from."""
 
         def features(self) -> Mapping[str, object]:
             """What machines can do here."""
@@ -105,6 +108,14 @@ class MachineRuntime:
         check(bundle.config, preserve=preserve)
         record = Record(self.root, id)
         make, keep = self._maker.prepare(record, bundle, root)
+        try:
+            return self._bear(record, bundle, stdio, make, keep, root=root, gated=gated)
+        except Stale as error:
+            trace.event("warm.stale", id=id, error=str(error))
+            self._maker.forget()
+            if bundle.config.hooks.prestart or bundle.config.hooks.create_runtime:
+                raise  # they have been told of the first one
+        make, keep = self._maker.prepare(record, bundle, root)  # there is none to go on from now
         return self._bear(record, bundle, stdio, make, keep, root=root, gated=gated)
 
     def _bear(
@@ -175,7 +186,11 @@ class MachineRuntime:
         if packet:
             from mamushka import document
 
-            control.answered(document.parse(packet, "the monitor's last words"))
+            try:
+                control.answered(document.parse(packet, "the monitor's last words"))
+            except Stale:
+                self._maker.forget()
+                raise
 
     # Asking
 
