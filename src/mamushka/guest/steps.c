@@ -73,19 +73,31 @@ int make_directory(int root, const char *path, unsigned mode)
 	return directory;
 }
 
-/* The directory that a path's last name is in; ``name`` points to that. */
+/* Where a path's last name begins, and the directory's path before it. */
+static const char *split(const char *path, char directory[PATH_ROOM])
+{
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
+		return errno = EINVAL, NULL;
+	if (name - path >= PATH_ROOM)
+		return errno = ENAMETOOLONG, NULL;
+	memcpy(directory, path, name - path);
+	directory[name - path] = 0;
+	return name;
+}
+
+/* The directory that a path's last name is in, made where missing; ``name`` points to that. */
 static int parent(int root, const char *path, const char **name)
 {
 	char directory[PATH_ROOM];
-	const char *slash = strrchr(path, '/');
-	*name = slash ? slash + 1 : path;
-	if (!**name || !strcmp(*name, ".") || !strcmp(*name, ".."))
-		return errno = EINVAL, -1;
-	if ((size_t)(*name - path) >= sizeof directory)
-		return errno = ENAMETOOLONG, -1;
-	memcpy(directory, path, *name - path);
-	directory[*name - path] = 0;
-	return make_directory(root, directory, 0755);
+	return (*name = split(path, directory)) ? make_directory(root, directory, 0755) : -1;
+}
+
+/* The same, where it is there. */
+int parent_of(int root, const char *path, const char **name)
+{
+	char directory[PATH_ROOM];
+	return (*name = split(path, directory)) ? open_in_root(root, directory, O_PATH | O_DIRECTORY, 0) : -1;
 }
 
 /* Where something can be mounted: what is there, or a new empty directory or file. */

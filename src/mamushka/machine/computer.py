@@ -21,7 +21,7 @@ from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
-from mamushka.machine import names, past, state, statistics
+from mamushka.machine import files, names, past, state, statistics
 from mamushka.machine.agent import Agent, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
@@ -96,6 +96,7 @@ class Computer:
         self._small = _room(_SMALL_MAX)
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
+        self._copying = Worker("files")  # takes as long as it takes: one after the other, beside all else
         self._conversation = Conversation(self._machine)
         self._debugged = False
         # The mappings of this process, which are looked at again and again; opened while there are paths.
@@ -136,6 +137,7 @@ class Computer:
         cage.close()
         self._worker.start(lambda: cage.enter(CONTROL))
         self._debugging.start(lambda: cage.enter(DEBUGGER))
+        self._copying.start(lambda: cage.enter(CONTROL))
         self._machine.start(self._entry, confine=cage.enter)
         self._worker.do(lambda: self._come_up(process, streams), lambda _: ready(), lambda error: broken(error))
 
@@ -285,6 +287,9 @@ class Computer:
             return
         if verb == "gdb":
             self._debug(question["descriptors"], answer)
+            return
+        if verb == "files":
+            self._copying.do(lambda: files.serve(self._agent, question), answer, answer)
             return
         known = {
             "processes": self._processes,

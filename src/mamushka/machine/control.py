@@ -21,7 +21,7 @@ from mamushka.runtime import Exit, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     Packet = dict[str, Any]
@@ -207,8 +207,13 @@ def ask(path: str, question: Mapping[str, object], descriptors: Sequence[int] = 
 
 def say(line: Line, question: Mapping[str, object], descriptors: Sequence[int] = ()) -> Any:
     """``ask``, on a connection that stays."""
+    return reply_of(line, lambda: line.send(question, descriptors))
+
+
+def reply_of(line: Line, ask: Callable[[], None] = lambda: None) -> Any:
+    """The answer to what was asked on a connection, or is asked first."""
     try:
-        line.send(question, descriptors)
+        ask()
         packet, given = line.receive()
     except TimeoutError:
         raise Unavailable("the machine's monitor did not answer in time", hint="mamushka kill ends it") from None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from mamushka.machine.checkpoint import Held
+    from mamushka.machine.control import Line
     from mamushka.machine.creation import Make
     from mamushka.machine.state import Saved
     from mamushka.machine.statistics import Sample
@@ -224,6 +225,20 @@ class MachineRuntime:
     def ask(self, id: str, verb: str, **question: object) -> Any:
         """Ask the monitor anything further: ``processes``, ``figures``, ``accounts``, …; the answer is a document."""
         return self._ask(self._record(id), {"ask": verb, **question})
+
+    def copy(self, id: str, action: str, path: str, pipe: int, *, root: str = "", content: bool = True) -> Line:
+        """Begin to copy a tree (files.py): its stream goes through the pipe, whose end given here stays the caller's.
+
+        The answer comes over what is given, when all is done: ``control.reply_of``. NotRunning, Conflict.
+        """
+        record = self._record(id)
+        line = connect(f"{record.path}/{CONTROL}")
+        try:
+            line.send({"ask": "files", "action": action, "path": path, "root": root, "content": content}, (pipe,))
+        except BaseException:
+            line.close()
+            raise
+        return line
 
     def sample(self, id: str) -> Sample:
         """What was counted of the machine since it began: exits, page faults, memory. For ``statistics.rates``."""
