@@ -138,7 +138,8 @@ def _stream(archive: Iterable[bytes], owner: tuple[int, int] | None) -> Iterator
     from mamushka.machine.agent import tree
     from mamushka.spec.tar import DIRECTORY, LINK, REGULAR, Reader
 
-    reader, directories = Reader(archive), dict[bytes, Member]()
+    reader = Reader(archive)
+    directories: dict[bytes, Member] = {}
     for member in reader:
         name = _inside(member.name)
         if owner is not None:

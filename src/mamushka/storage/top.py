@@ -79,19 +79,24 @@ def _copy(pattern: str, path: str) -> None:
         os.close(target)
 
 
+def program() -> str:
+    """Who makes such a file system; empty where nobody is there."""
+    return next((found for place in _PATH if os.access(found := f"{place}/mkfs.ext4", os.X_OK)), "")
+
+
 def _format(path: str) -> None:
-    program = next((found for place in _PATH if os.access(found := f"{place}/mkfs.ext4", os.X_OK)), "")
-    if not program:
+    maker = program()
+    if not maker:
         raise Unsupported(
             "cannot make a disk for what the machine writes: there is no mkfs.ext4",
             hint="install e2fsprogs, or keep what it writes in its memory: --storage-opt size=0",
         )
-    words = [program, "-q", "-F", "-m", "0", "-b", "4096", "-J", "size=16", "-O", _FEATURES, "-E", _EXTENDED, path]
+    words = [maker, "-q", "-F", "-m", "0", "-b", "4096", "-J", "size=16", "-O", _FEATURES, "-E", _EXTENDED, path]
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         quiet = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)]
         heard = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
-        pid = os.posix_spawn(program, words, {"PATH": ":".join(_PATH)}, file_actions=[*quiet, *heard])
+        pid = os.posix_spawn(maker, words, {"PATH": ":".join(_PATH)}, file_actions=[*quiet, *heard])
     finally:
         os.close(writing)
     with open(reading, "rb") as said:
