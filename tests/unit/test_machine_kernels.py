@@ -78,7 +78,7 @@ def test_an_unpacked_package_and_an_artifact_can_be_named(tmp_path: Path) -> Non
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     debian(tmp_path, "6.1.0-1-amd64", tuple(name for name in EVERYTHING if name not in ("nd_pmem", "virtio_rng")))
-    assert kernels.choose(root=str(tmp_path)).missing == ("pmem", "rng")
+    assert kernels.choose(root=str(tmp_path)).missing == ("pmem", "virtio-pmem", "rng")
     with pytest.raises(NotFound, match="no kernel"):
         kernels.at(str(tmp_path / "lib"))
     with pytest.raises(NotFound, match="there is no kernel"):

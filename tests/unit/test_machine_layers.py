@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,18 @@ class Recorder:
         self.mapped: list[tuple[int, int]] = []
         self.disks: list[tuple[str, bool]] = []
 
-    def pmem(self, fd: int, length: int, *, name: str) -> None:
-        self.mapped.append((os.fstat(fd).st_ino, length))
-        os.close(fd)
+        self.transports: dict[str, bool] = {}
+        self.length = 0
 
-    def add(self, name: str, device: Any) -> None:
+    def window(self, length: int, files: list[tuple[int, int]], *, name: str) -> Any:
+        self.length = length
+        for fd, size in files:
+            self.mapped.append((os.fstat(fd).st_ino, size))
+            os.close(fd)
+        return SimpleNamespace(length=files[0][1])
+
+    def add(self, name: str, device: Any, *, late: bool = False) -> None:
+        self.transports[name] = late
         device.close()
 
     def open(self, path: str, writable: bool) -> Any:
@@ -68,26 +76,42 @@ def test_devices_are_named_in_the_order_in_which_they_are_plugged_in(tmp_path: P
     images = tuple(Image(made(tmp_path / f"{number}"), kind) for number, kind in enumerate(kinds))
     top = made(tmp_path / "top")
     board = Recorder()
-    steps = told(layers.plug(board, Disks(images, top), board.open))  # type: ignore[arg-type]
+    found, steps = map(told, layers.plug(board, Disks(images, top), board.open))  # type: ignore[arg-type]
     assert [inode for inode, _ in board.mapped] == [os.stat(images[place].path).st_ino for place in (0, 2)]
-    assert board.disks == [(images[1].path, False), (top, True)]
+    assert board.disks == [(top, True), (images[1].path, False)]
+    assert board.transports == {"layers": False, "disk0": False, "disk1": True} and board.length == 32 << 20
     mounts = [(target, type, source, data) for op, target, type, source, data in steps if op == words.MOUNT]
     assert mounts[:4] == [
-        ("/run/l/0", "erofs", "/dev/pmem0", "dax=always"),
-        ("/run/l/1", "erofs", "/dev/vda", ""),
-        ("/run/l/2", "erofs", "/dev/pmem1", "dax=always"),
-        ("/run/top", "ext4", "/dev/vdb", "discard"),
+        ("/run/l/0", "erofs", "/dev/pmem0p1", "dax=always"),
+        ("/run/l/1", "erofs", "/dev/vdb", ""),
+        ("/run/l/2", "erofs", "/dev/pmem0p2", "dax=always"),
+        ("/run/top", "ext4", "/dev/vda", "discard,noinit_itable"),
     ]
     assert mounts[4][0] == layers.ROOT and mounts[4][3].startswith("lowerdir=/run/l/0:/run/l/1:/run/l/2,upperdir=")
     assert "redirect_dir=nofollow" in mounts[4][3] and "metacopy=off" in mounts[4][3]
-    waited = [target for op, target, *_ in steps if op == words.WAIT]
-    assert waited == ["/dev/pmem0", "/dev/vda", "/dev/pmem1", "/dev/vdb"]
+    assert [(op, target) for op, target, *_ in found] == [(words.WAIT, "/dev/pmem0"), (words.WAIT, "/dev/vda")]
+    assert [target for op, target, *_ in steps if op == words.PARTITION] == ["/dev/pmem0"] * 2
+    assert [data for op, *_, data in steps if op == words.WRITE_FILE] == ["LNRO0005:02"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window"), [((1,), 32), ((16, 16), 32), ((16, 17), 48), ((25, 24), 64), ((96,), 96), ((97,), 128)]
+)
+def test_windows_are_of_few_sizes(tmp_path: Path, lengths: tuple[int, ...], window: int) -> None:
+    images = tuple(Image(made(tmp_path / f"{at}", size << 20), True) for at, size in enumerate(lengths))
+    top = made(tmp_path / "top")
+    assert layers.kind(Disks(images, top), shared=False) == (0, (f"window {window << 20}", f"top {MIB2}", "places 0"))
+    assert layers.kind(Disks(images, top), shared=True)[0] == 2
+    assert (
+        layers.kind(Disks(tuple(Image(image.path, False) for image in images), top), shared=False)[1][0] == "window 0"
+    )
 
 
 def test_as_many_layers_as_a_machine_takes_fit_into_one_page_of_options(tmp_path: Path) -> None:
     image = Image(made(tmp_path / "one"), True)
     board = Recorder()
-    steps = told(layers.plug(board, Disks((image,) * 96, made(tmp_path / "top")), board.open))  # type: ignore[arg-type]
+    disks = Disks((image,) * 96, made(tmp_path / "top"))
+    steps = told(layers.plug(board, disks, board.open)[1])  # type: ignore[arg-type]
     assert len(steps[-1][4]) < 2048
 
 

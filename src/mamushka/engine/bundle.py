@@ -104,7 +104,7 @@ def build(workload: Workload, root: int, sources: mounts.Sources, network: str |
         hostname=_hostname(workload),
         domainname=settings.domainname,
         mounts=mounts.mounts(settings, sources),
-        annotations=_annotations(settings),
+        annotations=told(settings),
         linux=spec.Linux(
             uid_mappings=userns.mappings(workload),
             gid_mappings=userns.mappings(workload),
@@ -159,7 +159,7 @@ def process(
     )
 
 
-def _annotations(settings: Settings) -> Mapping[str, str]:
+def told(settings: Settings) -> Mapping[str, str]:
     """The user's own, and what a wall reads there."""
     policy = settings.security.landlock
     if not policy:

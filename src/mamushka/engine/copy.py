@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from stat import S_ISDIR
 
 from mamushka.engine.inspection import inspect
 from mamushka.engine.rootfs import reach
+from mamushka.errors import Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from mamushka.engine.engine import Engine
+    from mamushka.engine.workload import Workload
     from mamushka.storage.tree import Stat
 
 
@@ -19,7 +22,12 @@ def copy_out(engine: Engine, identifier: str, path: str, name: str | None) -> It
     """See Engine.copy_out."""
     from mamushka.storage import tree
 
-    root, below = reach(engine, inspect(engine, identifier), path)
+    workload = inspect(engine, identifier)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import pack
+
+        return pack(engine, workload, path, name)
+    root, below = reach(engine, workload, path)
     if name is None and below != path:
         name = os.path.basename(os.path.normpath(path))
     path = below
@@ -44,9 +52,15 @@ def copy_in(engine: Engine, identifier: str, path: str, archive: Iterable[bytes]
     """See Engine.copy_in."""
     from mamushka.storage import tree
 
-    root, path = reach(engine, inspect(engine, identifier), path)
+    workload, owner = inspect(engine, identifier), None if keep_owner else (0, 0)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import unpack
+
+        unpack(engine, workload, path, archive, owner)
+        return
+    root, path = reach(engine, workload, path)
     try:
-        tree.unpack(root, path, archive, owner=None if keep_owner else (0, 0))
+        tree.unpack(root, path, archive, owner=owner)
     finally:
         os.close(root)
 
@@ -55,7 +69,12 @@ def stat(engine: Engine, identifier: str, path: str) -> Mapping[str, object]:
     """See Engine.stat."""
     from mamushka.storage import tree
 
-    root, path = reach(engine, inspect(engine, identifier), path)
+    workload = inspect(engine, identifier)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import entries as listed
+
+        return {**listed(engine, workload, path)[0], "name": os.path.basename(os.path.normpath(path))}
+    root, path = reach(engine, workload, path)
     try:
         found = tree.stat(root, path)
     finally:
@@ -67,7 +86,15 @@ def entries(engine: Engine, identifier: str, path: str) -> list[Mapping[str, obj
     """See Engine.list_directory."""
     from mamushka.storage import tree
 
-    root, path = reach(engine, inspect(engine, identifier), path)
+    workload = inspect(engine, identifier)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import entries as listed
+
+        itself, *below = listed(engine, workload, path)
+        if not S_ISDIR(itself["mode"]):
+            raise Invalid(f"not a directory: {path!r}")
+        return below
+    root, path = reach(engine, workload, path)
     try:
         return [_told(found) for found in tree.entries(root, path)]
     finally:
@@ -78,11 +105,38 @@ def remove(engine: Engine, identifier: str, path: str, *, recursive: bool) -> No
     """See Engine.remove_path."""
     from mamushka.storage import tree
 
-    root, path = reach(engine, inspect(engine, identifier), path)
+    workload = inspect(engine, identifier)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import remove as remove_inside
+
+        remove_inside(engine, workload, path, recursive=recursive)
+        return
+    root, path = reach(engine, workload, path)
     try:
         tree.remove(root, path, recursive=recursive)
     finally:
         os.close(root)
+
+
+def changes(engine: Engine, identifier: str) -> list[tuple[str, str]]:
+    """See Engine.changes."""
+    from mamushka.engine.rootfs import mount_points, snapshot
+
+    workload = inspect(engine, identifier)
+    if _imaged(engine, workload):
+        from mamushka.engine.machine_files import changes as changed
+
+        return changed(engine, workload)
+    return snapshot(engine, workload).changes(mount_points(workload))
+
+
+def _imaged(engine: Engine, workload: Workload) -> bool:
+    """Whether only a machine can read its root."""
+    if workload.runtime != "vm":
+        return False
+    from mamushka.engine.machine_root import imaged
+
+    return imaged(engine, workload)
 
 
 def _told(found: Stat) -> Mapping[str, object]:

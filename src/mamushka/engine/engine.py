@@ -432,12 +432,9 @@ class Engine:
 
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""
-        from mamushka.engine.inspection import inspect
-        from mamushka.engine.rootfs import check_visible, mount_points, snapshot
+        from mamushka.engine.copy import changes
 
-        workload = inspect(self, identifier)
-        check_visible(self, workload)
-        return snapshot(self, workload).changes(mount_points(workload))
+        return changes(self, identifier)
 
     # the host
 

@@ -221,6 +221,10 @@ def reconcile(engine: Engine) -> None:
         from mamushka.engine.plugging import restore
 
         restore(engine.networks)
+    if os.path.isdir(engine.paths.machines):
+        from mamushka.engine.machine_files import clean
+
+        clean(engine)
     engine.layers.clean()
     engine.volumes.clean()
 

@@ -4,10 +4,12 @@ In the machine the layers are mounted read-only, uppermost first, below an overl
 mounted on the host. The images are the layer store's: every machine with a layer opens the same file, and that is what
 lets them share its pages.
 
-Such a root (``layers``) starts without any program that serves files, and its pages are shared between machines; but
-what the machine writes is on a disk that only its own kernel understands. The other root (``shared``) is the overlay
-that a container has, served by virtiofsd: ``cp`` and ``diff`` work on it. Which one a workload
-has is decided by its first start, and said by the disk being there.
+Such a root (``layers``) starts without any program that serves files, goes on from a saved machine without a copy of
+its memory, and its pages are shared between machines; what the machine writes is on a disk that only its own kernel
+understands, so ``cp`` and ``diff`` ask a machine (machine_files.py). The other root (``shared``) is the overlay that a
+container has, served by virtiofsd. Where nobody says which, a machine has its layers if its kernel can mount them and
+nothing else of it needs virtiofsd: no volume, no directory of the host's. Which one a workload has is decided by its
+first start, and said by the disk being there.
 """
 
 from __future__ import annotations
@@ -25,34 +27,65 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.engine.engine import Engine
     from mamushka.engine.workload import Workload
+    from mamushka.machine.boot.kernels import Kernel
 
 
 # Which root a machine has: an annotation of the workload's, or "root" in machines.json for all.
 ANNOTATION = "com.mamushka.machine.root"
 LAYERS, SHARED = "layers", "shared"
-_DEFAULT = SHARED
 # What the guest's kernel needs for it; by names of machine.boot.kernels.FEATURES.
-_NEEDED = ("pmem", "erofs", "block", "ext4", "overlay")
+_NEEDED = ("virtio-pmem", "erofs", "block", "ext4", "overlay")
 
 
 def disks(engine: Engine, workload: Workload) -> Disks:
     """What the machine's root is made of; nothing where it is the shared one. Makes what is missing.
 
-    Unsupported where it was asked for by the workload and cannot be had.
+    Unsupported where it was asked for by the workload and cannot be had, or where neither can.
     """
-    if not imaged(engine, workload):
-        wanted = workload.settings.annotations.get(ANNOTATION, "")
-        if (_checked(wanted) or _checked(machine_configuration.read().root) or _DEFAULT) == SHARED:
-            return Disks()
-        obstacle = _obstacle(engine, workload)
-        if obstacle and wanted:
-            raise Unsupported(
-                f"this machine cannot have its layers as disks: {obstacle}", hint=f"{ANNOTATION}={SHARED}"
-            )
-        if obstacle:
-            trace.event("machine.root_shared", id=workload.id, why=obstacle)
-            return Disks()
-    return _disks(engine, workload)
+    if imaged(engine, workload):
+        return _disks(engine, workload)
+    wanted = _checked(workload.settings.annotations.get(ANNOTATION, ""))
+    choice = wanted or _checked(machine_configuration.read().root)
+    why = f"{LAYERS} was not chosen" if choice == SHARED else _obstacle(engine, workload)
+    if not why and not choice and _bound(workload):
+        why = "a volume or a directory of the host's is shared with it anyway"
+    if not why:
+        try:
+            return _disks(engine, workload)
+        except (Invalid, Unsupported) as error:
+            if wanted:
+                raise
+            why = str(error)
+    elif wanted == LAYERS:
+        raise Unsupported(f"this machine cannot have its layers as disks: {why}", hint=f"{ANNOTATION}={SHARED}")
+    return _shared(workload, why)
+
+
+def _shared(workload: Workload, why: str) -> Disks:
+    """The shared root, and why. Unsupported where nobody is there to serve it."""
+    from mamushka.engine.machines import files_obstacle
+
+    trace.event("machine.root_shared", id=workload.id, why=why)
+    lacking = files_obstacle()
+    if lacking:
+        raise Unsupported(f"{lacking}; this machine needs it because {why}", hint="mamushka doctor says what helps")
+    return Disks()
+
+
+def _bound(workload: Workload) -> bool:
+    """Whether something of the host's is to be seen in it, but for what is told to it."""
+    settings = workload.settings
+    return bool(workload.volumes) or settings.init or any(item.kind != "tmpfs" for item in settings.mounts)
+
+
+def kernel_obstacle(kernel: Kernel) -> str:
+    """Why a machine with this kernel cannot mount its layers itself; empty where it can."""
+    from mamushka.storage import top as disk
+
+    lacking = [name for name in _NEEDED if name in kernel.missing]
+    if lacking:
+        return f"the kernel {kernel.image} lacks {', '.join(lacking)}"
+    return "" if disk.program() else "there is no mkfs.ext4 (apt-get install e2fsprogs) to make its disk"
 
 
 def imaged(engine: Engine, workload: Workload) -> bool:
@@ -65,8 +98,7 @@ def refuse(engine: Engine, workload: Workload) -> None:
     if imaged(engine, workload):
         raise Unsupported(
             f"what {workload.name} has written is on its machine's own disk, which only the machine can read",
-            hint=f"mamushka exec {workload.name} tar -c PATH, a volume (-v), or make it with "
-            f"--annotation {ANNOTATION}={SHARED}",
+            hint=f"mamushka cp, a volume (-v), or make it with --annotation {ANNOTATION}={SHARED}",
         )
 
 
@@ -110,8 +142,7 @@ def _obstacle(engine: Engine, workload: Workload) -> str:
     if os.listdir(snapshot(engine, workload).upper):
         return "something has been written into its shared root"
     kernel = kernels.choose(workload.settings.annotations.get(KERNEL, ""), machine_configuration.read().kernel)
-    lacking = [name for name in _NEEDED if name in kernel.missing]
-    return f"the kernel {kernel.image} lacks {', '.join(lacking)}" if lacking else ""
+    return kernel_obstacle(kernel)
 
 
 def _disks(engine: Engine, workload: Workload) -> Disks:
@@ -173,7 +204,7 @@ def top(engine: Engine, workload: Workload, size: int | None = None) -> str:
     if size == 0:
         return ""
     path = _top(engine, workload)
-    disk.make(path, disk.SIZE if size is None else size)
+    disk.make(path, disk.SIZE if size is None else size, patterns=f"{engine.paths.data}/tops")
     return path
 
 

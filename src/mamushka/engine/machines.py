@@ -27,15 +27,28 @@ if TYPE_CHECKING:
 _obstacle: str | None = None
 
 
-def obstacle(kernel: str = "") -> str:
+def obstacle(kernel: str = "", *, directories: bool = False) -> str:
     """Why images cannot be run in machines here, and what to do about it; empty where they can. Asked once.
 
-    ``kernel`` is one that was named.
+    ``kernel`` is one that was named; with ``directories`` the root is one, as for OCI's callers.
     """
     global _obstacle
     if _obstacle is None:
-        _obstacle = next((reason for reason in (_processor(), _program(), _files()) if reason), "")
-    return _obstacle or _kernel(kernel)
+        _obstacle = next((reason for reason in (_processor(), _program()) if reason), "")
+    return _obstacle or _kernel(kernel) or _root(kernel, directories)
+
+
+def _root(named: str, directories: bool) -> str:
+    """Why there is no root, neither that of layers nor that of a directory, which is looked for first, as quicker."""
+    lacking = files_obstacle()
+    if not lacking or directories:
+        return lacking
+    from mamushka.engine import machine_configuration
+    from mamushka.engine.machine_root import kernel_obstacle
+    from mamushka.machine.boot import kernels
+
+    why = kernel_obstacle(kernels.choose(named, machine_configuration.read().kernel))
+    return f"a machine has no root here: {lacking}; and no layers as disks: {why}" if why else ""
 
 
 def _processor() -> str:
@@ -63,7 +76,8 @@ def _kernel(named: str) -> str:
     return kernels.obstacle(named, machine_configuration.read().kernel)
 
 
-def _files() -> str:
+def files_obstacle() -> str:
+    """Why no directory of the host's can be shared with machines; empty where one can."""
     from mamushka.errors import Unsupported
     from mamushka.machine.devices.virtio.fs import find
 

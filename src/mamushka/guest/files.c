@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-static void describe(struct out *out, const struct stat *found)
+void describe(struct out *out, const struct stat *found)
 {
 	put_number(out, K_MODE, found->st_mode);
 	put_number(out, K_UID, found->st_uid);
@@ -16,20 +16,6 @@ static void describe(struct out *out, const struct stat *found)
 	put_number(out, K_MTIME, (uint64_t)found->st_mtim.tv_sec * 1000000000 + found->st_mtim.tv_nsec);
 	if (S_ISCHR(found->st_mode) || S_ISBLK(found->st_mode))
 		put_number(out, K_DEVICE, (uint64_t)major(found->st_rdev) << 32 | minor(found->st_rdev));
-}
-
-static int write_all(int fd, const uint8_t *data, size_t size)
-{
-	while (size) {
-		ssize_t put = write(fd, data, size);
-		if (put < 0 && errno == EINTR)
-			continue;
-		if (put < 0)
-			return -1;
-		data += put;
-		size -= put;
-	}
-	return 0;
 }
 
 static int copy(int from, int to)
@@ -97,6 +83,24 @@ static int open_regular(int root, const char *path, int flags, int mode, struct 
 	return fd;
 }
 
+/* Where it went wrong: in a member of the stream, or at the beginning. */
+static const char *unpacked(const struct failure *failure, const char *path)
+{
+	static char name[sizeof failure->path];
+	memcpy(name, failure->path, sizeof name);
+	return *name ? name : path;
+}
+
+/* By its own name: not the root, not through a link. */
+static int take_away(int root, const char *path, int recursive)
+{
+	const char *name;
+	int place = parent_of(root, path, &name);
+	if (place < 0)
+		return -1;
+	return remove_name(place, name, recursive, 0);
+}
+
 static int transfer(int root, struct fields request, int connection, struct out *answer, struct failure *failure)
 {
 	char *path = text_of(request, K_PATH);
@@ -108,6 +112,12 @@ static int transfer(int root, struct fields request, int connection, struct out 
 		return errno = EINVAL, fail(failure, BAD_REQUEST, "find the path", NULL);
 	if (action == FILE_LIST)
 		return list(root, path, connection) < 0 ? fail(failure, FAILED, "list", path) : 0;
+	if (action == FILE_PACK)
+		return pack(root, path, connection, number_of(request, K_ALL, 1)) < 0 ? fail(failure, FAILED, "pack", path) : 0;
+	if (action == FILE_UNPACK)
+		return unpack(root, path, connection, failure) < 0 ? fail(failure, FAILED, "unpack", unpacked(failure, path)) : 0;
+	if (action == FILE_REMOVE)
+		return take_away(root, path, number_of(request, K_RECURSIVE, 0)) < 0 ? fail(failure, FAILED, "remove", path) : 0;
 	if (action != FILE_READ && !writing)
 		return errno = EINVAL, fail(failure, BAD_REQUEST, "understand the action", path);
 	fd = open_regular(root, path, writing ? O_WRONLY | O_CREAT | O_TRUNC : O_RDONLY, mode, &found);
@@ -143,8 +153,9 @@ void perform_task(unsigned kind, struct fields request, int report, uint64_t pro
 	}
 	if (container && enter(container, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC, &failure) < 0)
 		tell_failure(report, &failure);
-	if ((root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) {
-		fail(&failure, FAILED, "open", "/");
+	char *below = text_of(request, K_ROOT);
+	if ((root = open(below ? below : "/", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) {
+		fail(&failure, FAILED, "open", below ? below : "/");
 		tell_failure(report, &failure);
 	}
 	failed = kind == FILES ? transfer(root, request, connection, &answer, &failure)

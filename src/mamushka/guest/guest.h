@@ -167,12 +167,16 @@ enum {
 	K_CGROUPS,           /* string: where cgroup2 is mounted */
 	K_COPY_UP,           /* number: 1 */
 	K_RESOLVER,          /* number: the host's port that answers for names */
+	K_OFFSET,            /* number: bytes */
+	K_INODE,             /* number: with FILESYSTEM, the same for all names of one file */
+	K_FILESYSTEM,        /* number */
 };
 
 enum { FAILED, COMMAND_NOT_FOUND, CANNOT_EXECUTE, BAD_DIRECTORY, BAD_REQUEST, NO_SUCH_PROCESS };
 enum { STDIN, STDOUT, STDERR, TTY, CONTENT };
-enum { MOUNT = 1, UNMOUNT, MKDIR, WRITE_FILE, SYMLINK, NODE, MASK, READONLY, WAIT, SYSCTL, HOSTNAME, DOMAINNAME, OWN };
-enum { FILE_READ = 1, FILE_WRITE, FILE_LIST };
+enum { MOUNT = 1, UNMOUNT, MKDIR, WRITE_FILE, SYMLINK, NODE, MASK, READONLY, WAIT, SYSCTL, HOSTNAME, DOMAINNAME, OWN,
+       PARTITION };
+enum { FILE_READ = 1, FILE_WRITE, FILE_LIST, FILE_PACK, FILE_UNPACK, FILE_REMOVE };
 enum { FEATURE_CGROUPS = 1, FEATURE_VSOCK = 2 };
 
 /* Fields: a view of a frame's body, or of a field's. */
@@ -306,8 +310,15 @@ void perform_task(unsigned kind, struct fields request, int report, uint64_t pro
 		  const struct process *container) __attribute__((noreturn));
 int enter(const struct process *container, int namespaces, struct failure *failure);
 int copy_up(int from, int to, int level);
+int write_all(int fd, const void *data, size_t size);
+struct stat;
+void describe(struct out *out, const struct stat *found);
+int pack(int root, const char *path, int connection, int content);
+int unpack(int root, const char *path, int connection, struct failure *failure);
+int remove_name(int directory, const char *name, int recursive, int level);
 int perform_steps(int root, struct fields fields, struct failure *failure);
 int make_directory(int root, const char *path, unsigned mode);
+int parent_of(int root, const char *path, const char **name);
 int bind_descriptor(int fd, int root, const char *target, struct failure *failure);
 int open_in_root(int root, const char *path, int flags, int mode);
 void tell(int report, char what, struct out *fields);

@@ -267,6 +267,16 @@ static void reconnect(void)
 	greet();
 }
 
+/* A container's program that is none: it is there until nobody wants it any more. */
+static int hold(void)
+{
+	char word;
+	ssize_t got;
+	while ((got = read(0, &word, 1)) > 0 || (got < 0 && errno == EINTR))
+		;
+	return 0;
+}
+
 int main(int count, char **arguments)
 {
 	static struct pollfd polled[POLLED_MAX];
@@ -274,6 +284,8 @@ int main(int count, char **arguments)
 	struct signalfd_siginfo told;
 	if (count > 2 && !strcmp(arguments[1], "--socket"))
 		socket_path = arguments[2];
+	if (count > 1 && !strcmp(arguments[1], "--hold"))
+		return hold();
 	sigemptyset(&all);
 	sigaddset(&all, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &all, NULL);

@@ -5,9 +5,11 @@
  * named is used by its descriptor and never by path a second time. A mount's source is a path of the caller's own.
  */
 #include "guest.h"
+#include <linux/blkpg.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -71,19 +73,31 @@ int make_directory(int root, const char *path, unsigned mode)
 	return directory;
 }
 
-/* The directory that a path's last name is in; ``name`` points to that. */
+/* Where a path's last name begins, and the directory's path before it. */
+static const char *split(const char *path, char directory[PATH_ROOM])
+{
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
+		return errno = EINVAL, NULL;
+	if (name - path >= PATH_ROOM)
+		return errno = ENAMETOOLONG, NULL;
+	memcpy(directory, path, name - path);
+	directory[name - path] = 0;
+	return name;
+}
+
+/* The directory that a path's last name is in, made where missing; ``name`` points to that. */
 static int parent(int root, const char *path, const char **name)
 {
 	char directory[PATH_ROOM];
-	const char *slash = strrchr(path, '/');
-	*name = slash ? slash + 1 : path;
-	if (!**name || !strcmp(*name, ".") || !strcmp(*name, ".."))
-		return errno = EINVAL, -1;
-	if ((size_t)(*name - path) >= sizeof directory)
-		return errno = ENAMETOOLONG, -1;
-	memcpy(directory, path, *name - path);
-	directory[*name - path] = 0;
-	return make_directory(root, directory, 0755);
+	return (*name = split(path, directory)) ? make_directory(root, directory, 0755) : -1;
+}
+
+/* The same, where it is there. */
+int parent_of(int root, const char *path, const char **name)
+{
+	char directory[PATH_ROOM];
+	return (*name = split(path, directory)) ? open_in_root(root, directory, O_PATH | O_DIRECTORY, 0) : -1;
 }
 
 /* Where something can be mounted: what is there, or a new empty directory or file. */
@@ -311,18 +325,52 @@ static int make_name(int root, const char *target, struct fields step, int op)
 	return 0;
 }
 
+/* Whether it can be used: a disk's node is there a moment before the disk. */
+static int usable(int root, const char *target, int found)
+{
+	struct stat what;
+	if (fstat(found, &what) < 0 || !S_ISBLK(what.st_mode))
+		return 1;
+	int fd = open_in_root(root, target, O_RDONLY | O_NONBLOCK, 0);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 || errno != ENXIO;
+}
+
 /* Until a device that is being found is there. */
 static int wait_for(int root, const char *target, uint64_t milliseconds)
 {
 	struct timespec pause = {0, 2000000};
 	for (uint64_t waited = 0;; waited += 2) {
-		int fd = open_in_root(root, target, O_PATH, 0);
+		int fd = open_in_root(root, target, O_PATH, 0), there = fd >= 0 && usable(root, target, fd);
+		int number = fd < 0 ? errno : ENXIO;
 		if (fd >= 0)
-			return close(fd), 0;
-		if (errno != ENOENT || waited >= milliseconds)
-			return -1;
+			close(fd);
+		if (there)
+			return 0;
+		if ((number != ENOENT && number != ENXIO) || waited >= milliseconds)
+			return errno = number, -1;
 		nanosleep(&pause, NULL);
 	}
+}
+
+/* A stretch of a disk as a disk of its own, which nothing on the disk tells of. */
+static int partition(int root, const char *target, struct fields step)
+{
+	struct blkpg_partition part = {
+		.start = number_of(step, K_OFFSET, 0),
+		.length = number_of(step, K_SIZE, 0),
+		.pno = number_of(step, K_INDEX, 0),
+	};
+	struct blkpg_ioctl_arg argument = {BLKPG_ADD_PARTITION, 0, sizeof part, &part};
+	int fd = open_in_root(root, target, O_RDONLY, 0), failed;
+	if (fd < 0)
+		return -1;
+	failed = ioctl(fd, BLKPG, &argument);
+	int number = errno;
+	close(fd);
+	errno = number;
+	return failed;
 }
 
 static int sysctl(const char *name, struct fields step)
@@ -365,9 +413,9 @@ static int perform(int root, struct fields step, struct failure *failure)
 	int failed = 0, op = number_of(step, K_OP, 0);
 	static const char *const names[] = {
 		"", "mount", "umount", "mkdir", "write", "symlink", "mknod", "mask", "make read-only", "wait for", "sysctl",
-		"sethostname", "setdomainname", "chown",
+		"sethostname", "setdomainname", "chown", "make a partition of",
 	};
-	if (!target || op < MOUNT || op > OWN)
+	if (!target || op < MOUNT || op > PARTITION)
 		return errno = EINVAL, fail(failure, BAD_REQUEST, "understand a step", target);
 	switch (op) {
 	case MOUNT: return mount_step(root, step, target, failure);
@@ -381,6 +429,7 @@ static int perform(int root, struct fields step, struct failure *failure)
 	case HOSTNAME: failed = sethostname(target, strlen(target)); break;
 	case DOMAINNAME: failed = setdomainname(target, strlen(target)); break;
 	case OWN: failed = change_owner(root, target, step); break;
+	case PARTITION: failed = partition(root, target, step); break;
 	}
 	if (failed)
 		return fail(failure, FAILED, names[op], target);

@@ -7,6 +7,10 @@ a machine that is plugged together again in the same way, out of a saved state, 
     board.pmem(fd, length)             a file as memory, shared with everyone who maps it
     board.add("rng", Rng())            a virtio device
     board.boot(kernel, …)              or: state.reinstate(board.machine, board.parts, saved)
+
+A device may be plugged in *late*: until ``reveal`` its place looks empty, so a kernel that comes up passes it by and
+remembers nothing of it. Whoever wants it has the guest look at that place again (``layers.bind``). So machines that
+come up alike may have different devices in the end, which is what a warm start needs (warm.py).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from mamushka.machine.devices.serial import LENGTH as SERIAL_LENGTH
 from mamushka.machine.devices.serial import Serial
 from mamushka.machine.devices.virtio.mmio import Transport
 from mamushka.machine.machine import Machine
-from mamushka.machine.memory import PMEM, Memory, Region, ram_file
+from mamushka.machine.memory import FILE, PMEM, Memory, Region, ram_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +60,7 @@ class Board:
     def __init__(self, executor: Executor, memory: Memory, *, vcpus: int = 1) -> None:
         self.machine = Machine(executor, memory, vcpus=vcpus)
         self.transports: dict[str, Transport] = {}
+        self._late: set[str] = set()
         self.serial: Serial | None = None
         self._pmem = layout.PMEM
         self.machine.ports.attach(layout.SLEEP_CONTROL, POWER_LENGTH, Power(self.machine.power), "power")
@@ -80,7 +85,26 @@ class Board:
         self._pmem += -(-length // layout.PMEM_ALIGN) * layout.PMEM_ALIGN + layout.PMEM_ALIGN
         return region
 
-    def add(self, name: str, device: Device) -> Transport:
+    def window(self, length: int, files: Sequence[tuple[int, int]], *, name: str = "file") -> Region:
+        """Files, (descriptor, length) each, one behind the other in memory that the guest cannot change; the first.
+
+        The guest is told of the window by a device alone (``Pmem``). What the files leave of it is zeros. Lengths are
+        multiples of 2 MiB; descriptors become ours.
+        """
+        start, end = self._pmem, self._pmem + length
+        regions = []
+        for number, (fd, size) in enumerate(files):
+            regions.append(Region(start, size, fd=fd, writable=False, kind=FILE, name=f"{name} {number}"))
+            start += size
+        if start < end:
+            regions.append(Region(start, end - start, writable=False, kind=FILE, name=f"no {name}"))
+        for region in regions:
+            self.machine.memory.add(region)
+            self.machine.executor.map(region)
+        self._pmem = end + -end % layout.PMEM_ALIGN + layout.PMEM_ALIGN
+        return regions[0]
+
+    def add(self, name: str, device: Device, *, late: bool = False) -> Transport:
         """Plug a virtio device in, which becomes ours. Invalid where no place is left."""
         number = len(self.transports)
         if number >= DEVICES_MAX:
@@ -90,9 +114,27 @@ class Board:
         line = machine.executor.line(layout.VIRTIO_GSI + number)
         transport = Transport(device, machine.memory, line, machine.loop)
         self.transports[name] = transport
+        if late:
+            self._late.add(name)
+            transport.hide()
         machine.resumed.append(transport.resume)
         transport.attach(layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE, machine.bus, machine.executor)
         return transport
+
+    @property
+    def early(self) -> dict[str, Stateful]:
+        """``parts`` without what is late: all that a guest has seen before ``reveal``."""
+        return {name: part for name, part in self.parts.items() if name not in self._late}
+
+    @property
+    def early_transports(self) -> int:
+        """How many virtio devices are not late."""
+        return len(self.transports) - len(self._late)
+
+    def reveal(self) -> None:
+        """Have what is late be there."""
+        for name in self._late:
+            self.transports[name].reveal()
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -107,19 +149,26 @@ class Board:
         command_line: bytes = b"",
         initramfs: Sequence[bytes | memoryview] = (),
         extra: Iterable[Stretch] = (),
+        places: int = 0,
     ) -> Entry:
-        """Put a kernel and all that it must be told into memory; where the first virtual CPU begins."""
-        places = tuple(
+        """Put a kernel and all that it must be told into memory; where the first virtual CPU begins.
+
+        It is told of ``places`` for virtio devices, where that is more than there are.
+        """
+        count = max(places, len(self.transports))
+        for number in range(len(self.transports), count):
+            self.machine.executor.line(layout.VIRTIO_GSI + number)  # the pin is there for whoever looks
+        addresses = tuple(
             acpi.Mmio(
                 layout.VIRTIO_MMIO + number * layout.VIRTIO_MMIO_SIZE,
                 layout.VIRTIO_MMIO_SIZE,
                 layout.VIRTIO_GSI + number,
             )
-            for number in range(len(self.transports))
+            for number in range(count)
         )
         board = acpi.Board(
             processors=len(self.machine.vcpus),
-            devices=places,
+            devices=addresses,
             serial=acpi.Serial() if self.serial is not None else None,
         )
         rsdp = acpi.install(self.machine.memory, board)

@@ -63,8 +63,8 @@ class Caller:
             key = 0 if packet.get("all") else MAIN
             self._monitor.signal(key, _number(packet, "number", 64))
             self._answer({"answer": verb})
-        elif verb == "gdb":
-            self._debug(packet, descriptors)
+        elif verb in ("gdb", "files"):
+            self._hand_over(verb, packet, descriptors)
         elif verb == "save":
             self._save()
         elif isinstance(verb, str):
@@ -72,11 +72,11 @@ class Caller:
         else:
             raise Invalid("a message that asks nothing")
 
-    def _debug(self, packet: Packet, descriptors: list[int]) -> None:
-        """A debugger's connection; from here on it is the guest's."""
+    def _hand_over(self, verb: str, packet: Packet, descriptors: list[int]) -> None:
+        """A debugger's connection, or a copy's pipe; from here on it is the guest's."""
         self._monitor.check_running()
         own, descriptors[:] = descriptors[:], []
-        self._monitor.ask("gdb", {**packet, "descriptors": own}, self._told)
+        self._monitor.ask(verb, {**packet, "descriptors": own}, self._told)
 
     def _save(self) -> None:
         """From the answer to this on, until ``go`` or ``end``, the machine holds still."""

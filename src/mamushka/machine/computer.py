@@ -21,10 +21,11 @@ from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
-from mamushka.machine import inherited, names, past, state, statistics
+from mamushka.machine import files, inherited, names, past, state, statistics
 from mamushka.machine.agent import Agent, nodes, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
+from mamushka.machine.control import Stale
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.hold import Hold
 from mamushka.machine.inside import MAIN, Streams
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 
 # How long a guest may take to call: under emulation a kernel needs half a minute.
 _CALLING = 240.0
-# A guest that is there already calls at once; under emulation that takes a second.
-_CALLING_AGAIN = 60.0
+# A guest that is there already calls at once; under emulation that takes a second. Who has waited so long boots anew.
+_CALLING_AGAIN = 30.0
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
@@ -72,6 +73,7 @@ class Interior:
     resolver: int = -1  # a socket to whoever answers for names at 127.0.0.11 of the network; owned
     cards: tuple[bytes, ...] = ()  # the addresses of its cards, in order
     disks: tuple[int, ...] = ()  # descriptors of what it writes to, for reading; owned
+    found: tuple[bytes, ...] = ()  # steps that are done when its kernel has found what may be written down of it
 
 
 class Computer:
@@ -95,6 +97,7 @@ class Computer:
         self._limits = inherited.limits()
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
+        self._copying = Worker("files")  # takes as long as it takes: one after the other, beside all else
         self._conversation = Conversation(self._machine)
         self._debugged = False
         # The mappings of this process, which are looked at again and again; opened while there are paths.
@@ -113,7 +116,10 @@ class Computer:
     def enter_again(self) -> None:
         """Take the state of the machine that this one goes on from. Everything is plugged in before."""
         assert self._saved is not None
-        state.reinstate(self._machine, self._board.parts, self._saved)
+        if self._past is not None:
+            self._board.reveal()
+        devices = self._board.early if self._past is None else self._board.parts
+        state.reinstate(self._machine, devices, self._saved)
 
     def keep(self, blank: Blank, labels: Mapping[str, str]) -> None:
         """Write it down, with these labels, once its guest has called. The files become ours."""
@@ -132,6 +138,7 @@ class Computer:
         cage.close()
         self._worker.start(lambda: cage.enter(CONTROL))
         self._debugging.start(lambda: cage.enter(DEBUGGER))
+        self._copying.start(lambda: cage.enter(CONTROL))
         self._machine.start(self._entry, confine=cage.enter)
         self._worker.do(lambda: self._come_up(process, streams), lambda _: ready(), lambda error: broken(error))
 
@@ -144,6 +151,7 @@ class Computer:
             self._program.come_back(self._agent, self._past, streams)
             return
         self._write_down()
+        self._board.reveal()
         interior = self._interior
         self._program.terminal = streams.console >= 0
         self._agent.steps(interior.steps)
@@ -168,9 +176,12 @@ class Computer:
             return self._agent.wait(_CALLING if self._saved is None else _CALLING_AGAIN).release
         except Unavailable as error:
             last = bytes(self._console).decode(errors="replace").strip().splitlines()[-3:]
-            again = "--cold boots it anew; `mamushka container prune` forgets the saved machines"
-            hint = error.hint if self._saved is None else again
-            raise Unavailable(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=hint) from error
+            kind, hint = (Stale, "try again: it is forgotten now") if self._goes_on() else (Unavailable, error.hint)
+            raise kind(f"{error}: its console says {' / '.join(last) or 'nothing'}", hint=hint) from error
+
+    def _goes_on(self) -> bool:
+        """Whether it is a new machine that goes on from an older one's boot."""
+        return self._saved is not None and self._past is None
 
     def _write_down(self) -> None:
         """For those to come; what fails, as for want of room, fails for them alone."""
@@ -178,11 +189,11 @@ class Computer:
         if blank is None:
             return
         try:
-            self._agent.read(())  # it has understood the greeting: the secret that it knows is ours
+            self._agent.steps(self._interior.found)  # and it has understood the greeting: the secret it knows is ours
             self._machine.pause()
             try:
                 labels = {**self._labels, past.TOKEN: self._agent.channel.token.hex()}
-                written = blank.fill(state.capture(self._machine, self._board.parts, labels), self._machine.memory)
+                written = blank.fill(state.capture(self._machine, self._board.early, labels), self._machine.memory)
             finally:
                 self._machine.resume()
             trace.event("warm.kept", key=blank.key, bytes=written)
@@ -279,6 +290,9 @@ class Computer:
         if verb == "gdb":
             self._debug(question["descriptors"], answer)
             return
+        if verb == "files":
+            self._copying.do(lambda: files.serve(self._agent, question), answer, answer)
+            return
         known = {
             "processes": self._processes,
             "update": self._update,
@@ -302,6 +316,8 @@ class Computer:
             return MamushkaError("it ended")
         last = bytes(self._console).decode(errors="replace").strip().splitlines()[-1:]
         said = f"; its console said last: {last[0][:200]}" if last else ""
+        if self._goes_on() and self._agent.hello is None:
+            return Stale(f"the saved machine ended ({end.kind}) before it called{said}", hint="try again")
         if end.kind == FAULT:
             return GuestFault(f"{end.cause}{said}")
         if end.kind == STUCK:

@@ -21,7 +21,7 @@ from mamushka.runtime import Exit, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     Packet = dict[str, Any]
@@ -38,11 +38,17 @@ _BACKLOG = 16
 # Of an error's text and its hint: a guest's words may be in them, and an error always fits into a packet.
 _TEXT_MAX, _HINT_MAX = 4096, 1024
 
+
+class Stale(errors.Unavailable):
+    """The saved machine that one was to go on from is good for nothing; nothing of the new one has begun."""
+
+
 _KINDS: dict[str, type[MamushkaError]] = {
     kind.__name__: kind
     for kind in (
         errors.Unsupported, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied, errors.Unavailable,
         errors.GuestFault, runtime.CommandNotFound, runtime.CannotExecute, runtime.NotRunning,
+        Stale,
     )
 }  # fmt: skip
 
@@ -201,8 +207,13 @@ def ask(path: str, question: Mapping[str, object], descriptors: Sequence[int] = 
 
 def say(line: Line, question: Mapping[str, object], descriptors: Sequence[int] = ()) -> Any:
     """``ask``, on a connection that stays."""
+    return reply_of(line, lambda: line.send(question, descriptors))
+
+
+def reply_of(line: Line, ask: Callable[[], None] = lambda: None) -> Any:
+    """The answer to what was asked on a connection, or is asked first."""
     try:
-        line.send(question, descriptors)
+        ask()
         packet, given = line.receive()
     except TimeoutError:
         raise Unavailable("the machine's monitor did not answer in time", hint="mamushka kill ends it") from None

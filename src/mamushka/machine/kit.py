@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHARED = (
     "virtio_mmio", "vmw_vsock_virtio_transport", "virtiofs", "overlay", "virtio_net", "virtio_rng", "af_packet",
 )  # fmt: skip
-WANTED = (*SHARED, "virtio_blk", "nd_e820", "nd_pmem", "erofs", "ext4", "virtio_balloon")
+WANTED = (*SHARED, "virtio_blk", "virtio_pmem", "nd_pmem", "erofs", "ext4", "virtio_balloon")
 # Says of what an archive was made; another means that it is made anew.
 _FORMAT = 2
 

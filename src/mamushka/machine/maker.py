@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from mamushka import trace
-from mamushka.errors import MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.errors import MamushkaError, NotFound, Unsupported
 from mamushka.values import replace, value
 
 TYPE_CHECKING = False
@@ -145,7 +145,7 @@ class Maker:
         from mamushka.machine.devices.virtio.rng import Rng
         from mamushka.machine.devices.virtio.vsock import Vsock
         from mamushka.machine.executors.kvm import KvmExecutor
-        from mamushka.machine.layers import ROOT, files
+        from mamushka.machine.layers import ROOT, files, plug
         from mamushka.machine.past import Past
 
         wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
@@ -154,9 +154,10 @@ class Maker:
         os.close(memory)
         vsock = Vsock()
         board.add("vsock", vsock)
-        self._root(board, bundle)  # the same disks in the same order; they are mounted already
         board.add("rng", Rng())
         links = _plug(board, wired, board.machine.memory, saved.labels)
+        assert self._disk is not None
+        plug(board, bundle.disks, self._disk)  # the same disks in the same order; they are mounted already
         past = Past.of(saved.labels)
         written, sources = files(bundle, past.files if past is not None else {})
         interior = Interior(
@@ -167,6 +168,12 @@ class Maker:
         computer.enter_again()
         trace.event("machine.restored", memory=board.machine.memory.size)
         return computer
+
+    def forget(self) -> None:
+        """See ``runtime.Maker``: all of them, because what made one useless may be of the host."""
+        from mamushka.machine.warm import Shelf, place
+
+        Shelf(place(self._cache)).prune()
 
     def features(self) -> Mapping[str, object]:
         """What machines can do here. runtime-spec, features.md."""
@@ -192,6 +199,8 @@ class Maker:
         shelf: Shelf | None,
     ) -> Guest:
         """In the monitor: open everything."""
+        if bundle.disks.images:
+            return self._make_layered(record, bundle, boot, shape, namespace, filter, shelf)
         from mamushka.machine import shares
         from mamushka.machine.board import Board, ram
         from mamushka.machine.computer import Computer, Interior
@@ -206,26 +215,17 @@ class Maker:
         asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
         executor = KvmExecutor()
         bundle = replace(bundle, config=shares.local(bundle.config))
-        if bundle.disks.images:
-            # A guest that was saved has looked at its disks already: what it remembers is another's content.
-            shelf = None
         key = _key(boot, shape, wired) if shelf is not None else ""
         warm = shelf.take(key) if shelf is not None else None
         memory = ram(shape.memory) if warm is None else warm.memory(shared=True)
         board = Board(executor, memory, vcpus=shape.cpus)
         vsock = Vsock()
         board.add("vsock", vsock)
-        steps, inside, sources = self._root(board, bundle)
-        if shares.shared(bundle):
-            tree, shown, bound = shares.tree(place, bundle, root)
-            board.add("fs", Fs(shares.TAG, Virtiofsd(Share(tree), f"{place}/served"), memory))
-            steps, inside, sources = [*steps, shares.step()], inside or shown, {**sources, **bound}
+        tree, inside, sources = shares.tree(place, bundle, root)
+        board.add("fs", Fs(shares.TAG, Virtiofsd(Share(tree), f"{place}/served"), memory))
         board.add("rng", Rng())
         links = _plug(board, wired, memory, {} if warm is None else warm.saved.labels)
-        cards = tuple(wire.mac for wire in wired)
-        interior = Interior(
-            _own(bundle.config), inside, tuple(steps), sources, links, filter, asked, cards, _writable(bundle)
-        )
+        interior = Interior(_own(bundle.config), inside, (shares.step(),), sources, links, filter, asked)
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
         if warm is not None and shelf is not None:
             _go_on(computer, warm, shelf)
@@ -237,15 +237,61 @@ class Maker:
         computer.enter_at(boot.load(board))
         return computer
 
-    def _root(self, board: Board, bundle: Bundle) -> tuple[list[bytes], str, Mapping[str, str]]:
-        """Plug in the disks that a bundle has: the guest's steps, the root's path in it, small files by destination."""
-        if not bundle.disks.images:
-            return [], "", {}
-        from mamushka.machine import layers
+    def _make_layered(
+        self,
+        record: Record,
+        bundle: Bundle,
+        boot: _Boot,
+        shape: Shape,
+        namespace: int,
+        filter: Filter | None,
+        shelf: Shelf | None,
+    ) -> Guest:
+        """``_make`` of a machine that mounts its layers itself: what tells its image from others is plugged in late."""
+        from mamushka.machine import layers, shares
+        from mamushka.machine.board import Board, ram
+        from mamushka.machine.computer import Computer, Interior
+        from mamushka.machine.devices.virtio.rng import Rng
+        from mamushka.machine.devices.virtio.vsock import Vsock
+        from mamushka.machine.executors.kvm import KvmExecutor
 
         assert self._disk is not None
+        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
+        asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        executor = KvmExecutor()
+        bundle = replace(bundle, config=shares.local(bundle.config))
+        shared = shares.shared(bundle)
+        places, seen = layers.kind(bundle.disks, shared=shared)
+        key = _key(boot, shape, wired, ("vsock", "rng", *seen)) if shelf is not None else ""
+        warm = shelf.take(key) if shelf is not None else None
+        # Its own pages, where nobody else is to be given them: nothing is copied before the guest writes.
+        memory = ram(shape.memory) if warm is None else warm.memory(shared=shared)
+        board = Board(executor, memory, vcpus=shape.cpus)
+        vsock = Vsock()
+        board.add("vsock", vsock)
+        board.add("rng", Rng())
+        links = _plug(board, wired, memory, {} if warm is None else warm.saved.labels)
+        cards = tuple(wire.mac for wire in wired)
+        found, steps = layers.plug(board, bundle.disks, self._disk)
         written, sources = layers.files(bundle)
-        return [*layers.plug(board, bundle.disks, self._disk), *written], layers.ROOT, sources
+        if shared:
+            further, sources = _share(board, record.path, bundle, memory, sources)
+            steps += further
+        steps += written
+        interior = Interior(
+            _own(bundle.config), layers.ROOT, tuple(steps), sources, links, filter, asked, cards, _writable(bundle),
+            tuple(found),
+        )  # fmt: skip
+        computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
+        if warm is not None and shelf is not None:
+            _go_on(computer, warm, shelf)
+            return computer
+        trace.event("machine.cold", kernel=boot.kernel.version)
+        blank = shelf.begin(key) if shelf is not None else None
+        if blank is not None:
+            computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
+        computer.enter_at(boot.load(board, board.early_transports + places))
+        return computer
 
 
 _NETWORK = "/proc/self/ns/net"
@@ -273,31 +319,46 @@ class _Boot:
     first: int  # the descriptor of the first file system
     command_line: bytes
 
-    def load(self, board: Board) -> Entry:
-        """Into memory."""
+    def load(self, board: Board, places: int = 0) -> Entry:
+        """Into memory; see ``Board.boot``."""
         import mmap
 
         archive = mmap.mmap(self.first, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        return board.boot(self.kernel.image, command_line=self.command_line, initramfs=(memoryview(archive),))
+        archives = (memoryview(archive),)
+        return board.boot(self.kernel.image, command_line=self.command_line, initramfs=archives, places=places)
 
 
-def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...]) -> str:
+def _share(
+    board: Board, place: str, bundle: Bundle, memory: Memory, sources: Mapping[str, str]
+) -> tuple[list[bytes], Mapping[str, str]]:
+    """Plug in, late, what is bound of the host's: (steps, sources with these)."""
+    from mamushka.machine import layers, shares
+    from mamushka.machine.devices.virtio.fs import Fs, Share, Virtiofsd
+
+    tree, _, bound = shares.tree(place, bundle, -1)
+    board.add("fs", Fs(shares.TAG, Virtiofsd(Share(tree), f"{place}/served"), memory), late=True)
+    return [layers.bind(board, "fs"), shares.step()], {**sources, **bound}
+
+
+def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...], fixed: tuple[str, ...] = ("vsock", "fs", "rng")) -> str:
     """Of the machines that are the same until they are told what they are for."""
     from mamushka.machine.warm import key_of, stamp
 
-    devices = ("vsock", "fs", "rng", *(f"net {wire.mtu}" for wire in wired))
+    devices = (*fixed, *(f"net {wire.mtu}" for wire in wired))
     line = boot.command_line.decode(errors="replace")
     first = stamp(f"/proc/self/fd/{boot.first}")
     return key_of((stamp(boot.kernel.image), first, line, str(shape.cpus), str(shape.memory), *devices))
 
 
 def _go_on(computer: Computer, warm: Warm, shelf: Shelf) -> None:
-    """From where another one stood. One that does not fit this host is forgotten, so that the next try is cold."""
+    """From where another one stood. One that does not fit this host is forgotten: who waits tries again, cold."""
+    from mamushka.machine.control import Stale
+
     try:
         computer.enter_again()
     except (MamushkaError, OSError) as error:
         shelf.drop(warm.key)
-        raise Unavailable(
+        raise Stale(
             f"the saved machine {warm.key} cannot go on here: {error}", hint="it is forgotten now: try again"
         ) from error
     finally:
@@ -341,6 +402,7 @@ def preload() -> None:
     import mamushka.machine.creation
     import mamushka.machine.devices.virtio.block
     import mamushka.machine.devices.virtio.fs
+    import mamushka.machine.devices.virtio.pmem
     import mamushka.machine.devices.virtio.rng
     import mamushka.machine.devices.virtio.vsock
     import mamushka.machine.executors.kvm

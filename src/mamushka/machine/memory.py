@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-# What the guest's map of memory (e820, hvm_memmap) calls a region.
-RAM, PMEM, DEVICE = "ram", "pmem", "device"
+# What the guest's map of memory (e820, hvm_memmap) calls a region; of FILE a device tells, and the map says nothing.
+RAM, PMEM, FILE, DEVICE = "ram", "pmem", "file", "device"
 
 
 class Region:

@@ -11,11 +11,11 @@ import os
 import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
-from mamushka import plan
+from mamushka import plan, trace
 from mamushka.errors import Conflict, Invalid, NotFound, Unavailable, Unsupported
 from mamushka.linux import lock, procfs
 from mamushka.machine import control
-from mamushka.machine.control import connect, say
+from mamushka.machine.control import Stale, connect, say
 from mamushka.machine.creation import CONTROL, OOM, own_network
 from mamushka.record import Claim, Kept, Record, states, tidy, wait_for_readers
 from mamushka.runtime import CREATED, PAUSED, RUNNING, STOPPED, CheckpointOptions, NotRunning, State
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from mamushka.machine.checkpoint import Held
+    from mamushka.machine.control import Line
     from mamushka.machine.creation import Make
     from mamushka.machine.state import Saved
     from mamushka.machine.statistics import Sample
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
         def again(self, record: Record, bundle: Bundle, saved: Saved, memory: int) -> tuple[Make, tuple[int, ...]]:
             """``prepare``, of a machine that goes on from a saved one; ``memory`` is among what it gives."""
+
+        def forget(self) -> None:
+            """A saved machine could not go on: have none that machines could go on from."""
 
         def features(self) -> Mapping[str, object]:
             """What machines can do here."""
@@ -109,6 +113,14 @@ class MachineRuntime:
             lookup.check(bundle, root)  # start makes the machine, and that is late for who asks create
         record = Record(self.root, id)
         make, keep = self._maker.prepare(record, bundle, root)
+        try:
+            return self._bear(record, bundle, stdio, make, keep, root=root, gated=gated)
+        except Stale as error:
+            trace.event("warm.stale", id=id, error=str(error))
+            self._maker.forget()
+            if bundle.config.hooks.prestart or bundle.config.hooks.create_runtime:
+                raise  # they have been told of the first one
+        make, keep = self._maker.prepare(record, bundle, root)  # there is none to go on from now
         return self._bear(record, bundle, stdio, make, keep, root=root, gated=gated)
 
     def _bear(
@@ -179,7 +191,11 @@ class MachineRuntime:
         if packet:
             from mamushka import document
 
-            control.answered(document.parse(packet, "the monitor's last words"))
+            try:
+                control.answered(document.parse(packet, "the monitor's last words"))
+            except Stale:
+                self._maker.forget()
+                raise
 
     # Asking
 
@@ -217,6 +233,20 @@ class MachineRuntime:
     def ask(self, id: str, verb: str, **question: object) -> Any:
         """Ask the monitor anything further: ``processes``, ``figures``, ``accounts``, …; the answer is a document."""
         return self._ask(self._record(id), {"ask": verb, **question})
+
+    def copy(self, id: str, action: str, path: str, pipe: int, *, root: str = "", content: bool = True) -> Line:
+        """Begin to copy a tree (files.py): its stream goes through the pipe, whose end given here stays the caller's.
+
+        The answer comes over what is given, when all is done: ``control.reply_of``. NotRunning, Conflict.
+        """
+        record = self._record(id)
+        line = connect(f"{record.path}/{CONTROL}")
+        try:
+            line.send({"ask": "files", "action": action, "path": path, "root": root, "content": content}, (pipe,))
+        except BaseException:
+            line.close()
+            raise
+        return line
 
     def sample(self, id: str) -> Sample:
         """What was counted of the machine since it began: exits, page faults, memory. For ``statistics.rates``."""

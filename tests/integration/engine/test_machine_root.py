@@ -11,7 +11,7 @@ import pytest
 from mamushka.engine import machine_root
 from mamushka.engine import rootfs as engine_root
 from mamushka.engine.engine import Engine
-from mamushka.engine.settings import Attachment, Settings
+from mamushka.engine.settings import Attachment, Mount, Settings
 from mamushka.engine.workload import Workload
 from mamushka.errors import Invalid, Unsupported
 from mamushka.runtime import Disks
@@ -126,7 +126,7 @@ def of_machine(engine: Engine, image: str, root: str = "") -> Workload:
 
 def test_who_asks_for_it_gets_its_layers_as_disks(engine: Engine, busybox_reference: str, kernel: Path) -> None:
     list(engine.images.pull(busybox_reference))
-    assert machine_root.disks(engine, of_machine(engine, busybox_reference)) == Disks()
+    assert machine_root.disks(engine, of_machine(engine, busybox_reference, root="shared")) == Disks()
     one = of_machine(engine, busybox_reference, root="layers")
     found = machine_root.disks(engine, one)
     assert [image.mapped for image in found.images] == [True] and os.path.exists(found.top)
@@ -157,5 +157,24 @@ def test_what_was_written_into_a_shared_root_is_not_left_behind(
     Path(engine_root.snapshot(engine, one).upper, "file").write_text("copied")
     with pytest.raises(Unsupported, match="written into its shared root"):
         machine_root.disks(engine, one)
+    assert machine_root.disks(engine, replace(one, settings=replace(one.settings, annotations={}))) == Disks()
     (kernel / "mamushka/machines.json").write_text('{"root": "layers"}')
     assert machine_root.disks(engine, replace(one, settings=replace(one.settings, annotations={}))) == Disks()
+
+
+def test_who_says_nothing_gets_layers_unless_something_of_the_hosts_is_shared_anyway(
+    engine: Engine, busybox_reference: str, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(engine.images.pull(busybox_reference))
+    plain = of_machine(engine, busybox_reference)
+    mounts = (Mount("bind", "/x", "/tmp"),)
+    bound = of_machine(engine, busybox_reference)
+    bound = replace(bound, settings=replace(bound.settings, mounts=mounts))
+    assert machine_root.disks(engine, bound) == Disks()
+    assert machine_root.disks(engine, plain).images
+    # Without the program that serves directories the one is as before, and the other is told why it is needed.
+    monkeypatch.setattr("mamushka.engine.machines.files_obstacle", lambda: "there is no virtiofsd")
+    assert machine_root.disks(engine, of_machine(engine, busybox_reference)).images
+    for one in (bound, of_machine(engine, busybox_reference, root="shared")):
+        with pytest.raises(Unsupported, match="no virtiofsd; this machine needs it because"):
+            machine_root.disks(engine, one)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import stat
 import subprocess
 import tarfile
 import time
@@ -128,7 +130,7 @@ def test_the_root_is_the_one_that_a_container_has(mamushka: Command, tmp_path: P
     assert any("data/gone" in line for line in machine) == (count == 1)
 
 
-def test_what_it_writes_stays_and_what_cannot_be_seen_is_refused(mamushka: Command, tmp_path: Path) -> None:
+def test_what_it_writes_stays_and_is_reached_whether_it_runs_or_not(mamushka: Command, tmp_path: Path) -> None:
     mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base(), upper()]))
     script = (
         "cat /data/kept 2>/dev/null && exit 4; rm /data/stays; echo written > /data/kept; echo added:x:77:88::/: >> "
@@ -141,19 +143,53 @@ def test_what_it_writes_stays_and_what_cannot_be_seen_is_refused(mamushka: Comma
     said = mamushka("logs", "box").stdout.split()
     assert said[0] == b"0" and b"overlay" in said
     assert subprocess.run(["pgrep", "virtiofsd"], capture_output=True).stdout == b""
-    for refused in (("diff", "box"), ("cp", "box:/data/kept", "-")):
-        done = mamushka(*refused)
-        assert done.returncode and b"its machine's own disk" in done.stderr, (refused, done)
+    changed = {b"C /data", b"A /data/kept", b"D /data/stays", b"C /etc", b"C /etc/passwd"}
+    _can_be_copied(mamushka, tmp_path, "/tmp/running", changed)
     found = mamushka("exec", "-u", "added", "box", "id", "-u")
     assert found.stdout == b"77\n", found.stderr
+    assert mamushka("exec", "box", "cat", "/tmp/running/file").stdout == b"content"
+    # What is mounted over the root is the machine's too.
+    assert b"called" in mamushka("cp", "box:/etc/hostname", "-").stdout
+    assert b"Linux version" in mamushka("exec", "box", "cat", "/proc/version").stdout
     assert mamushka("exec", "box", "touch", "/data/stop").returncode == 0
     _until(lambda: mamushka("inspect", "-f", "{{.State.ExitCode}}", "box").stdout == b"3\n")
+    changed |= {b"C /tmp", b"A /tmp/running", b"A /tmp/running/file", b"A /tmp/running/link", b"A /data/stop"}
+    _can_be_copied(mamushka, tmp_path, "/tmp/stopped", changed)
     again = mamushka("start", "-a", "box")
     assert again.returncode == 4 and again.stdout.endswith(b"written\n"), again
-    assert b"its machine's own disk" in mamushka("diff", "box").stderr
+    assert subprocess.run(["pgrep", "-x", "mamushka-vm"], capture_output=True).stdout == b""
     place = mamushka("inspect", "-f", "{{.Id}}", "box").stdout.decode().strip()
     assert mamushka("rm", "box").returncode == 0
     assert not [path for path in tmp_path.parent.rglob("top.ext4") if place in str(path)]
+
+
+def _can_be_copied(mamushka: Command, tmp_path: Path, place: str, changed: set[bytes]) -> None:
+    """cp in both directions, diff and export say the same as of a container."""
+    name = place.rpartition("/")[2]
+    found = mamushka("diff", "box")
+    assert set(found.stdout.splitlines()) == changed, found
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_text("content")
+    os.chmod(tmp_path / name / "file", 0o750)
+    os.symlink("file", tmp_path / name / "link")
+    done = mamushka("cp", str(tmp_path / name), "box:/tmp")
+    assert done.returncode == 0, done.stderr
+    done = mamushka("cp", f"box:{place}", str(tmp_path / f"{name}-back"))
+    assert done.returncode == 0, done.stderr
+    back = tmp_path / f"{name}-back"
+    assert (back / "file").read_text() == "content" and os.readlink(back / "link") == "file"
+    assert stat.S_IMODE((back / "file").stat().st_mode) == 0o750
+    with tarfile.open(fileobj=io.BytesIO(mamushka("cp", "box:/data/kept", "-").stdout)) as archive:
+        assert archive.getnames() == ["kept"] and (archive.extractfile("kept") or io.BytesIO()).read() == b"written\n"
+    with tarfile.open(fileobj=io.BytesIO(mamushka("cp", "box:/", "-").stdout)) as archive:
+        names = {each.strip("./") for each in archive.getnames()}
+        assert {"data/kept", "bin/busybox", "bin/ls"} <= names and "data/stays" not in names
+    for words, why in (
+        (("cp", "box:/none", "-"), b"none"),
+        (("cp", str(tmp_path / name), "box:/none/below"), b"none"),
+    ):
+        done = mamushka(*words)
+        assert done.returncode and why in done.stderr, done
 
 
 def test_volumes_are_shared_as_ever_beside_it(mamushka: Command, tmp_path: Path) -> None:

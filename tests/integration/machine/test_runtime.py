@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from mamushka import trace
 from mamushka.container import defaults
 from mamushka.container.cgroups import cgroup as cgroups
 from mamushka.errors import Conflict, MamushkaError, NotFound, Unsupported
 from mamushka.linux.terminal import set_size
+from mamushka.machine.control import Stale
 from mamushka.machine.runtime import MachineRuntime
 from mamushka.machine.shape import TASKS_MORE
 from mamushka.record import Record, alive, start_time
@@ -343,6 +345,41 @@ def test_a_creator_that_is_killed_leaves_no_monitor(tmp_path: Any) -> None:
     _until_gone(monitor)
     assert ground.runtime.state("box").status == "stopped"
     ground.runtime.delete("box", force=True)
+    assert os.listdir(ground.state) == []
+
+
+def _is_stale() -> None:
+    raise Stale("it did not call")
+
+
+class StaleMaker(LocalMaker):
+    """Has a saved machine that never calls, until it forgets it."""
+
+    forgotten = 0
+
+    def prepare(self, record: Record, bundle: Bundle, root: int) -> Any:
+        self._boots = (lambda: None) if self.forgotten else _is_stale
+        return super().prepare(record, bundle, root)
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_a_saved_machine_that_never_calls_is_forgotten_and_the_start_succeeds(tmp_path: Any) -> None:
+    maker = StaleMaker()
+    ground = Ground(str(tmp_path / "state"), maker)
+    events: list[str] = []
+    sink = lambda name, fields: events.append(name)  # noqa: E731
+    trace.subscribe(sink)
+    try:
+        started, reader = ground.run("echo once")
+    finally:
+        trace.unsubscribe(sink)
+    assert status(started) == 0 and maker.forgotten == 1
+    assert content(reader) == "once\n"
+    assert events.count("warm.stale") == 1
+    ground.runtime.delete("box")
+    os.close(started.pidfd)
     assert os.listdir(ground.state) == []
 
 

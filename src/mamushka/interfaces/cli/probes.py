@@ -185,6 +185,17 @@ def _machine_kernel(_data_root: str) -> str:
     return f"{kernel.image} (Linux {kernel.version}{lacking})"
 
 
+def _machine_root(_data_root: str) -> str:
+    from mamushka.engine import machine_configuration
+    from mamushka.engine.machine_root import kernel_obstacle
+    from mamushka.machine.boot import kernels
+
+    why = kernel_obstacle(kernels.choose(configured=machine_configuration.read().kernel))
+    if why:
+        raise Unsupported(f"machines cannot mount their layers themselves: {why}; their roots are shared by virtiofsd")
+    return "layers as disks: EROFS in mapped memory, below a disk of its own"
+
+
 def _virtiofsd(_data_root: str) -> str:
     from mamushka.machine.devices.virtio.fs import find
 
@@ -247,7 +258,10 @@ MACHINES = (
           "virtual machine, switch nested virtualization on where it runs; or choose --runtime container",
           essential=False),
     Probe("machine-kernel", "machines' kernel", _machine_kernel, "name one with --kernel", essential=False),
-    Probe("virtiofsd", "machines' directories", _virtiofsd, "apt-get install virtiofsd", essential=False),
+    Probe("machine-root", "machines' layers", _machine_root, "apt-get install e2fsprogs, and a kernel with "
+          "virtio_pmem, erofs, virtio_blk and ext4", essential=False),
+    Probe("virtiofsd", "machines' directories", _virtiofsd, "apt-get install virtiofsd; needed for volumes, "
+          "bind mounts and roots that are directories", essential=False),
     Probe("vhost", "machines' packets", _vhost, "modprobe vhost_net", essential=False),
 )  # fmt: skip
 

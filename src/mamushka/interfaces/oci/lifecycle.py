@@ -141,7 +141,7 @@ def check_machines(kernel: str) -> None:
     """Unsupported where no machine can run, before anything is made."""
     from mamushka.engine.machines import obstacle
 
-    reason = obstacle(kernel)
+    reason = obstacle(kernel, directories=True)
     if reason:
         raise Unsupported(f"runtime vm: {reason}", hint="mamushka doctor says what helps; or leave out --runtime vm")
 

@@ -53,6 +53,10 @@ def explain(failure: Failure, what: str) -> MamushkaError | OSError:
     return OSError(failure.number, f"{failure.operation}: {reason}", failure.path or None)
 
 
+def _below(root: str) -> list[bytes]:
+    return [text(words.K_ROOT, root)] if root else []
+
+
 class Ended:
     """A process's end, to be waited for; ``result`` is its Exit."""
 
@@ -257,11 +261,25 @@ class Agent:
         owner = number(words.K_MODE, mode), number(words.K_UID, uid), number(words.K_GID, gid)
         return self._files(words.FILE_WRITE, path, source, -1, container, *owner)
 
-    def list_files(self, path: str, container: int = 0) -> list[Fields]:
+    def pack(self, path: str, sink: int, container: int = 0, *, root: str = "", content: bool = True) -> None:
+        """A file with all below it, as a stream (tree.py) to a descriptor; its path begins at ``root``."""
+        fields = [number(words.K_ALL, content), *_below(root)]
+        self._files(words.FILE_PACK, path, -1, sink, container, *fields)
+
+    def unpack(self, path: str, source: int, container: int = 0, *, root: str = "") -> None:
+        """Into a directory, what a stream of a descriptor's holds."""
+        self._files(words.FILE_UNPACK, path, source, -1, container, *_below(root))
+
+    def remove(self, path: str, container: int = 0, *, root: str = "", recursive: bool = False) -> None:
+        """A file, an empty directory, or with ``recursive`` all below it too."""
+        fields = [number(words.K_RECURSIVE, recursive), *_below(root)]
+        self._files(words.FILE_REMOVE, path, -1, -1, container, *fields)
+
+    def list_files(self, path: str, container: int = 0, *, root: str = "") -> list[Fields]:
         """What is at a path, first, without a name; then, if that is a directory, what it contains."""
         listing = os.memfd_create("listing", os.MFD_CLOEXEC)
         try:
-            self._files(words.FILE_LIST, path, -1, listing, container)
+            self._files(words.FILE_LIST, path, -1, listing, container, *_below(root))
             size = os.fstat(listing).st_size
             if size > _WHOLE_MAX:
                 raise GuestFault(f"the guest's agent listed {path!r} in {size} bytes, the most is {_WHOLE_MAX}")
@@ -277,6 +295,7 @@ class Agent:
 
     def _ask(self, kind: int, *fields: bytes, what: str, timeout: float | None = PATIENCE) -> Fields:
         answer = self.channel.request(kind, *fields, what=what).result(timeout)
+        trace.event("guest.did", what=what)
         if isinstance(answer, Answer):
             return answer.fields
         raise explain(answer, what)

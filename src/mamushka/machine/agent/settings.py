@@ -141,6 +141,12 @@ def wait_for(path: str, seconds: float) -> bytes:
     return step(words.WAIT, path, number(words.K_TIMEOUT, int(seconds * 1000)))
 
 
+def partition(disk: str, number_: int, offset: int, length: int) -> bytes:
+    """A stretch of a disk, in bytes, as its partition of this number."""
+    fields = number(words.K_INDEX, number_), number(words.K_OFFSET, offset), number(words.K_SIZE, length)
+    return step(words.PARTITION, disk, *fields)
+
+
 def file(target: str, content: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> bytes:
     """A small file with this content: hosts, resolv.conf."""
     return step(

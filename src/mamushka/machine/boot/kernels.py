@@ -24,6 +24,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "vsock": ("vmw_vsock_virtio_transport",),
     "overlay": ("overlay",),
     "pmem": ("nd_e820", "nd_pmem"),
+    "virtio-pmem": ("virtio_pmem", "nd_pmem"),
     "erofs": ("erofs",),
     "virtiofs": ("virtiofs",),
     "block": ("virtio_blk",),
@@ -36,7 +37,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 # Without these no image runs.
 ESSENTIAL = ("virtio-mmio", "vsock", "overlay")
 # And without one of these pairs it has no root: shared memory, a disk, or a directory of the host's.
-ROOTS = (("pmem", "erofs"), ("block", "erofs"), ("virtiofs",))
+ROOTS = (("virtio-pmem", "erofs"), ("block", "erofs"), ("virtiofs",))
 
 # Which package brings a kernel that fits; by ID and ID_LIKE of os-release.
 PACKAGES = {

@@ -144,6 +144,14 @@ class Transport:
             if step == 1:
                 self._page[CONFIG : CONFIG + len(config)] = config
 
+    def hide(self) -> None:
+        """Look like a place with nothing in it, which a driver passes by. 4.2.2: DeviceID zero."""
+        self._show(DEVICE_ID, 0)
+
+    def reveal(self) -> None:
+        """Be there for whoever looks from now on."""
+        self._show(DEVICE_ID, self.device.device_id)
+
     def read(self, offset: int, size: int) -> int:
         """What the page says."""
         return int.from_bytes(self._page[offset : offset + size], "little")

@@ -39,8 +39,9 @@ class Pmem(Device):
     queues: ClassVar[tuple[str, ...]] = ("req_vq",)
     depth: ClassVar[int] = 64
 
-    def __init__(self, region: Region) -> None:
-        self._region = region
+    def __init__(self, region: Region, length: int = 0) -> None:
+        """``length`` in bytes, where read-only regions follow that are told of as one with the first."""
+        self._region, self._length = region, length or region.length
         self._waiting: list[Chain] = []  # not yet being answered
         self._flushing: list[Chain] = []
         self._result = DONE
@@ -50,7 +51,7 @@ class Pmem(Device):
 
     def config(self) -> bytes:
         """Where it lies."""
-        return _CONFIG.pack(self._region.start, self._region.length)
+        return _CONFIG.pack(self._region.start, self._length)
 
     def start(self, queues: Sequence[Queue], features: int, loop: Loop) -> None:
         """Nothing is being flushed."""
