@@ -30,6 +30,10 @@ def create(engine: Engine, settings: Settings) -> str:
     """See Engine.create."""
     _check(settings)
     engine.state.open()  # a database that must be rebuilt is rebuilt before there is a directory without a row
+    if "vm" in settings.runtime:
+        from mamushka.engine import kernel_image
+
+        settings = kernel_image.settle(engine, settings)
     if settings.rootfs:
         from mamushka.engine import directory
 

@@ -258,9 +258,10 @@ def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[st
     if not filters and not any(item.image_id == host.ID for item in workloads(engine, False, {})):
         host.sweep(f"{engine.paths.data}/host")
     if not filters:
+        from mamushka.engine import kernel_image
         from mamushka.engine.machines import shelf
 
-        freed += shelf(engine.paths.made).prune()[1]
+        freed += shelf(engine.paths.made).prune()[1] + kernel_image.prune(engine)
     return removed, freed
 
 

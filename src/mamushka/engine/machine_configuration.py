@@ -22,7 +22,9 @@ _KINDS = {"kernel": str, "cpus": int, "memory": int, "root": str}
 class Configuration:
     """Memory in bytes; zeros and empty texts where nothing is said."""
 
-    kernel: str = ""  # an image's file, or a directory with a kernel and its modules; empty: the newest that fits
+    kernel: str = (
+        ""  # a file, a directory with a kernel and its modules, or image:REFERENCE; empty: the newest that fits
+    )
     cpus: int = 0
     memory: int = 0
     root: str = ""  # what a machine's root is: see machine_root

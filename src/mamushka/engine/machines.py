@@ -43,11 +43,14 @@ def _root(named: str, directories: bool) -> str:
     lacking = files_obstacle()
     if not lacking or directories:
         return lacking
-    from mamushka.engine import machine_configuration
+    from mamushka.engine import kernel_image, machine_configuration
     from mamushka.engine.machine_root import kernel_obstacle
     from mamushka.machine.boot import kernels
 
-    why = kernel_obstacle(kernels.choose(named, machine_configuration.read().kernel))
+    named = named or machine_configuration.read().kernel
+    if named.startswith(kernel_image.PREFIX):
+        return ""
+    why = kernel_obstacle(kernels.choose(named))
     return f"a machine has no root here: {lacking}; and no layers as disks: {why}" if why else ""
 
 
@@ -70,10 +73,12 @@ def _program() -> str:
 
 
 def _kernel(named: str) -> str:
-    from mamushka.engine import machine_configuration
+    from mamushka.engine import kernel_image, machine_configuration
     from mamushka.machine.boot import kernels
 
-    return kernels.obstacle(named, machine_configuration.read().kernel)
+    named = named or machine_configuration.read().kernel
+    # An image is pulled and looked into when a workload is made.
+    return "" if named.startswith(kernel_image.PREFIX) else kernels.obstacle(named)
 
 
 def files_obstacle() -> str:

@@ -41,11 +41,12 @@ def of_machines(names: Sequence[str], kernel: str, cold: bool) -> dict[str, str]
     """The annotations that say how a machine is to be made. Invalid where no machine was asked for."""
     if not kernel and not cold:
         return {}
+    from mamushka.engine.kernel_image import PREFIX
     from mamushka.machine.shape import COLD
 
     if "vm" not in names:
         raise Invalid("a kernel and a cold start are for machines", hint="choose the runtime vm")
-    found = {KERNEL: os.path.abspath(kernel)} if kernel else {}
+    found = {KERNEL: kernel if kernel.startswith(PREFIX) else os.path.abspath(kernel)} if kernel else {}
     return {**found, COLD: "true"} if cold else found
 
 

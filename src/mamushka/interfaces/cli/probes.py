@@ -175,22 +175,28 @@ def _kvm(_data_root: str) -> str:
 
 
 def _machine_kernel(_data_root: str) -> str:
-    from mamushka.engine import machine_configuration
+    from mamushka.engine import kernel_image, machine_configuration
     from mamushka.machine.agent.program import guest_program
     from mamushka.machine.boot import kernels
 
     guest_program(os.uname().machine)
-    kernel = kernels.choose(configured=machine_configuration.read().kernel)
+    configured = machine_configuration.read().kernel
+    if configured.startswith(kernel_image.PREFIX):
+        return f"{configured}, looked into when a workload is made"
+    kernel = kernels.choose(configured=configured)
     lacking = f", without {', '.join(kernel.missing)}" if kernel.missing else ""
     return f"{kernel.image} (Linux {kernel.version}{lacking})"
 
 
 def _machine_root(_data_root: str) -> str:
-    from mamushka.engine import machine_configuration
+    from mamushka.engine import kernel_image, machine_configuration
     from mamushka.engine.machine_root import kernel_obstacle
     from mamushka.machine.boot import kernels
 
-    why = kernel_obstacle(kernels.choose(configured=machine_configuration.read().kernel))
+    configured = machine_configuration.read().kernel
+    if configured.startswith(kernel_image.PREFIX):
+        return f"as {configured} can"
+    why = kernel_obstacle(kernels.choose(configured=configured))
     if why:
         raise Unsupported(f"machines cannot mount their layers themselves: {why}; their roots are shared by virtiofsd")
     return "layers as disks: EROFS in mapped memory, below a disk of its own"

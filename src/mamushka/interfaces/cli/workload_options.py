@@ -80,8 +80,8 @@ _NETWORK = (
 _WALL = (
     one("--runtime", "The wall: container, vm, …; a list is your order of preference", "list", default="container",
         complete="container|vm|emulated|confidential"),
-    one("--kernel", "The kernel of its machine: a file, or a directory with a kernel and its modules (--runtime vm)",
-        "path", complete="file"),
+    one("--kernel", "The kernel of its machine: a file, a directory with one and its modules, or image:REFERENCE "
+        "(--runtime vm)", "path", complete="file"),
     flag("--cold", "Boot its machine, and do not begin from a saved one (--runtime vm)"),
     flag("--privileged", "Take the wall down: all capabilities and devices"),
     many("--cap-add", "Add a capability"),

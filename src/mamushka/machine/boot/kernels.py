@@ -127,7 +127,7 @@ def examine(image: str, modules: str) -> Kernel:
     Looked at once by each process, and those that it forks: a list of some thousand modules takes milliseconds.
     """
     if not os.path.isfile(image):
-        raise NotFound(f"there is no kernel {image}")
+        raise NotFound(f"there is no kernel {image}", hint="name an image's file, or a directory with one in it")
     key = image, modules, os.stat(image).st_mtime_ns
     if key not in _examined:
         _examined[key] = _examine(image, modules)

@@ -92,13 +92,19 @@ class Modules:
             path, colon, needs = row.partition(":")
             if not colon:
                 raise Invalid(f"{self.directory}/modules.dep has a line without a colon: {row[:80]!r}")
-            self._paths[module_name(path)] = path
+            self._paths[module_name(path)] = self._below(path)
             self._needs[path] = tuple(needs.split())
         for row in _lines(f"{self.directory}/modules.softdep"):
             word, _, rest = row.partition(" ")
             name, _, rest = rest.partition(" ")
             if word == "softdep":
                 self._soft[module_name(name)] = _before(rest)
+
+    def _below(self, path: str) -> str:
+        """A path that stays below the directory: a kernel's own files may be a stranger's, and its guest's later."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise Invalid(f"{self.directory}/modules.dep leads out of its directory: {path[:200]!r}")
+        return path
 
     def _ask(self, path: str) -> None:
         """What the module says of itself: words of KEY=VALUE with a NUL behind each."""
