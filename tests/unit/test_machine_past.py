@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mamushka.errors import Conflict, Invalid
+from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.machine import past
 from mamushka.machine.agent import words
 from mamushka.machine.computer import Interior
@@ -82,6 +82,13 @@ def test_a_damaged_secret_or_card() -> None:
     del cut["terminal"]
     with pytest.raises(Invalid, match="damaged"):
         Past.of(cut)
+
+
+def test_another_processor_is_refused() -> None:
+    with pytest.raises(Unsupported, match="another kind of processor"):
+        past.check_host(labels(processor="other"))
+    made = Program(None, interior(disks=(9,)), None)  # type: ignore[arg-type]
+    past.check_host(made.labels(SECRET, frozen=True))
 
 
 def test_names_that_were_given_away_are_not_given_again() -> None:

@@ -121,7 +121,7 @@ class Maker:
         preload()
         from mamushka.machine import shares
         from mamushka.machine.executors.kvm import open_device
-        from mamushka.machine.past import Past
+        from mamushka.machine.past import Past, check_host
 
         if Past.of(saved.labels) is None or not bundle.disks.images or shares.shared(bundle):
             raise Unsupported(
@@ -129,6 +129,7 @@ class Maker:
                 "host's",
                 hint="--annotation com.mamushka.machine.root=layers, and no volumes and bind mounts",
             )
+        check_host(saved.labels)
         os.close(open_device())  # what it refuses is told before anything is made
         filter = self._filters(bundle.config)
         namespace = _network(bundle.config) if self._wires is not None else -1

@@ -10,6 +10,7 @@ first and the cards:
     resolver         "yes" where names are asked for through a resolver in the guest
     further          the names of the processes that were begun beside it and had not ended
     last             the highest name that a process was ever given
+    processor        a digest of what the host's processor is: what a guest was told of it, it goes by
     file DESTINATION where in the guest lies what is bound there: files of the bundle's own, written anew
 
 What the program has in its memory stays what it was, in however many machines it goes on: its own random numbers, keys
@@ -20,11 +21,12 @@ them: their streams end, and a terminal hangs up.
 from __future__ import annotations
 
 from mamushka.errors import Conflict, Invalid, Unsupported
-from mamushka.machine import names
+from mamushka.machine import names, warm
 from mamushka.machine.agent import settings, words
 from mamushka.machine.devices.virtio.fs import Fs
 from mamushka.machine.inside import MAIN
 from mamushka.runtime import NotRunning
+from mamushka.spec.digest import sha256
 from mamushka.values import EMPTY, value
 
 TYPE_CHECKING = False
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 TOKEN = "token"
 _PROGRAM, _TERMINAL, _RESOLVER, _FURTHER, _LAST, _FILE = "program", "terminal", "resolver", "further", "last", "file "
+_PROCESSOR = "processor"
 _FROZEN, _RUNNING, _YES = "frozen", "running", "yes"
 # Further processes whose streams are closed, of a saved machine; a guest has no more of them (PROCESSES_MAX).
 _FURTHER_MAX = 4096
@@ -67,6 +70,19 @@ def check(board: Board) -> None:
             "another program, virtiofsd",
             hint="make it with --annotation com.mamushka.machine.root=layers, and without volumes and bind mounts",
         )
+
+
+def check_host(labels: Mapping[str, str]) -> None:
+    """Unsupported where a saved machine's processor is another's."""
+    if labels.get(_PROCESSOR) != _processor():
+        raise Unsupported(
+            "the machine was saved on a host with another kind of processor, which its kernel goes by",
+            hint="let it go on where it was saved, or on a host that is the same",
+        )
+
+
+def _processor() -> str:
+    return sha256("\n".join(warm.processor()).encode()).encoded[:32]
 
 
 @value
@@ -108,6 +124,7 @@ class Program:
         self._before = max(past.last - MAIN, 0) if past is not None else 0
         self._last = self._before + MAIN
         self._files = dict(past.files) if past is not None else dict(interior.sources)
+        self._processor = _processor() if interior.disks else ""  # while there are paths; only those can be saved
 
     def name(self, key: int) -> int:
         """The guest's name of a process."""
@@ -131,6 +148,7 @@ class Program:
             _RESOLVER: _YES if self._resolver else "no",
             _FURTHER: " ".join(map(str, sorted(self._further))),
             _LAST: str(self._last),
+            _PROCESSOR: self._processor,
             **{f"net{number}": mac.hex() for number, mac in enumerate(self._interior.cards)},
             **{f"{_FILE}{destination}": path for destination, path in self._files.items()},
         }

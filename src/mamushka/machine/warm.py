@@ -216,7 +216,7 @@ def key_of(parts: Iterable[str]) -> str:
 
     with open(BOOT_ID, encoding="ascii") as file:
         boot = file.read()
-    said = [str(state.VERSION), version, os.uname().release, boot, *_processor(), *parts]
+    said = [str(state.VERSION), version, os.uname().release, boot, *processor(), *parts]
     return sha256("\0".join(said).encode()).encoded[:32]
 
 
@@ -226,7 +226,7 @@ def stamp(path: str) -> str:
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
-def _processor() -> Iterator[str]:
+def processor() -> Iterator[str]:
     """What the first processor of the host is; its clock's rate of this moment is not among it."""
     with open("/proc/cpuinfo", "rb") as file:
         text = file.read(_PROCESSOR_MAX).decode(errors="replace").partition("\n\n")[0]
