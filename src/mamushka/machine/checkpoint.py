@@ -23,6 +23,8 @@ from mamushka.runtime import NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mamushka.machine.control import Line
     from mamushka.machine.state import Saved
     from mamushka.runtime import CheckpointOptions
@@ -147,17 +149,17 @@ def _write(path: str, directory: str, options: CheckpointOptions) -> None:
             copy_disk(held.disk, f"{directory}/{DISK}")
         if options.leave_running:
             trace.event("machine.went_on", stood=held.go_on())
-        _keep(held.memory, f"{directory}/{state.MEMORY}")
-        _keep(held.state, f"{directory}/.{state.STATE}")
+        _keep(f"{directory}/{state.MEMORY}", lambda fd: state.copy_memory(held.memory, fd))
+        _keep(f"{directory}/.{state.STATE}", lambda fd: copy(held.state, fd, os.fstat(held.state).st_size))
         os.rename(f"{directory}/.{state.STATE}", f"{directory}/{state.STATE}")
         if not options.leave_running:
             held.end()
 
 
-def _keep(content: int, path: str) -> None:
+def _keep(path: str, fill: Callable[[int], None]) -> None:
     fd = os.open(path, _PRIVATE, 0o600)
     try:
-        copy(content, fd, os.fstat(content).st_size)
+        fill(fd)
     finally:
         os.close(fd)
 

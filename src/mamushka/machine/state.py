@@ -45,6 +45,7 @@ from mamushka.linux.memory import (
     mremap,
     munmap,
     own_pages,
+    view_of,
 )
 from mamushka.machine.machine import PAUSED
 from mamushka.machine.memory import PAGE, PMEM, RAM, Memory, Region
@@ -326,6 +327,23 @@ def write_memory(memory: Memory, fd: int) -> int:
             written += _write_parts(fd, region, begin, end, offset)
         offset += region.length
     return written
+
+
+def copy_memory(source: int, target: int) -> None:
+    """A memory file's copy in an empty file, but for pages that are zero: of a large page most may be."""
+    size = os.fstat(source).st_size
+    address = mmap(0, size, PROT_READ, MAP_PRIVATE, source, 0)
+    view = view_of(address, size)
+    try:
+        for begin, end in data(source, 0, size):
+            for start in range(begin, end, _CHUNK):
+                piece = view[start : min(start + _CHUNK, end)]
+                if piece != _ZEROS[: len(piece)]:
+                    _write_pages(target, piece, start)
+        os.ftruncate(target, size)
+    finally:
+        view.release()
+        munmap(address, size)
 
 
 def _write_parts(fd: int, region: Region, begin: int, end: int, offset: int) -> int:

@@ -201,7 +201,7 @@ def test_boxes_from_python(tmp_path: Path, roots: tuple[str, str]) -> None:
 
 
 def test_what_cannot_be_saved_says_why(mamushka: Command, tmp_path: Path) -> None:
-    plain = ("--runtime", "vm", "--network", "none")
+    plain = ("--runtime", "vm", "--network", "none", "--annotation", f"{ROOT}=shared")
     ran(mamushka, "run", "-d", "--name", "shared", *plain, "some", "sleep", "1000")
     (tmp_path / "v").mkdir()
     ran(

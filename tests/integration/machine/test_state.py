@@ -144,6 +144,19 @@ def test_to_be_frozen_again_takes_as_long_as_there_are_pages_changed_since() -> 
     os.close(pagemap)
 
 
+def test_a_copy_of_memory_has_no_pages_of_zeros() -> None:
+    source, target = os.memfd_create("source"), os.memfd_create("target")
+    size = 8 << 20
+    os.ftruncate(source, size)
+    os.pwrite(source, bytes(3 << 20) + b"there" + bytes(1 << 20), 0)
+    os.pwrite(source, b"end", size - 3)
+    state.copy_memory(source, target)
+    assert os.pread(target, size + 1, 0) == os.pread(source, size, 0)
+    assert os.fstat(target).st_blocks * 512 == 2 * 4096
+    for fd in (source, target):
+        os.close(fd)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     machine = running(assemble(COUNTING))
     with pytest.raises(Conflict, match="cannot save a machine that is running"):
