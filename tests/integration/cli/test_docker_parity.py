@@ -33,7 +33,9 @@ DECLINED = {
     *WINDOWS, *SWARM, *NOT_IN_THE_KERNEL_ANY_MORE, *REPLACED_BY_NAMES, *TRUST_WITHOUT_SERVERS, *OF_THE_DAEMON,
     *OF_OTHER_ORCHESTRATORS, *NOT_YET,
 }  # fmt: skip
-OURS_ALONE = {"audit", "completion", "doctor", "machine gdb", "machine run", "machine stats", "unshare"}
+OURS_ALONE = {
+    "audit", "completion", "doctor", "fork", "machine gdb", "machine run", "machine stats", "snapshot", "unshare",
+}  # fmt: skip
 
 
 def theirs(verb: str) -> set[str]:
