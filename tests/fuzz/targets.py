@@ -397,3 +397,39 @@ def agent(raw: bytes) -> bool:
     told = tell([raw])
     assert tell([raw[at : at + 7] for at in range(0, len(raw), 7)]) == told
     return told[0] > 0
+
+
+def _tree() -> tuple[bytes, ...]:
+    from mamushka.machine.agent import tree
+    from mamushka.spec.tar import DIRECTORY, SYMLINK, Member
+
+    file = tree.item(Member(b"d/f", size=3, xattrs=(("user.x", b"y"),)))
+    return (
+        tree.item(Member(b"d", DIRECTORY)) + file + b"".join(tree.pieces([b"abc"])),
+        tree.item(Member(b"l", SYMLINK, link=b"/x")),
+    )
+
+
+@target(*_tree())
+def tree(raw: bytes) -> bool:
+    """What a guest's agent packs is entries below their place or a GuestFault, in pieces as at once."""
+    from mamushka.errors import GuestFault
+    from mamushka.machine.agent.tree import Entry, Unpacker
+
+    def tell(pieces: list[bytes]) -> tuple[list[Entry | bytes], bool]:
+        unpacker = Unpacker()
+        found: list[Entry | bytes] = []
+        try:
+            for piece in pieces:
+                for part in unpacker.feed(piece):
+                    found.append(part)
+            unpacker.end()
+        except GuestFault:
+            return found, True
+        return found, False
+
+    told = tell([raw])
+    assert tell([raw[at : at + 7] for at in range(0, len(raw), 7)]) == told
+    for part in told[0]:
+        assert isinstance(part, bytes) or not {b"..", b"."} & set(part.name.split(b"/"))
+    return bool(told[0])

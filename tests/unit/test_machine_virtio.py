@@ -84,6 +84,17 @@ def test_what_a_driver_finds() -> None:
         assert machine.transport.read(0xFFF, 8) == 0
 
 
+def test_a_late_device_is_an_empty_place_until_it_is_revealed() -> None:
+    """A driver that looks meanwhile passes it by, and finds all of it afterwards."""
+    with guest(Echo()) as machine:
+        machine.transport.hide()
+        assert machine.read(mmio.MAGIC) == 0x74726976 and machine.read(mmio.DEVICE_ID) == 0
+        machine.transport.reveal()
+        assert machine.read(mmio.DEVICE_ID) == 42
+        machine.start()
+        assert machine.ask(0, b"there", 5)[0] == b"there"
+
+
 @pytest.mark.parametrize("without", [0, EVENTS, INDIRECTS, EVENTS | INDIRECTS])
 def test_requests_are_answered_in_the_loops_thread(without: int) -> None:
     device = Echo()

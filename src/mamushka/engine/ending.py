@@ -241,14 +241,14 @@ def prune(engine: Engine, filters: Mapping[str, Sequence[str]]) -> tuple[list[st
     """See Engine.prune."""
     from mamushka.engine import host, pruning
     from mamushka.engine.inspection import workloads
-    from mamushka.storage.usage import usage
+    from mamushka.engine.rootfs import written
 
     fits, rest = pruning.split(filters)
     removed: list[str] = []
     freed = 0
     for item in workloads(engine, True, rest):
         if item.status in ("created", "exited", "dead") and fits(item.created, item.settings.labels):
-            size = usage(f"{item.directory}/upper").size
+            size = written(item.directory)
             try:
                 remove(engine, item.id, force=False, volumes=False)
             except (NotFound, Conflict):

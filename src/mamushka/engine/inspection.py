@@ -144,10 +144,11 @@ def _rootless() -> dict[str, object]:
 
 def disk_usage(engine: Engine) -> dict[str, object]:
     """See Engine.disk_usage."""
+    from mamushka.engine.rootfs import written
     from mamushka.storage.usage import usage
 
     items = workloads(engine, True, {})
-    sizes = {item.id: usage(f"{item.directory}/upper").size for item in items if os.path.isdir(item.directory)}
+    sizes = {item.id: written(item.directory) for item in items if os.path.isdir(item.directory)}
     volumes = engine.volumes.volumes()
     idle = [item.id for item in items if item.status not in ACTIVE]
     used = {layer for item in items for layer in item.layers}

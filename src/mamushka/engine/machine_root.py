@@ -19,6 +19,7 @@ import os
 from mamushka import trace
 from mamushka.engine import host, machine_configuration
 from mamushka.engine.directory import path_of
+from mamushka.engine.rootfs import DISK
 from mamushka.errors import Invalid, Unsupported
 from mamushka.runtime import Disks, Image
 from mamushka.storage.placement import PMEM, Layer, placement
@@ -165,7 +166,7 @@ def put(engine: Engine, workload: Workload, disk: int) -> str:
 
 
 def _top(engine: Engine, workload: Workload) -> str:
-    return f"{engine.paths.workload(workload.id)}/top.ext4"
+    return f"{engine.paths.workload(workload.id)}/{DISK}"
 
 
 def layers(engine: Engine, workload: Workload, memory: int) -> tuple[Layer, ...]:

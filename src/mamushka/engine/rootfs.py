@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mamushka.engine.workload import Workload
     from mamushka.storage.snapshot import Snapshot
 
+DISK = "top.ext4"  # of a machine that mounts its layers itself: its name in the workload's directory
+_BLOCK = 512  # bytes in a unit of st_blocks: stat(2)
+
 
 def lowers(engine: Engine, image_id: str, layers: Sequence[str]) -> tuple[str, ...]:
     """The directories of an image's layers, uppermost first."""
@@ -33,6 +36,17 @@ def lowers(engine: Engine, image_id: str, layers: Sequence[str]) -> tuple[str, .
 def snapshot(engine: Engine, workload: Workload) -> Snapshot:
     """The workload's writable top above its image."""
     return engine.snapshots.get(workload.id, lowers(engine, workload.image_id, workload.layers))
+
+
+def written(directory: str) -> int:
+    """Bytes of what a workload with this directory has written: the files of its top, and what its disk takes up."""
+    from mamushka.storage.usage import usage
+
+    size = usage(f"{directory}/upper").size
+    try:
+        return size + os.stat(f"{directory}/{DISK}").st_blocks * _BLOCK
+    except FileNotFoundError:
+        return size
 
 
 def mount_points(workload: Workload) -> tuple[str, ...]:

@@ -194,29 +194,39 @@ def calls(kind: str) -> dict[str, str]:
 
 def program(kind: str, pid: int) -> Filter:
     """The filter of a kind of threads in the process ``pid``."""
-    rules = [rule for name in calls(kind) for rule in _rules(name, pid)]
+    rules = [rule for name in calls(kind) for rule in _known(name, pid)]
     token = ARCHITECTURES[_ARCHITECTURES[os.uname().machine]]
     return Filter(compile(SECCOMP_RET_KILL_PROCESS, (token,), rules, newest_nosys=False))
+
+
+_made: dict[tuple[str, int], list[Rule]] = {}
+
+
+def _known(name: str, pid: int) -> list[Rule]:
+    """``_rules``, made once for all kinds."""
+    if (name, pid) not in _made:
+        _made[name, pid] = _rules(name, pid)
+    return _made[name, pid]
 
 
 def _rules(name: str, pid: int) -> list[Rule]:
     if name == "clone3":
         return [Rule(name, SECCOMP_RET_ERRNO | ENOSYS)]
-    own = {
-        "clone": Comparison(0, EQ, _THREAD),
-        "mmap": Comparison(2, MASKED_EQ, 0, _PROT_EXEC),
-        "mprotect": Comparison(2, MASKED_EQ, 0, _PROT_EXEC),
-        "tgkill": Comparison(0, EQ, pid),
-        "kill": Comparison(0, EQ, pid),
-        "socket": Comparison(0, EQ, _AF_UNIX),
-        "newfstatat": Comparison(3, EQ, _AT_EMPTY_PATH),
+    own: dict[str, tuple[int, str, int, int]] = {
+        "clone": (0, EQ, _THREAD, 0),
+        "mmap": (2, MASKED_EQ, 0, _PROT_EXEC),
+        "mprotect": (2, MASKED_EQ, 0, _PROT_EXEC),
+        "tgkill": (0, EQ, pid, 0),
+        "kill": (0, EQ, pid, 0),
+        "socket": (0, EQ, _AF_UNIX, 0),
+        "newfstatat": (3, EQ, _AT_EMPTY_PATH, 0),
     }
     if name == "ioctl":
         return _requests()
     if name == "fcntl":
         return _commands()
     test = own.get(name)
-    return [Rule(name, SECCOMP_RET_ALLOW, (test,) if test else ())]
+    return [Rule(name, SECCOMP_RET_ALLOW, (Comparison(*test),) if test else ())]
 
 
 def _requests() -> list[Rule]:

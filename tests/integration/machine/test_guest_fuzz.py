@@ -137,9 +137,9 @@ def request(dice: random.Random, id: int) -> bytes:
         sensible = [
             protocol.number(words.K_PROCESS, dice.randrange(6)), protocol.number(words.K_CONTAINER, dice.randrange(4)),
             protocol.text(words.K_ROOT, "/image"), protocol.group(words.K_SETTINGS, *settings),
-            protocol.number(words.K_STREAMS, dice.randrange(16)), protocol.number(words.K_ACTION, dice.randrange(4)),
+            protocol.number(words.K_STREAMS, dice.randrange(16)), protocol.number(words.K_ACTION, dice.randrange(8)),
             protocol.text(words.K_PATH, target), protocol.number(words.K_STREAM, dice.randrange(4)),
-            protocol.group(words.K_STEP, protocol.number(words.K_OP, dice.randrange(1, 14)),
+            protocol.group(words.K_STEP, protocol.number(words.K_OP, dice.randrange(1, 16)),
                            protocol.text(words.K_TARGET, target), field(dice, 1)),
             protocol.group(words.K_LINK, protocol.text(words.K_NAME, "lo"), field(dice, 1), field(dice, 1)),
         ]  # fmt: skip

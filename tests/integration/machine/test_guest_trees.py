@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import tarfile
 import threading
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mamushka.errors import NotFound
+from mamushka.errors import MamushkaError, NotFound
 from mamushka.machine.agent import tree
 from mamushka.machine.agent.tree import Entry, Unpacker
-from mamushka.spec.tar import Reader
+from mamushka.spec.tar import DIRECTORY, SYMLINK, Member, Reader
 from tests.guests import Guest
 
 pytestmark = pytest.mark.root
@@ -193,3 +194,28 @@ def test_what_is_removed_is_gone_and_nothing_else(guest: Guest, place: Path) -> 
     for path in ("/", "/trees/.", ".."):
         with pytest.raises(OSError):
             guest.agent.remove(path, root=guest.rootfs, recursive=True)
+
+
+def test_a_stream_that_lies_ends_in_an_error_and_the_agent_goes_on(guest: Guest, place: Path) -> None:
+    dice = random.Random(5)
+    whole = bytearray()
+    for number in range(4):
+        whole += tree.item(Member(b"d/%d" % number, size=9, xattrs=(("trusted.x", b"y"),)))
+        whole += b"".join(tree.pieces([b"content!!"]))
+    whole += tree.item(Member(b"d/l", SYMLINK, link=b"/")) + tree.item(Member(b"d/l/x", DIRECTORY))
+    for _ in range(60):
+        lie = bytearray(whole[: dice.randrange(1, len(whole))])
+        for _ in range(dice.randrange(4)):
+            lie[dice.randrange(len(lie))] = dice.randrange(256)
+        reader, writer = os.pipe()
+        os.write(writer, lie)
+        os.close(writer)
+        try:
+            guest.agent.unpack("/trees", reader, root=guest.rootfs)
+        except (OSError, MamushkaError):
+            pass
+        finally:
+            os.close(reader)
+        os.system(f"rm -rf {place} && mkdir {place}")
+    assert guest.run("echo here")[1] == "here\n"
+    assert set(os.listdir(guest.rootfs)) <= {"bin", "etc", "tmp", "trees", "dev", "proc", "sys"}

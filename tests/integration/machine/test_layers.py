@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mamushka.storage import top
 from tests import peers
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -211,6 +212,100 @@ def test_what_a_workload_has_written_decides(mamushka: Command, tmp_path: Path) 
     assert mamushka("cp", f"{tmp_path}/file", "box:/data/").returncode == 0
     done = mamushka("start", "-a", "box")
     assert done.returncode and b"written into its shared root" in done.stderr
+
+
+def test_a_warm_one_has_its_own_image_and_its_own_top(
+    mamushka: Command, tmp_path: Path, roots: tuple[str, str]
+) -> None:
+    """Machines of two images go on from one saved machine; a saved one that is broken costs a cold boot, no start."""
+    for name in ("first", "other"):
+        layers = [base(), [member(f"data/{name}", name.encode() * 100_000)]]
+        mamushka("load", "-i", image(tmp_path / f"{name}.tar", name, layers))
+    told = []
+    for name, wanted in (("first", b"machine.cold"), ("other", b"machine.warm"), ("first", b"machine.warm")):
+        script = f"sha256sum /data/{name}; ls /data /; echo x > /written"
+        done = mamushka("--debug", "run", "--rm", *DISKS, name, "sh", "-c", script)
+        assert done.returncode == 0 and wanted in done.stderr, done
+        told.append(done.stdout.decode())
+        assert hashlib.sha256(name.encode() * 100_000).hexdigest() in told[-1]
+        assert "written" not in told[-1]
+    assert "other" not in told[0] and "first" not in told[1] and told[0] == told[2]
+    (memory,) = Path(roots[0], "machines", "warm").glob("*.memory")
+    with memory.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(0)
+        file.truncate(size)
+    done = mamushka("--debug", "run", "--rm", *DISKS, "first", "cat", "/etc/group")
+    assert done.returncode == 0 and done.stdout == b"root:x:0:\n", done
+    for event in (b"machine.warm", b"warm.stale", b"machine.cold", b"warm.kept"):
+        assert event in done.stderr, done.stderr
+    assert b"machine.warm" in mamushka("--debug", "run", "--rm", *DISKS, "first", "true").stderr
+
+
+def test_a_full_top_is_the_guests_own_trouble(mamushka: Command, tmp_path: Path, roots: tuple[str, str]) -> None:
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base()]))
+    script = (
+        "dd if=/dev/zero of=/data/large bs=1M count=200; echo $?; rm /data/large; echo after > /data/x; cat /data/x"
+    )
+    made = mamushka("create", "--name", "box", *DISKS, "some", "sh", "-c", script)
+    assert made.returncode == 0, made.stderr
+    disk = Path(roots[0], "workloads", mamushka("inspect", "-f", "{{.Id}}", "box").stdout.decode().strip(), "top.ext4")
+    top.make(str(disk), 64 << 20)
+    done = mamushka("start", "-a", "box")
+    assert done.returncode == 0 and b"No space left on device" in done.stderr, done
+    assert done.stdout.splitlines() == [b"1", b"after"]
+    found = disk.stat()
+    assert found.st_size == 64 << 20 and found.st_blocks * 512 <= 64 << 20
+    # What was removed was given back to the host (discard), but for what its journal and tables take.
+    assert found.st_blocks * 512 < 40 << 20
+    assert mamushka("start", "-a", "box").returncode == 0
+
+
+def test_layers_that_cost_a_small_machine_too_much_memory_come_as_disks(mamushka: Command, tmp_path: Path) -> None:
+    """By the rule of placement: mapped layers may cost 8 of 128 MiB, so one of two of 270 MiB is a block device."""
+    content = [os.urandom(1 << 20) * 270 for _ in range(2)]
+    large = [[member(f"data/large{number}", part)] for number, part in enumerate(content)]
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base(), *large, upper()]))
+    sums = [hashlib.sha256(part).hexdigest() for part in content]
+    for wanted in (b"machine.cold", b"machine.warm"):
+        script = "ls /sys/class/block; sha256sum /data/large0 /data/large1; ls /data"
+        done = mamushka("--debug", "run", "--rm", "-m", "128m", *DISKS, "some", "sh", "-c", script)
+        assert done.returncode == 0 and wanted in done.stderr, done.stderr
+        said = done.stdout.decode()
+        assert all(each in said for each in ("vda", "vdb", "pmem0p3", *sums, "sparse")), said
+        assert "vdc" not in said and "gone" not in said
+
+
+def test_the_second_machine_of_an_image_costs_no_image(mamushka: Command, tmp_path: Path) -> None:
+    """Both read all of a layer of 48 MiB; its pages are the host's own, once."""
+    size = 48 << 20
+    mamushka("load", "-i", image(tmp_path / "i.tar", "some", [base(), [member("data/large", os.urandom(size))]]))
+    for name in ("one", "two"):
+        script = "sha256sum /data/large; sleep 1000"
+        assert mamushka("run", "-d", "--name", name, *DISKS, "some", "sh", "-c", script).returncode == 0
+    for name in ("one", "two"):
+        _until(lambda name=name: b"/data/large" in mamushka("logs", name).stdout)  # type: ignore[misc]
+    seen = []
+    for pid in subprocess.run(["pgrep", "-x", "mamushka-vm"], capture_output=True).stdout.split():
+        rows = [row for row in _mappings(int(pid)) if row["file"].endswith(".erofs") or "erofs" in row["file"]]
+        seen.append({key: sum(int(row[key]) for row in rows) for key in ("Rss", "Pss", "Private_Dirty", "Anonymous")})
+    assert len(seen) == 2
+    for each in seen:
+        assert each["Rss"] << 10 >= size and each["Anonymous"] == 0 and each["Private_Dirty"] == 0, seen
+        assert each["Pss"] < 0.6 * each["Rss"], seen
+    assert mamushka("rm", "-f", "one", "two").returncode == 0
+
+
+def _mappings(pid: int) -> list[dict[str, Any]]:
+    """/proc/PID/smaps: kilobytes by name, and the file of each. proc(5)."""
+    found: list[dict[str, Any]] = []
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if words[0].endswith(":"):
+            found[-1][words[0][:-1]] = words[1]
+        else:
+            found.append({"file": words[5] if len(words) > 5 else ""})
+    return found
 
 
 def test_figures(mamushka: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
