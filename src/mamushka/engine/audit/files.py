@@ -17,8 +17,8 @@ _F_GETFD, _W_OK = 1, 2
 _INHERITED = range(3, 32)
 _S_IFBLK, _S_IFCHR = 0o060000, 0o020000
 _KMSG = (1, 11)
-_STATX_INO, _STATX_SIZE = 0x100, 256
-_STX_INO, _STX_MAJOR = 32, 136
+_STATX_WANTED, _STATX_ROOM = 0x300, 256  # STATX_INO and STATX_SIZE
+_STX_INO, _STX_SIZE, _STX_MAJOR = 32, 40, 136
 # A node is made where nodes may be, in the workload's own memory.
 _NODE = b"/dev/mamushka-audit"
 _PROGRAM = "/usr/bin/env"
@@ -75,12 +75,12 @@ def _has(seen: Seen, step: str, place: str) -> bool:
 
 def _try_programs(attempts: Attempts, _: Ground) -> None:
     status = attempts.room
-    with attempts.where(attempts.step("program", "statx", _AT_FDCWD, _PROGRAM.encode(), 0, _STATX_INO, status)):
-        attempts.copy("program read", status, _STATX_SIZE)
+    with attempts.where(attempts.step("program", "statx", _AT_FDCWD, _PROGRAM.encode(), 0, _STATX_WANTED, status)):
+        attempts.copy("program read", status, _STATX_ROOM)
 
 
-def _judge_programs(seen: Seen, _: Ground) -> str:
-    """The inode at the usual place is the host's own."""
+def _judge_programs(seen: Seen, ground: Ground) -> str:
+    """The inode at the usual place is the host's own. Its device has a number of the machine's where it is served."""
     found = seen.content("program read")
     if not found:
         return ""
@@ -88,10 +88,10 @@ def _judge_programs(seen: Seen, _: Ground) -> str:
         own = os.stat(_PROGRAM)
     except OSError:
         return ""
-    ids = (int.from_bytes(found[_STX_INO : _STX_INO + 8], "little"), *_device(found))
-    return (
-        "this machine's programs, to be read" if ids == (own.st_ino, os.major(own.st_dev), os.minor(own.st_dev)) else ""
-    )
+    number, size = (int.from_bytes(found[at : at + 8], "little") for at in (_STX_INO, _STX_SIZE))
+    same_place = ground.machine or _device(found) == (os.major(own.st_dev), os.minor(own.st_dev))
+    same = same_place and (number, size) == (own.st_ino, own.st_size)
+    return "this machine's programs, to be read" if same else ""
 
 
 def _device(status: bytes) -> tuple[int, int]:
