@@ -19,7 +19,7 @@ from tests.integration.machine.test_layers import base, image, link
 from tests.lab.kernel import default_cache
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = "com.mamushka.machine.root"
 WALL = ("--runtime", "vm", "--annotation", f"{ROOT}=layers")
 PROGRAMS = "date head hostname ip od ping ps seq test tr"
