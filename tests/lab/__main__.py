@@ -32,7 +32,7 @@ LONG = (
     "machine/test_clones.py", "machine/test_gdb.py", "machine/test_guest_boot.py", "machine/test_large.py",
     "machine/test_kernel_as_image.py", "machine/test_layers.py", "machine/test_machine_verbs.py",
     "machine/test_vm_network.py", "machine/test_warm.py",
-    "oci/test_machine_callers.py", "walls/test_loads.py", "walls/test_networks.py", "walls/test_settings.py",
+    "oci/test_machine_callers.py", "walls/test_lives.py", "walls/test_loads.py", "walls/test_networks.py",
     "walls/test_verbs.py",
 )  # fmt: skip
 # More than so many that fail are no chance; so many machines of the lab are tried.
