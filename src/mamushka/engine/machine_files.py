@@ -11,6 +11,7 @@ the question is answered. It holds the disk's lock meanwhile, so the workload ca
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 _READ = 1 << 18
 # ext4 with blocks of 4 KiB, on the host, has no larger files; nothing is ever written to them here.
 _HOLE_MAX = (16 << 40) - 4096
+# A disk of 10 GiB, as a top is made, has room for 655,360 files: one for each 16 KiB (mke2fs.conf).
+_ENTRIES_MAX = 1 << 20
+# What a tree that no disk can have comes to here: a name twice, above the top, or below what is no directory.
+_NO_TREE = (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG)
 _HELPER = "files-"
 
 
@@ -188,22 +193,18 @@ def remove(engine: Engine, workload: Workload, path: str, *, recursive: bool) ->
 
 def changes(engine: Engine, workload: Workload) -> list[tuple[str, str]]:
     """What differs from the image: (A | C | D, path)."""
-    import shutil
-    import tempfile
-
     from mamushka.engine.rootfs import lowers, mount_points
+    from mamushka.engine.staging import Staging
     from mamushka.machine.layers import UPPER
     from mamushka.storage.snapshot import Snapshot
 
-    place = tempfile.mkdtemp(prefix="changes", dir=engine.paths.data)
-    try:
-        os.mkdir(f"{place}/upper")
+    with Staging(engine) as staging:
+        upper = f"{staging.path}/upper"
+        os.mkdir(upper)
         with _asked(engine, workload) as asked:
-            _show(_tree(asked, "/", root=UPPER, content=False), f"{place}/upper")
+            _show(_tree(asked, "/", root=UPPER, content=False), upper)
         below = lowers(engine, workload.image_id, workload.layers)
-        return Snapshot("", f"{place}/upper", "", below).changes(mount_points(workload))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        return Snapshot("", upper, "", below).changes(mount_points(workload))
 
 
 def _show(parts: Iterator[Entry | bytes], top: str) -> None:
@@ -212,10 +213,14 @@ def _show(parts: Iterator[Entry | bytes], top: str) -> None:
 
     root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     directories: list[Entry] = []
+    count = 0
     try:
         for part in parts:
             if isinstance(part, bytes) or not part.name:
                 continue
+            count += 1
+            if count > _ENTRIES_MAX:
+                raise GuestFault(f"the guest's agent sent a tree of more than {_ENTRIES_MAX} files")
             parent, _, base = part.name.rpartition(b"/")
             at = open_beneath(root, parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -230,7 +235,9 @@ def _show(parts: Iterator[Entry | bytes], top: str) -> None:
                 os.utime(fd, ns=(part.mtime_ns, part.mtime_ns))
             finally:
                 os.close(fd)
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, OverflowError) as error:
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_TREE:
+            raise
         raise GuestFault(f"the guest's agent sent a tree that cannot be: {error}") from error
     finally:
         os.close(root)
