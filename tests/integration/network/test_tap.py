@@ -189,6 +189,13 @@ def _datagram(to: str) -> bytes:
     return ethernet + b"\x08\0" + start + checksum(start + b"\0\0" + ends) + ends + bytes(8)
 
 
+def _destination(frame: bytes) -> str:
+    """Where a datagram of IP goes; empty for what is none."""
+    if frame[12:14] == b"\x08\0":
+        return socket.inet_ntop(socket.AF_INET, frame[30:34])
+    return socket.inet_ntop(socket.AF_INET6, frame[38:54]) if frame[12:14] == b"\x86\xdd" else ""
+
+
 def test_what_the_namespace_prohibits_no_guest_sends(world: World, way: str) -> None:
     """Its kernel has routes of its own, so the wire keeps to those of the namespace."""
     for forbidden in ("169.254.0.0/16", "2001:db8:5::/47"):
@@ -204,14 +211,10 @@ def test_what_the_namespace_prohibits_no_guest_sends(world: World, way: str) -> 
         sent = ["169.254.169.254", "169.253.0.1", "169.255.0.1", "2001:db8:4:ffff::1", "2001:db8:5::1", "2001:db8:6::1"]
         for to in (*sent, OUTSIDE):
             os.write(joined.tap, bytes(HEADER) + _datagram(to))
-        passed = []
-        while select.select([heard], [], [], 2)[0]:
-            frame = heard.recv(2048)
-            if frame[6:12].hex(":") == MAC and frame[12:14] in (b"\x08\0", b"\x86\xdd"):
-                passed.append(socket.inet_ntop(socket.AF_INET, frame[30:34]) if frame[12] == 8 else
-                              socket.inet_ntop(socket.AF_INET6, frame[38:54]))  # fmt: skip
-                if passed[-1] == OUTSIDE:
-                    break
+        passed: list[str] = []
+        while OUTSIDE not in passed and select.select([heard], [], [], 5)[0]:
+            to = _destination(heard.recv(2048))
+            passed += [to] if to in (*sent, OUTSIDE) else []  # the interface itself speaks of groups, at any time
     os.close(joined.tap)
     assert passed == ["169.253.0.1", "169.255.0.1", "2001:db8:6::1", OUTSIDE]
 
