@@ -73,7 +73,12 @@ def test_linux(program: Path) -> None:
         assert "connect 9: Connection reset by peer" in said, said
         assert f"host got {8 * MIB}, wrong 0" in said, said
         print([line for line in said.splitlines() if "host got" in line])
-        time.sleep(1)  # the guest is stuck, for want of credit
+        guest.until("host got")
+        end = time.monotonic() + 20
+        while [connection.held for connection in vsock.connections] != [256 * 1024]:
+            assert time.monotonic() < end, vsock.connections
+            time.sleep(0.05)
+        time.sleep(0.5)  # the guest is stuck, for want of credit
         assert "stopped by" not in guest.said
         (connection,) = vsock.connections
         assert connection.held == 256 * 1024

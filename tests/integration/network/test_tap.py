@@ -209,12 +209,14 @@ def test_what_the_namespace_prohibits_no_guest_sends(world: World, way: str) -> 
     with heard:
         heard.bind(("vout", 3))
         sent = ["169.254.169.254", "169.253.0.1", "169.255.0.1", "2001:db8:4:ffff::1", "2001:db8:5::1", "2001:db8:6::1"]
-        for to in (*sent, OUTSIDE):
-            os.write(joined.tap, bytes(HEADER) + _datagram(to))
         passed: list[str] = []
-        while OUTSIDE not in passed and select.select([heard], [], [], 5)[0]:
-            to = _destination(heard.recv(2048))
-            passed += [to] if to in (*sent, OUTSIDE) else []  # the interface itself speaks of groups, at any time
+        end = time.monotonic() + 15
+        while OUTSIDE not in passed and time.monotonic() < end:  # a port of a bridge does not forward at once
+            for to in (*sent, OUTSIDE):
+                os.write(joined.tap, bytes(HEADER) + _datagram(to))
+            while OUTSIDE not in passed and select.select([heard], [], [], 1)[0]:
+                to = _destination(heard.recv(2048))  # the interface itself speaks of groups, at any time
+                passed += [to] if to in (*sent, OUTSIDE) and to not in passed else []
     os.close(joined.tap)
     assert passed == ["169.253.0.1", "169.255.0.1", "2001:db8:6::1", OUTSIDE]
 
