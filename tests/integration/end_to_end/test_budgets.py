@@ -21,7 +21,7 @@ from tests import images, peers
 pytestmark = pytest.mark.root
 
 BIN = os.path.dirname(sys.executable)
-RUN_IMPORTS, OCI_IMPORTS = 138, 64
+RUN_IMPORTS, OCI_IMPORTS = 138, 65
 RUN_CALLS, OCI_CALLS = 2315, 1175
 # Each costs milliseconds in front of every container (docs/decisions/0002-values.md).
 HEAVY = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mamushka.container.cgroups import prune
 from mamushka.guest import build
 from tests import peers
 from tests.guests import Guest, make_root
@@ -62,3 +63,11 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images can be run in machines, with the lab's kernel; a skip where they cannot."""
     need_machines()
     monkeypatch.setenv("MAMUSHKA_KERNEL", KERNEL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_cgroup_is_left() -> Iterator[None]:
+    """Above those of a module's machines."""
+    yield
+    if os.geteuid() == 0:
+        prune("/mamushka-test")
