@@ -15,16 +15,9 @@ from mamushka.container.operation import TARGET, Inside
 from mamushka.errors import Invalid
 from mamushka.linux.fd import open_in_root
 from mamushka.linux.mount import (
-    FSCONFIG_CMD_CREATE,
-    FSCONFIG_SET_FLAG,
-    FSCONFIG_SET_STRING,
-    FSMOUNT_CLOEXEC,
-    FSOPEN_CLOEXEC,
-    fsconfig,
-    fsmount,
-    fsopen,
     set_attributes,
 )
+from mamushka.linux.tmpfs import detached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,16 +75,10 @@ def _open(tree: int, path: bytes) -> int:
 
 
 def _make(destination: str, pairs: list[tuple[bytes, bytes | None]]) -> int:
-    filesystem = fsopen(b"tmpfs", FSOPEN_CLOEXEC)
     try:
-        for key, item in pairs:
-            fsconfig(filesystem, FSCONFIG_SET_FLAG if item is None else FSCONFIG_SET_STRING, key, item, 0)
-        fsconfig(filesystem, FSCONFIG_CMD_CREATE, None, None, 0)
-        return fsmount(filesystem, FSMOUNT_CLOEXEC, 0)
+        return detached(pairs, 0)
     except OSError as error:
         raise Invalid(f"cannot mount -t tmpfs {described(pairs)}{destination}: {error.strerror}") from error
-    finally:
-        os.close(filesystem)
 
 
 def copy_tree(source: int, target: int, depth: int = 0) -> None:

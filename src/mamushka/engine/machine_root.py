@@ -106,16 +106,10 @@ def refuse(engine: Engine, workload: Workload) -> None:
 def open_accounts(engine: Engine, workload: Workload) -> int:
     """A directory with nothing but etc/passwd and etc/group as a running machine has them now; yours to close."""
     from mamushka.engine.machines import open_machines
-    from mamushka.linux import mount
+    from mamushka.linux import mount, tmpfs
 
     told = open_machines(engine.paths.machines).ask(workload.id, "accounts")
-    fs = mount.fsopen(b"tmpfs", mount.FSOPEN_CLOEXEC)
-    try:
-        mount.fsconfig(fs, mount.FSCONFIG_SET_STRING, b"size", b"256k", 0)
-        mount.fsconfig(fs, mount.FSCONFIG_CMD_CREATE, None, None, 0)
-        root = mount.fsmount(fs, mount.FSMOUNT_CLOEXEC, mount.MOUNT_ATTR_NOEXEC | mount.MOUNT_ATTR_NOSUID)
-    finally:
-        os.close(fs)
+    root = tmpfs.detached(((b"size", b"256k"),), mount.MOUNT_ATTR_NOEXEC | mount.MOUNT_ATTR_NOSUID)
     os.mkdir("etc", 0o755, dir_fd=root)
     for name in ("passwd", "group"):
         fd = os.open(f"etc/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root)

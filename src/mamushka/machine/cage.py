@@ -23,7 +23,7 @@ import sys
 from errno import EINVAL
 
 from mamushka import trace
-from mamushka.linux import capabilities, landlock, mount
+from mamushka.linux import capabilities, landlock, mount, tmpfs
 from mamushka.linux.abi import sizeof
 from mamushka.linux.process import (
     CLONE_NEWIPC,
@@ -93,16 +93,10 @@ class Cage:
     def _empty_root(self) -> None:
         """Pivot into an empty tmpfs, attached over a directory that every host has; the old root goes at once."""
         mount.mount(None, b"/", None, mount.MS_REC | mount.MS_PRIVATE, None)
-        fs = mount.fsopen(b"tmpfs", mount.FSOPEN_CLOEXEC)
-        try:
-            mount.fsconfig(fs, mount.FSCONFIG_SET_STRING, b"size", b"4k", 0)
-            mount.fsconfig(fs, mount.FSCONFIG_CMD_CREATE, None, None, 0)
-            attributes = (
-                mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
-            )
-            tree = mount.fsmount(fs, mount.FSMOUNT_CLOEXEC, attributes)
-        finally:
-            os.close(fs)
+        attributes = (
+            mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC
+        )
+        tree = tmpfs.detached(((b"size", b"4k"),), attributes)
         try:
             mount.attach(tree, b"/proc")
             os.fchdir(tree)

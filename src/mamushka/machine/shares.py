@@ -18,7 +18,7 @@ import stat
 
 from mamushka.errors import NotFound
 from mamushka.linux import mount as kernel
-from mamushka.linux import procfs
+from mamushka.linux import procfs, tmpfs
 from mamushka.linux.fd import AT_RECURSIVE
 from mamushka.linux.process import CLONE_NEWNS, unshare
 from mamushka.spec.runtime import Mount
@@ -140,14 +140,8 @@ def tree(place: str, bundle: Bundle, root: int) -> tuple[int, str, Mapping[str, 
 
 
 def _lay(place: str) -> None:
-    fs = kernel.fsopen(b"tmpfs", kernel.FSOPEN_CLOEXEC)
-    try:
-        kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, b"size", _SIZE, 0)
-        kernel.fsconfig(fs, kernel.FSCONFIG_SET_STRING, b"mode", b"755", 0)
-        kernel.fsconfig(fs, kernel.FSCONFIG_CMD_CREATE, None, None, 0)
-        made = kernel.fsmount(fs, kernel.FSMOUNT_CLOEXEC, kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOSUID)
-    finally:
-        os.close(fs)
+    options = ((b"size", _SIZE), (b"mode", b"755"))
+    made = tmpfs.detached(options, kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOSUID)
     try:
         kernel.attach(made, os.fsencode(place))
     finally:

@@ -241,11 +241,10 @@ def ready(machine: Machine) -> int:
         return -1
     fd = memfd("mamushka-frozen", sum(region.length for region in ram))
     try:
-        offset = 0
-        for region in ram:
-            for begin, end in data(region.fd, region.offset, region.offset + region.length) if region.fd >= 0 else ():
-                _write_parts(fd, region, begin - region.offset, end - region.offset, offset)
-            offset += region.length
+        for offset, region in _placed(ram):
+            if region.fd >= 0:
+                for begin, end in _in_file(region):
+                    _write_part(fd, region.view, begin, end, offset)
     except BaseException:
         os.close(fd)
         raise
@@ -319,14 +318,11 @@ def write_memory(memory: Memory, fd: int) -> int:
 
     What is zero stays a hole.
     """
-    offset = written = 0
-    for region in memory:
-        if region.kind != RAM:
-            continue
-        for begin, end in _parts_to_write(region):
-            written += _write_parts(fd, region, begin, end, offset)
-        offset += region.length
-    return written
+    return sum(
+        _write_part(fd, region.view, begin, end, offset)
+        for offset, region in _placed([region for region in memory if region.kind == RAM])
+        for begin, end in _parts_to_write(region)
+    )
 
 
 def copy_memory(source: int, target: int) -> None:
@@ -336,21 +332,18 @@ def copy_memory(source: int, target: int) -> None:
     view = view_of(address, size)
     try:
         for begin, end in data(source, 0, size):
-            for start in range(begin, end, _CHUNK):
-                piece = view[start : min(start + _CHUNK, end)]
-                if piece != _ZEROS[: len(piece)]:
-                    _write_pages(target, piece, start)
+            _write_part(target, view, begin, end, 0)
         os.ftruncate(target, size)
     finally:
         view.release()
         munmap(address, size)
 
 
-def _write_parts(fd: int, region: Region, begin: int, end: int, offset: int) -> int:
-    """A part of a region that lies at ``offset`` in a file, but for what is zero; bytes that were written."""
+def _write_part(fd: int, view: memoryview, begin: int, end: int, offset: int) -> int:
+    """A part of memory that begins at ``offset`` in a file, but for what is zero; bytes that were written."""
     written = 0
     for start in range(begin, end, _CHUNK):
-        piece = region.view[start : min(start + _CHUNK, end)]
+        piece = view[start : min(start + _CHUNK, end)]
         if piece != _ZEROS[: len(piece)]:
             written += _write_pages(fd, piece, offset + start)
     return written
@@ -361,6 +354,11 @@ def _parts_to_write(region: Region) -> Iterator[tuple[int, int]]:
     if not region.shared or region.fd < 0:
         yield 0, region.length
         return
+    yield from _in_file(region)
+
+
+def _in_file(region: Region) -> Iterator[tuple[int, int]]:
+    """What of a region its file has no holes for."""
     for begin, end in data(region.fd, region.offset, region.offset + region.length):
         yield begin - region.offset, end - region.offset
 
