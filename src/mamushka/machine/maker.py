@@ -149,8 +149,7 @@ class Maker:
         from mamushka.machine.layers import ROOT, files, plug
         from mamushka.machine.past import Past
 
-        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
-        resolver = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        wired, resolver = self._join(namespace, bundle)
         board = Board(KvmExecutor(), state.private_memory(saved, memory), vcpus=len(saved.vcpus))
         os.close(memory)
         vsock = Vsock()
@@ -169,6 +168,13 @@ class Maker:
         computer.enter_again()
         trace.event("machine.restored", memory=board.machine.memory.size)
         return computer
+
+    def _join(self, namespace: int, bundle: Bundle) -> tuple[tuple[Wire, ...], int]:
+        """(a wire for each interface of the network, a socket to who answers for names in it or -1)."""
+        from mamushka.machine import shares
+
+        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
+        return wired, self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
 
     def forget(self) -> None:
         """See ``runtime.Maker``: all of them, because what made one useless may be of the host."""
@@ -212,8 +218,7 @@ class Maker:
 
         place = record.path
         # The last look at the host's own paths; what follows happens in a mount namespace of our own.
-        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
-        asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        wired, asked = self._join(namespace, bundle)
         executor = KvmExecutor()
         bundle = replace(bundle, config=shares.local(bundle.config))
         key = _key(boot, shape, wired) if shelf is not None else ""
@@ -228,14 +233,10 @@ class Maker:
         links = _plug(board, wired, memory, {} if warm is None else warm.saved.labels)
         interior = Interior(_own(bundle.config), inside, (shares.step(),), sources, links, filter, asked)
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
-        if warm is not None and shelf is not None:
+        if warm is None or shelf is None:
+            _come_up(computer, boot, board, wired, shelf, key)
+        else:
             _go_on(computer, warm, shelf)
-            return computer
-        trace.event("machine.cold", kernel=boot.kernel.version)
-        blank = shelf.begin(key) if shelf is not None else None
-        if blank is not None:
-            computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
-        computer.enter_at(boot.load(board))
         return computer
 
     def _make_layered(
@@ -257,8 +258,7 @@ class Maker:
         from mamushka.machine.executors.kvm import KvmExecutor
 
         assert self._disk is not None
-        wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
-        asked = self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        wired, asked = self._join(namespace, bundle)
         executor = KvmExecutor()
         bundle = replace(bundle, config=shares.local(bundle.config))
         shared = shares.shared(bundle)
@@ -284,14 +284,10 @@ class Maker:
             tuple(found),
         )  # fmt: skip
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
-        if warm is not None and shelf is not None:
+        if warm is None or shelf is None:
+            _come_up(computer, boot, board, wired, shelf, key, board.early_transports + places)
+        else:
             _go_on(computer, warm, shelf)
-            return computer
-        trace.event("machine.cold", kernel=boot.kernel.version)
-        blank = shelf.begin(key) if shelf is not None else None
-        if blank is not None:
-            computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
-        computer.enter_at(boot.load(board, board.early_transports + places))
         return computer
 
 
@@ -349,6 +345,18 @@ def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...], fixed: tuple[str, .
     line = boot.command_line.decode(errors="replace")
     first = stamp(f"/proc/self/fd/{boot.first}")
     return key_of((stamp(boot.kernel.image), first, line, str(shape.cpus), str(shape.memory), *devices))
+
+
+def _come_up(
+    computer: Computer, boot: _Boot, board: Board, wired: tuple[Wire, ...], shelf: Shelf | None, key: str,
+    places: int = 0,
+) -> None:  # fmt: skip
+    """From its kernel; and where others may go on from it, it is written down on the way. ``places``: Board.boot."""
+    trace.event("machine.cold", kernel=boot.kernel.version)
+    blank = shelf.begin(key) if shelf is not None else None
+    if blank is not None:
+        computer.keep(blank, {f"net{number}": wire.mac.hex() for number, wire in enumerate(wired)})
+    computer.enter_at(boot.load(board, places))
 
 
 def _go_on(computer: Computer, warm: Warm, shelf: Shelf) -> None:
