@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PREFIX = "image:"
 # What of an image makes a kernel; those that are there.
 _TREES = ("boot", "lib/modules", "usr/lib/modules", "modules")
-_FILES = ("vmlinuz", "bzImage", "vmlinux", "kernel")
 # A distribution's kernel with all its modules takes 300 MiB, with their symbols 4 GiB.
 _SIZE_MAX = 8 << 30
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -96,6 +95,7 @@ def _names(path: str) -> list[str]:
 def _unpack(engine: Engine, reference: str, image: ImageSummary, target: str) -> None:
     from mamushka.engine.rootfs import lowers
     from mamushka.engine.staging import Staging
+    from mamushka.machine.boot import kernels
     from mamushka.storage import overlay
 
     layers = lowers(engine, image.id, image.layers)
@@ -104,11 +104,14 @@ def _unpack(engine: Engine, reference: str, image: ImageSummary, target: str) ->
         with Staging(engine) as staging:
             staged = f"{staging.path}/kernel"
             os.mkdir(staged, 0o700)
-            if not _take(root, staged):
+            _take(root, staged)
+            try:
+                kernels.in_directory(staged)
+            except NotFound as error:
                 raise Unsupported(
                     f"the image {reference} has no kernel",
                     hint="it needs boot/vmlinuz-VERSION and lib/modules/VERSION, or vmlinuz and modules",
-                )
+                ) from error
             os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
             try:
                 os.rename(staged, target)
@@ -119,11 +122,12 @@ def _unpack(engine: Engine, reference: str, image: ImageSummary, target: str) ->
         os.close(root)
 
 
-def _take(root: int, target: str) -> bool:
-    """Copy what makes a kernel; whether there is an image of one."""
+def _take(root: int, target: str) -> None:
+    """Copy what makes a kernel."""
     from mamushka.linux.fd import open_in_root
+    from mamushka.machine.boot.kernels import PLAIN
 
-    rest, seen, there = _SIZE_MAX, set(), False
+    rest, seen = _SIZE_MAX, set()
     for name in _TREES:
         try:
             tree = open_in_root(root, name.encode(), os.O_RDONLY | os.O_DIRECTORY)
@@ -137,12 +141,8 @@ def _take(root: int, target: str) -> bool:
             rest = _copy_tree(tree, f"{target}/{name}", rest)
         finally:
             os.close(tree)
-        there = there or any(item.startswith("vmlinu") for _, _, names in os.walk(f"{target}/{name}") for item in names)
-    for name in _FILES:
-        before = rest
+    for name in PLAIN:
         rest = _copy_file(root, name, f"{target}/{name}", rest)
-        there = there or rest < before
-    return there
 
 
 def _copy_tree(tree: int, target: str, rest: int) -> int:

@@ -57,7 +57,7 @@ def test_it_is_pulled_and_unpacked_once(engine: Engine, reference: str) -> None:
     assert (tree / "kernel/a.ko").read_bytes() == b"a better one"
     assert not [path for path in Path(place).rglob("*") if path.is_symlink()]
     assert not Path(place, "usr").exists(), "twice the same"
-    found = kernels._in_directory(place)
+    found = kernels.in_directory(place)
     assert (found.version, found.modules) == (VERSION, str(tree))
     written = tree.stat().st_mtime_ns
     assert kernel_image.place(engine, reference) == place and tree.stat().st_mtime_ns == written

@@ -39,6 +39,9 @@ ESSENTIAL = ("virtio-mmio", "vsock", "overlay")
 # And without one of these pairs it has no root: shared memory, a disk, or a directory of the host's.
 ROOTS = (("virtio-pmem", "erofs"), ("block", "erofs"), ("virtiofs",))
 
+# What an image is called that lies alone beside its modules.
+PLAIN = ("vmlinuz", "bzImage", "vmlinux", "kernel")
+
 # Which package brings a kernel that fits; by ID and ID_LIKE of os-release.
 PACKAGES = {
     "ubuntu": "apt-get install linux-image-virtual",
@@ -90,7 +93,7 @@ def choose(named: str = "", configured: str = "", *, root: str = "/") -> Kernel:
 
 def at(path: str) -> Kernel:
     """A kernel that somebody named: an image's file or a directory. Unsupported where it lacks what images need."""
-    kernel = _in_directory(path) if os.path.isdir(path) else examine(path, _modules_beside(path))
+    kernel = in_directory(path) if os.path.isdir(path) else examine(path, _modules_beside(path))
     if not kernel.fits:
         raise Unsupported(
             f"the kernel {kernel.image} cannot run images: it lacks {', '.join(kernel.lacks)}",
@@ -165,9 +168,9 @@ def newness(version: str) -> tuple[tuple[int, ...], str]:
     return tuple(numbers), version
 
 
-def _in_directory(path: str) -> Kernel:
-    """The newest kernel in a directory that was named."""
-    plain = [name for name in ("vmlinuz", "bzImage", "vmlinux", "kernel") if os.path.isfile(f"{path}/{name}")]
+def in_directory(path: str) -> Kernel:
+    """The newest kernel in a directory that was named, whatever it can do. NotFound where there is none."""
+    plain = [name for name in PLAIN if os.path.isfile(f"{path}/{name}")]
     if plain:
         image = f"{path}/{plain[0]}"
         return examine(image, _modules_beside(image))
