@@ -402,39 +402,39 @@ class Engine:
 
         Its members start with ``name``, or the path's last name; with an empty one they are what the directory holds.
         """
-        from mamushka.engine.copy import copy_out
+        from mamushka.engine.copy import files
 
-        return copy_out(self, identifier, path, name)
+        return files(self, identifier).pack(path, name)
 
     def copy_in(self, identifier: str, path: str, archive: Iterable[bytes], *, keep_owner: bool = False) -> None:
         """Unpack a tar stream into a directory inside; no member can leave the workload's root."""
-        from mamushka.engine.copy import copy_in
+        from mamushka.engine.copy import files
 
-        copy_in(self, identifier, path, archive, keep_owner=keep_owner)
+        files(self, identifier).unpack(path, archive, None if keep_owner else (0, 0))
 
     def stat(self, identifier: str, path: str) -> Mapping[str, object]:
         """name, size, mode (st_mode), mtime, link target of a path inside, links of the last part not followed."""
-        from mamushka.engine.copy import stat
+        from mamushka.engine.copy import files
 
-        return stat(self, identifier, path)
+        return files(self, identifier).stat(path)
 
     def list_directory(self, identifier: str, path: str) -> list[Mapping[str, object]]:
         """What ``stat`` says of each entry of a directory inside; Invalid where it is not a directory."""
-        from mamushka.engine.copy import entries
+        from mamushka.engine.copy import files
 
-        return entries(self, identifier, path)
+        return files(self, identifier).entries(path)
 
     def remove_path(self, identifier: str, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link or an empty directory inside; ``recursive`` a whole tree, never through a link."""
-        from mamushka.engine.copy import remove
+        from mamushka.engine.copy import files
 
-        remove(self, identifier, path, recursive=recursive)
+        files(self, identifier).remove(path, recursive=recursive)
 
     def changes(self, identifier: str) -> list[tuple[str, str]]:
         """What differs from the image: (A | C | D, path)."""
-        from mamushka.engine.copy import changes
+        from mamushka.engine.copy import files
 
-        return changes(self, identifier)
+        return files(self, identifier).changes()
 
     # the host
 

@@ -50,15 +50,85 @@ class Asked:
     root: str = ""
 
 
-def pack(engine: Engine, workload: Workload, path: str, name: str | None) -> Iterator[bytes]:
-    """A tar of a file or directory; see ``storage.tree.pack``. What is not there is said before the first byte."""
-    from mamushka.storage.make import FOREIGN_XATTRS
+class MachineFiles:
+    """Of a root that only a machine can read; see ``copy.Files``."""
 
-    parts = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]
-    top = os.fsencode(name) if name is not None else parts[-1] if parts else b""
-    stream = _pack(engine, workload, path, top, FOREIGN_XATTRS)
-    first = next(stream)
-    return _with(first, stream)
+    def __init__(self, engine: Engine, workload: Workload) -> None:
+        self._engine, self._workload = engine, workload
+
+    def pack(self, path: str, name: str | None) -> Iterator[bytes]:
+        from mamushka.storage.make import FOREIGN_XATTRS
+
+        parts = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]
+        top = os.fsencode(name) if name is not None else parts[-1] if parts else b""
+        stream = _pack(self._engine, self._workload, path, top, FOREIGN_XATTRS)
+        first = next(stream)
+        return _with(first, stream)
+
+    def unpack(self, path: str, archive: Iterable[bytes], owner: tuple[int, int] | None) -> None:
+        from mamushka.machine import control, files
+
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with _asked(self._engine, self._workload) as asked, open(writing, "wb", buffering=0) as pipe:
+            try:
+                line = asked.runtime.copy(asked.id, files.UNPACK, path, reading, root=asked.root)
+            finally:
+                os.close(reading)
+            try:
+                broken = False
+                try:
+                    for piece in _stream(archive, owner):
+                        pipe.write(piece)
+                except BrokenPipeError:  # the machine says why
+                    broken = True
+                pipe.close()
+                control.reply_of(line)
+                if broken:
+                    raise Conflict(f"{self._workload.name} took only a part of what was copied to {path}")
+            finally:
+                line.close()
+
+    def stat(self, path: str) -> Mapping[str, object]:
+        return {**self._listed(path)[0], "name": os.path.basename(os.path.normpath(path))}
+
+    def entries(self, path: str) -> list[Mapping[str, object]]:
+        itself, *below = self._listed(path)
+        if not stat.S_ISDIR(itself["mode"]):
+            raise Invalid(f"not a directory: {path!r}")
+        return below
+
+    def _listed(self, path: str) -> list[Mapping[str, Any]]:
+        """What is at a path, first, with an empty name, and what that contains: name, size, mode, mtime, link."""
+        from mamushka.machine import files
+
+        with _asked(self._engine, self._workload) as asked:
+            found = asked.runtime.ask(asked.id, "files", action=files.LIST, path=path, root=asked.root)
+        return [
+            {"name": str(item["name"]), "size": int(item["size"]), "mode": int(item["mode"]),
+             "mtime": int(item["mtime"]) / 1e9, "link": str(item["link"])}
+            for item in found
+        ]  # fmt: skip
+
+    def remove(self, path: str, *, recursive: bool) -> None:
+        from mamushka.machine import files
+
+        with _asked(self._engine, self._workload) as asked:
+            asked.runtime.ask(asked.id, "files", action=files.REMOVE, path=path, root=asked.root, recursive=recursive)
+
+    def changes(self) -> list[tuple[str, str]]:
+        from mamushka.engine.rootfs import lowers, mount_points
+        from mamushka.engine.staging import Staging
+        from mamushka.machine.layers import UPPER
+        from mamushka.storage.snapshot import Snapshot
+
+        engine, workload = self._engine, self._workload
+        with Staging(engine) as staging:
+            upper = f"{staging.path}/upper"
+            os.mkdir(upper)
+            with _asked(engine, workload) as asked:
+                _show(_tree(asked, "/", root=UPPER, content=False), upper)
+            below = lowers(engine, workload.image_id, workload.layers)
+            return Snapshot("", upper, "", below).changes(mount_points(workload))
 
 
 def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -111,33 +181,6 @@ def _tree(asked: Asked, path: str, *, root: str = "", content: bool = True) -> I
             line.close()
 
 
-def unpack(
-    engine: Engine, workload: Workload, path: str, archive: Iterable[bytes], owner: tuple[int, int] | None
-) -> None:
-    """Put a tar's members into a directory; see ``storage.tree.unpack``."""
-    from mamushka.machine import control, files
-
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    with _asked(engine, workload) as asked, open(writing, "wb", buffering=0) as pipe:
-        try:
-            line = asked.runtime.copy(asked.id, files.UNPACK, path, reading, root=asked.root)
-        finally:
-            os.close(reading)
-        try:
-            broken = False
-            try:
-                for piece in _stream(archive, owner):
-                    pipe.write(piece)
-            except BrokenPipeError:  # the machine says why
-                broken = True
-            pipe.close()
-            control.reply_of(line)
-            if broken:
-                raise Conflict(f"{workload.name} took only a part of what was copied to {path}")
-        finally:
-            line.close()
-
-
 def _stream(archive: Iterable[bytes], owner: tuple[int, int] | None) -> Iterator[bytes]:
     """A tar as a machine takes it: directories get their attributes when all that is in them is there."""
     from mamushka.machine.agent import tree
@@ -168,43 +211,6 @@ def _inside(name: bytes) -> bytes:
     if b".." in parts:
         raise Invalid(f"the archive has a member {name[:200]!r}, which leads out of the directory")
     return b"/".join(parts)
-
-
-def entries(engine: Engine, workload: Workload, path: str) -> list[Mapping[str, Any]]:
-    """What is at a path, first, with an empty name, and what that contains: name, size, mode, mtime, link."""
-    from mamushka.machine import files
-
-    with _asked(engine, workload) as asked:
-        found = asked.runtime.ask(asked.id, "files", action=files.LIST, path=path, root=asked.root)
-    return [
-        {"name": str(item["name"]), "size": int(item["size"]), "mode": int(item["mode"]),
-         "mtime": int(item["mtime"]) / 1e9, "link": str(item["link"])}
-        for item in found
-    ]  # fmt: skip
-
-
-def remove(engine: Engine, workload: Workload, path: str, *, recursive: bool) -> None:
-    """See ``storage.tree.remove``."""
-    from mamushka.machine import files
-
-    with _asked(engine, workload) as asked:
-        asked.runtime.ask(asked.id, "files", action=files.REMOVE, path=path, root=asked.root, recursive=recursive)
-
-
-def changes(engine: Engine, workload: Workload) -> list[tuple[str, str]]:
-    """What differs from the image: (A | C | D, path)."""
-    from mamushka.engine.rootfs import lowers, mount_points
-    from mamushka.engine.staging import Staging
-    from mamushka.machine.layers import UPPER
-    from mamushka.storage.snapshot import Snapshot
-
-    with Staging(engine) as staging:
-        upper = f"{staging.path}/upper"
-        os.mkdir(upper)
-        with _asked(engine, workload) as asked:
-            _show(_tree(asked, "/", root=UPPER, content=False), upper)
-        below = lowers(engine, workload.image_id, workload.layers)
-        return Snapshot("", upper, "", below).changes(mount_points(workload))
 
 
 def _show(parts: Iterator[Entry | bytes], top: str) -> None:
