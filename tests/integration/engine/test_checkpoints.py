@@ -19,36 +19,10 @@ from mamushka.engine.settings import Attachment, Restart, Settings
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from mamushka.linux.lock import take
 from mamushka.runtime import CheckpointOptions, Exit
-from tests import host
+from tests.integration.engine.counting import COUNT, counting, numbers
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
-COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /root/counted; sleep 0.2; done"
-
-
-@pytest.fixture
-def criu() -> None:
-    lacking = host.lacks_criu()
-    if lacking:
-        pytest.skip(lacking)
-
-
-def counting(engine: Engine, **given: object) -> str:
-    given.setdefault("networks", (Attachment("none"),))
-    id = engine.create(Settings(image="host", command=("sh", "-c", COUNT), **given))  # type: ignore[arg-type]
-    engine.start(id)
-    return id
-
-
-def numbers(engine: Engine, id: str, least: int) -> list[int]:
-    """All that it has ever counted, once that is enough."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = [int(line.data) for line in engine.logs(id) if line.data.strip().isdigit()]
-        if len(found) >= least:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
 
 
 def test_it_ends_and_goes_on(engine: Engine, criu: None) -> None:

@@ -12,37 +12,13 @@ import pytest
 import mamushka as mamushka_api
 from mamushka.engine.engine import Engine
 from mamushka.engine.forking import LABEL
-from mamushka.engine.settings import Attachment, Port, Settings
+from mamushka.engine.settings import Port, Settings
 from mamushka.engine.staging import Staging
 from mamushka.errors import Conflict, Invalid, MamushkaError, NotFound
 from tests import host
+from tests.integration.engine.counting import counting, numbers
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
-COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /root/counted; sleep 0.2; done"
-
-
-@pytest.fixture
-def criu() -> None:
-    lacking = host.lacks_criu()
-    if lacking:
-        pytest.skip(lacking)
-
-
-def counting(engine: Engine, **given: object) -> str:
-    given.setdefault("networks", (Attachment("none"),))
-    id = engine.create(Settings(image="host", command=("sh", "-c", COUNT), **given))  # type: ignore[arg-type]
-    engine.start(id)
-    return id
-
-
-def numbers(engine: Engine, id: str, least: int) -> list[int]:
-    deadline = time.monotonic() + 60
-    while True:
-        found = [int(line.data) for line in engine.logs(id) if line.data.strip().isdigit()]
-        if len(found) >= least:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
 
 
 def test_forks_of_a_container_go_on_beside_it(engine: Engine, criu: None) -> None:

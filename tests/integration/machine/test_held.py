@@ -33,13 +33,7 @@ def _root_only() -> None:
 def ground(tmp_path: Any) -> Iterator[Ground]:
     made = Ground(str(tmp_path / "state"), LocalMaker())
     yield made
-    made.runtime.delete("box", force=True)
-    for started in made.made:
-        try:
-            os.waitpid(started.pid, 0)
-        except ChildProcessError:
-            pass
-        os.close(started.pidfd)
+    made.close()
 
 
 def ticks(reader: int) -> bool:

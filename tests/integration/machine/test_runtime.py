@@ -75,6 +75,18 @@ class Ground:
             os.close(null)
         return started, reader
 
+    def close(self) -> None:
+        """Remove the machine and reap all that was started."""
+        self.runtime.delete("box", force=True)
+        for started in self.made:
+            try:
+                os.waitpid(started.pid, 0)
+            except ChildProcessError:
+                pass
+            os.close(started.pidfd)
+            if started.console >= 0:
+                os.close(started.console)
+
 
 def status(started: Started) -> int:
     """As waitstatus_to_exitcode has it."""
@@ -90,15 +102,7 @@ def content(reader: int) -> str:
 def ground(tmp_path: Any) -> Iterator[Ground]:
     made = Ground(str(tmp_path / "state"), LocalMaker())
     yield made
-    made.runtime.delete("box", force=True)
-    for started in made.made:
-        try:
-            os.waitpid(started.pid, 0)
-        except ChildProcessError:
-            pass
-        os.close(started.pidfd)
-        if started.console >= 0:
-            os.close(started.console)
+    made.close()
     assert not os.path.exists(made.state) or os.listdir(made.state) == []
 
 
