@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NOTE = "checkpoint.json"
 _STAGED = ".staged"
+_NAME_MAX = 200  # a file's name has 255 at most, and while one is made it has more than its own
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -59,7 +60,13 @@ def create(
             hint="leave it running, or write the checkpoint elsewhere",
         )
     place = _place(workload, name, directory)
-    os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+    except OSError as error:
+        raise Invalid(
+            f"cannot keep checkpoints in {os.path.dirname(place)}: {error.strerror}",
+            hint="name a directory that can be made, or none, and it stays with the container",
+        ) from error
     staged = f"{os.path.dirname(place)}/.{name}{_STAGED}"
     lock = os.open(f"{workload.directory}/{CHECKPOINT_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -154,6 +161,9 @@ def _home(workload: Workload) -> str:
 
 
 def _place(workload: Workload, name: str, directory: str) -> str:
-    if not name or not _LETTERS.issuperset(name) or name[0] == ".":
-        raise Invalid(f"invalid checkpoint name: {name!r}", hint="letters, digits, _ . - and not first a dot")
+    if not name or len(name) > _NAME_MAX or not _LETTERS.issuperset(name) or name[0] == ".":
+        raise Invalid(
+            f"invalid checkpoint name: {name[: _NAME_MAX + 1]!r}",
+            hint=f"letters, digits, _ . - and not first a dot; at most {_NAME_MAX}",
+        )
     return f"{os.path.abspath(directory) if directory else _home(workload)}/{name}"

@@ -23,6 +23,7 @@ from mamushka import trace
 from mamushka.engine import checkpoints, host
 from mamushka.engine.checkpoints import Checkpoint
 from mamushka.engine.ending import running
+from mamushka.engine.ids import check_name
 from mamushka.engine.staging import Staging
 from mamushka.errors import Invalid
 from mamushka.runtime import CheckpointOptions
@@ -164,9 +165,11 @@ def _settings(engine: Engine, workload: Workload, name: str) -> Settings:
 
 def _check_count(count: int, names: Sequence[str]) -> None:
     if not 1 <= count <= COUNT_MAX:
-        raise Invalid(f"{count} further workloads: 1 to {COUNT_MAX}")
+        raise Invalid(f"{count} further workloads", hint=f"from 1 to {COUNT_MAX}")
     if names and len(names) != count:
         raise Invalid(f"{len(names)} names for {count} workloads", hint="one for each, or none")
+    for name in names:  # before anything is written down
+        check_name(name)
 
 
 def _free_name(engine: Engine, workload: Workload, directory: str) -> str:

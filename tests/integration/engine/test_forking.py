@@ -62,8 +62,17 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(engine: Engine) -> No
         engine.fork(id, 0)
     with pytest.raises(Invalid, match="1 names for 2 workloads"):
         engine.fork(id, 2, names=("one",))
+    with pytest.raises(Invalid, match="invalid container name"):
+        engine.fork(id, 2, names=("good", "../bad"))
+    with pytest.raises(Invalid, match="invalid checkpoint name") as told:
+        engine.snapshot(id, "a" * 201)
+    assert "at most 200" in told.value.hint
+    with pytest.raises(Invalid, match="cannot keep checkpoints in /proc/none: ") as told:
+        engine.snapshot(id, directory="/proc/none")
+    assert told.value.hint
     with pytest.raises(NotFound):
         engine.fork("nobody")
+    assert len(engine.workloads(all=True)) == 1 and engine.inspect(id).status == "running"
     engine.kill(id)
     engine.wait(id)
     with pytest.raises(Conflict, match="not running"):
