@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mamushka.linux.process import PR_GET_NO_NEW_PRIVS, PR_SET_NO_NEW_PRIVS, prctl
 from mamushka.machine.loop import Loop
 
 
@@ -57,6 +58,38 @@ def test_a_companion_starts_with_the_loop_and_has_a_thread_of_its_own(loop: Loop
     for each in (early, late):
         each.stop()
         each.close()
+
+
+def test_what_comes_first_comes_before_anything_is_served_and_holds_for_companions(loop: Loop) -> None:
+    """As a filter of system calls does: it belongs to a thread, and to those that the thread makes."""
+    companion = loop.companion("beside")
+    bells = Bell(loop), Bell(companion)
+    served: list[list[str]] = []
+
+    def confine() -> None:
+        served.extend(bell.heard[:] for bell in bells)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+    for bell in bells:
+        os.eventfd_write(bell.fd, 1)
+    before = prctl(PR_GET_NO_NEW_PRIVS)
+    loop.start(confine)
+    assert all(bell.later() for bell in bells)
+    assert served == [[], []]
+    assert loop.call(lambda: prctl(PR_GET_NO_NEW_PRIVS)) == 1
+    assert companion.call(lambda: prctl(PR_GET_NO_NEW_PRIVS)) == 1
+    assert prctl(PR_GET_NO_NEW_PRIVS) == before
+    companion.stop()
+    companion.close()
+
+
+def test_a_loop_whose_first_act_fails_serves_nobody(loop: Loop) -> None:
+    bell = Bell(loop)
+    os.eventfd_write(bell.fd, 1)
+    with pytest.raises(ZeroDivisionError):
+        loop.start(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    loop.stop()
+    assert bell.heard == []
 
 
 def test_while_held_nothing_is_done_but_calls(loop: Loop) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 import pytest
 
-from mamushka.errors import MamushkaError
+from mamushka.errors import GuestFault, MamushkaError
 from mamushka.machine.computer import Worker
-from mamushka.machine.machine import CONTROL, DEVICES, ENDED, STUCK, VCPU, Machine
+from mamushka.machine.machine import CONTROL, DEVICES, ENDED, FAULT, STUCK, VCPU, End, Machine
 from mamushka.machine.memory import Memory
 from mamushka.machine.vcpu import Interrupted
 
@@ -95,3 +96,25 @@ def test_a_worker_that_cannot_be_confined_does_nothing() -> None:
     done = threading.Event()
     worker.do(done.set)
     assert not done.wait(0.1)
+
+
+def test_a_device_that_fails_at_once_changes_nobodys_confinement() -> None:
+    """It ends the machine. But no thread is confined a second time: what is forbidden would end the whole process."""
+    machine = Machine(Executor(), Memory(), vcpus=2)  # type: ignore[arg-type]
+    fd = os.eventfd(1, os.EFD_CLOEXEC)
+    confined: list[tuple[str, str]] = []
+
+    def fail(_events: int) -> None:
+        raise GuestFault("a broken ring")
+
+    def confine(kind: str) -> None:
+        confined.append((threading.current_thread().name, kind))
+        time.sleep(0.05)  # time for it to fail
+
+    machine.loop.watch(fd, fail)
+    machine.start(confine=confine)
+    assert machine.wait(5) == End(FAULT, "a broken ring")
+    machine.close()
+    here = threading.current_thread().name
+    assert sorted(confined) == sorted((("devices", DEVICES), ("vcpu 0", VCPU), ("vcpu 1", VCPU), (here, CONTROL)))
+    os.close(fd)

@@ -34,13 +34,14 @@ class _Call:
         self._result: object = None
         self._error: BaseException | None = None
 
-    def perform(self) -> None:
-        """Called by the loop."""
+    def perform(self) -> bool:
+        """Called by the loop; False where it raised."""
         try:
             self._result = self._function()
         except BaseException as error:
             self._error = error
         self._done.set()
+        return self._error is None
 
     def result(self) -> object:
         """Called by whoever asked; raises what the function raised."""
@@ -68,12 +69,16 @@ class Loop:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin; what was watched before is looked at at once."""
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+    def start(self, first: Callable[[], None] | None = None) -> None:
+        """Begin; what was watched before is looked at at once, but after ``first`` was performed in the new thread.
+
+        Companions are begun by that thread, so that they are confined as it is. Raises what ``first`` raised; then the
+        loop has ended.
+        """
+        begin = _Call(first or _nothing)
+        self._thread = threading.Thread(target=self._run, args=(begin,), name=self.name, daemon=True)
         self._thread.start()
-        for loop in self._companions:
-            loop.start()
+        begin.result()
 
     def watch(self, fd: int, ready: Callable[[int], None], events: int = READ) -> None:
         """Call ``ready`` with the events in this thread while ``fd`` is ready; a second time, instead."""
@@ -154,8 +159,12 @@ class Loop:
             elif ready is not None and self._ready.get(fd) is ready:
                 ready(events)
 
-    def _run(self) -> None:
+    def _run(self, begin: _Call) -> None:
         try:
+            if not begin.perform():
+                return  # whoever started it hears why
+            for loop in self._companions:
+                loop.start()
             while not self._stopping:
                 self._round((self._quiet if self._held else self._epoll).poll())
                 while self._calls:
@@ -169,3 +178,7 @@ class Loop:
                 self._ended = True
             while self._calls:
                 self._calls.popleft().perform()
+
+
+def _nothing() -> None:
+    """What a loop does first where there is nothing to do."""

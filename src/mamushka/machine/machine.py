@@ -110,13 +110,13 @@ class Machine:
 
     def _confined(self, confine: Callable[[str], None], gate: threading.Barrier) -> None:
         """Make the threads, and wait until all are confined."""
-        self.loop.start()
+        # First of all: no device is served, not even one that fails at once, before its thread is confined.
+        self.loop.start(lambda: confine(DEVICES))
         for vcpu in self.vcpus:
             arguments = (vcpu, confine, gate)
             thread = threading.Thread(target=self._serve, args=arguments, name=f"vcpu {vcpu.index}", daemon=True)
             thread.start()
             self._threads.append(thread)
-        self.loop.call(lambda: confine(DEVICES))
         confine(CONTROL)
         gate.wait()
 

@@ -96,6 +96,10 @@ def test_a_machine_that_was_written_down_goes_on_in_its_place(mamushka: Command)
     logged = goes_on(mamushka, "box")
     assert last + 1 in logged, "it begins where it stood, and nothing that it said is lost"
     assert ran(mamushka, "inspect", "-f", "{{.Runtime.Began}}", "box") == "restored\n"
+    monitor = ran(mamushka, "inspect", "-f", "{{.State.Pid}}", "box").strip()
+    threads = [path.read_text() for path in Path("/proc", monitor, "task").glob("*/status")]
+    assert len(threads) >= 6, "virtual CPUs, devices, the disk's, control and its workers"
+    assert all("\nSeccomp:\t2\n" in status for status in threads), "each is behind its filter of system calls"
     assert abs(int(ran(mamushka, "exec", "box", "date", "+%s")) - time.time()) < 30
     done = mamushka("exec", "box", "sh", "-c", "exit 5")
     assert done.returncode == 5
