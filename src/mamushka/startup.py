@@ -5,11 +5,16 @@ The import system lists directories, stats and opens each module; for the ninety
 side in one file in this package's ``__pycache__``: an index, then the code objects, each read when it is
 wanted and only if its source still has the size and time that the index names. Anything else (a module that
 is missing, changed, or an unreadable bundle) goes the usual way, and ``finish`` adds it for the next time.
+
+With a module's code stands which others its first lines import. Those are executed before it, one after the other,
+without what the import system does for each of them: locks, finders, the search for parents. It does that for the
+first alone; where there are further threads, who need the locks, for all.
 See docs/decisions/0021-startup-bundle.md.
 """
 
 from __future__ import annotations
 
+import _thread
 import gc
 import marshal
 import mmap
@@ -18,19 +23,28 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
 
     # source path, its st_mtime_ns and st_size, whether it is a package, where its code lies
     Entry = tuple[str, int, int, bool, int, int]
-    Compiled = tuple[tuple[str, int, int, bool], CodeType]
+    # the modules that it imports first, and its own
+    Code = tuple[tuple[str, ...], CodeType]
+    Compiled = tuple[tuple[str, int, int, bool], Code]
 else:
-    ModuleSpec = type(sys.__spec__)
+    ModuleSpec, ModuleType = type(sys.__spec__), type(sys)
 
 _PACKAGE = "mamushka"
-_MAGIC = b"mamushka bundle 1 %s\n" % sys.version.encode()
+_MAGIC = b"mamushka bundle 2 %s\n" % sys.version.encode()
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HEAD = len(_MAGIC) + 8
+# values.value and linux.abi.struct, alone.
+_ANEW = (["value"], ["struct"])
+# Of the standard library, what machines need and is not in the interpreter's own binary.
+_STANDARD = (
+    "collections", "functools", "keyword", "operator", "reprlib", "struct", "threading", "types", "_weakrefset",
+)  # fmt: skip
 
 
 def _path() -> str:
@@ -79,14 +93,48 @@ class Bundle:
         """The import system's own kind of module will do."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module's code in it."""
-        module.__file__ = self.index[module.__name__][0]
-        exec(self.code(module.__name__), module.__dict__)
+        """Run the module's code in it, after that of the modules that it begins with."""
+        name = module.__name__
+        module.__file__ = self.index[name][0]
+        first, code = self.code(name)
+        self._import(first)
+        exec(code, module.__dict__)
 
-    def code(self, name: str) -> CodeType:
-        """The compiled module."""
+    def _import(self, names: tuple[str, ...]) -> None:
+        """Import those that are not there yet, while no other thread could meet one of them half done."""
+        if not _thread._count():
+            for name in names:
+                if name not in sys.modules:
+                    self._load(name)
+
+    def _load(self, name: str) -> None:
+        """Make a module as the import system would; one that the bundle cannot serve is left to that."""
+        spec = self.find_spec(name)
+        parent, _, child = name.rpartition(".")
+        if spec is None:
+            return
+        if parent and parent not in sys.modules:
+            self._load(parent)
+            if parent not in sys.modules:
+                return
+        module = ModuleType(name)
+        module.__spec__, module.__loader__ = spec, self  # type: ignore[assignment]
+        module.__package__ = name if spec.submodule_search_locations else parent
+        if spec.submodule_search_locations:
+            module.__path__ = spec.submodule_search_locations
+        sys.modules[name] = module
+        try:
+            self.exec_module(module)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+    def code(self, name: str) -> Code:
+        """The modules that a module begins with, and its compiled self."""
         *_, offset, length = self.index[name]
-        result: CodeType = marshal.loads(self.content[offset : offset + length])
+        result: Code = marshal.loads(self.content[offset : offset + length])
         return result
 
     def rewrite(self, compiled: dict[str, Compiled]) -> None:
@@ -113,7 +161,7 @@ def _cached(module: ModuleType) -> Compiled | None:
     want = bytes(4) + (int(now.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + now.st_size.to_bytes(4, "little")
     if raw[4:16] != want:
         return None
-    return (source, now.st_mtime_ns, now.st_size, hasattr(module, "__path__")), marshal.loads(raw[16:])
+    return (source, now.st_mtime_ns, now.st_size, hasattr(module, "__path__")), ((), marshal.loads(raw[16:]))
 
 
 def _layout(entries: dict[str, tuple[str, int, int, bool]], blobs: dict[str, bytes]) -> bytes:
@@ -177,7 +225,8 @@ def _learn(bundle: Bundle) -> None:
 def _compile(source: str, *, declares: bool) -> CodeType:
     """A module without what only its readers and its type checker want: docstrings, and annotations of functions.
 
-    Where functions declare by their annotations, these stay.
+    Where functions declare by their annotations, these stay. Decorators that make a class anew (``_ANEW``) get what the
+    statement describes instead of a class, which would be thrown away.
     """
     import __future__
 
@@ -191,6 +240,10 @@ def _compile(source: str, *, declares: bool) -> CodeType:
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.copy_location(ast.Pass(), node.body[0])]
+        if isinstance(node, ast.ClassDef) and [getattr(item, "id", "") for item in node.decorator_list] in _ANEW:
+            maker = ast.Attribute(node.decorator_list.pop(), "of", ast.Load())
+            node.keywords.append(ast.keyword("metaclass", maker))
+            ast.fix_missing_locations(node)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not declares:
             node.returns = None
         if isinstance(node, ast.arg) and not declares:
@@ -199,30 +252,63 @@ def _compile(source: str, *, declares: bool) -> CodeType:
     return code
 
 
-def build() -> None:
-    """Compile every module of this package into its bundle.
+def _begins(source: str, known: set[str]) -> tuple[str, ...]:
+    """Those of ``known`` that a module imports whatever happens, in order: not what it tries, or on a condition."""
+    import ast
 
-    Under ``-X no_debug_ranges``, which leaves out where in a line a traceback's arrow would point, it is a
-    sixth shorter.
-    """
-    everything: dict[str, Compiled] = {}
+    with open(source, "rb") as stream:
+        body = ast.parse(stream.read(), source).body
+    found: dict[str, None] = {}
+    for node in body:
+        if isinstance(node, ast.Import):
+            found.update(dict.fromkeys(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found[node.module] = None
+            found.update(dict.fromkeys(f"{node.module}.{alias.name}" for alias in node.names))
+    return tuple(name for name in found if name in known)
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    """(name, path) of each module that is kept."""
     for folder, _, files in os.walk(_HERE):
         for file in files:
             if file.endswith(".py"):
                 source = os.path.join(folder, file)
                 parts = os.path.relpath(source, os.path.dirname(_HERE))[:-3].split(os.sep)
-                package = parts[-1] == "__init__"
-                now = os.stat(source)
-                code = _compile(source, declares=parts[1] == "linux")
-                entry = source, now.st_mtime_ns, now.st_size, package
-                everything[".".join(parts[:-1] if package else parts)] = entry, code
+                yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), source
+    standard = os.path.dirname(os.__file__)
+    for name in _STANDARD:
+        source = os.path.join(standard, name)
+        yield name, f"{source}/__init__.py" if os.path.isdir(source) else f"{source}.py"
+
+
+def build() -> None:
+    """Compile every module of this package into its bundle, and those of the standard library that machines need.
+
+    Under ``-X no_debug_ranges``, which leaves out where in a line a traceback's arrow would point, it is a
+    sixth shorter.
+    """
+    everything: dict[str, Compiled] = {}
+    sources = dict(_sources())
+    known = set(sources)
+    for name, source in sources.items():
+        now = os.stat(source)
+        ours = name.partition(".")[0] == _PACKAGE
+        with open(source, "rb") as stream:
+            code = (
+                _compile(source, declares=name.startswith(f"{_PACKAGE}.linux"))
+                if ours
+                else compile(stream.read(), source, "exec", dont_inherit=True)
+            )
+        entry = source, now.st_mtime_ns, now.st_size, os.path.basename(source) == "__init__.py"
+        everything[name] = entry, (_begins(source, known) if ours else (), code)
     os.makedirs(os.path.dirname(_path()), exist_ok=True)
     Bundle(_path()).rewrite(everything)
 
     import py_compile
 
-    for name in ("__init__.py", "startup.py"):  # what runs before there is a bundle
-        py_compile.compile(os.path.join(_HERE, name), doraise=True)
+    for file in ("__init__.py", "startup.py"):  # what runs before there is a bundle
+        py_compile.compile(os.path.join(_HERE, file), doraise=True)
 
 
 def front(program: str) -> bool:

@@ -5,6 +5,9 @@ checkers see it as just that. ``dataclasses`` costs 15-20 ms to import (it pulls
 compiles source for every class; the start of a container is budgeted in single milliseconds. See
 docs/decisions/0002-values.md.
 
+``value`` makes the class anew. Where modules are compiled ahead (startup.py) the first one is left out, which is half
+of the price: there ``value.of`` is the class's metaclass.
+
 Defaults must be immutable: ``()`` for a sequence, ``EMPTY`` for a mapping. A class may define
 ``__post_init__`` to check what it was given.
 """
@@ -89,13 +92,18 @@ def _reduce(self: Any) -> tuple[Any, ...]:
 @dataclass_transform(frozen_default=True)
 def value(cls: type[T]) -> type[T]:
     """Turn a class of annotated fields into a frozen, slotted, comparable, hashable value."""
-    annotations: dict[str, object] = getattr(cls, "__annotations__", {})
-    names = tuple(name for name, kind in annotations.items() if "ClassVar" not in str(kind))
-    body = {key: item for key, item in cls.__dict__.items() if key not in ("__dict__", "__weakref__")}
-    defaults = {name: body.pop(name) for name in names if name in body}
-    for name, default in defaults.items():
+    made: type[T] = _of(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    return made
+
+
+def _of(name: str, bases: tuple[type, ...], given: dict[str, Any]) -> Any:
+    """The value that a class statement describes."""
+    names = tuple(field for field, kind in given.get("__annotations__", {}).items() if "ClassVar" not in str(kind))
+    body = {key: item for key, item in given.items() if key not in ("__dict__", "__weakref__")}
+    defaults = {field: body.pop(field) for field in names if field in body}
+    for field, default in defaults.items():
         if isinstance(default, _MUTABLE):
-            raise TypeError(f"{cls.__name__}.{name} has a mutable default")
+            raise TypeError(f"{name}.{field} has a mutable default")
     body.update(
         __slots__=names,
         __match_args__=names,
@@ -106,11 +114,13 @@ def value(cls: type[T]) -> type[T]:
         __reduce__=_reduce,
     )
     body.setdefault("__repr__", _repr)
-    if "__eq__" not in cls.__dict__:
+    if "__eq__" not in given:
         body["__eq__"] = _eq
-        body["__hash__"] = cls.__dict__.get("__hash__") or _hash
-    slotted: type[T] = type(cls)(cls.__name__, cls.__bases__, body)  # type: ignore[misc]
-    return slotted
+        body["__hash__"] = given.get("__hash__") or _hash
+    return type(bases[0] if bases else object)(name, bases, body)
+
+
+vars(value)["of"] = _of
 
 
 def replace(self: T, **changes: Any) -> T:

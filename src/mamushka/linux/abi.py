@@ -68,34 +68,45 @@ _ioctl = _libc.function("ioctl")
 
 
 def _evaluate(annotation: str, module: str) -> Any:
-    scope = {**globals(), **sys.modules[module].__dict__}
-    return eval(annotation, scope)
+    """What an annotation names in its module, or here; nearly all are a name, which needs no compiler."""
+    there = sys.modules[module].__dict__
+    kind = there.get(annotation) or globals().get(annotation)
+    return eval(annotation, globals(), there) if kind is None else kind
 
 
 @dataclass_transform(kw_only_default=True)
 def struct(cls: type[T]) -> type[T]:
     """Declare a C struct; fields in order, natural alignment, zero unless a default says otherwise.
 
-    ``_pack_ = 1`` among the fields is C's attribute packed.
+    ``_pack_ = 1`` among the fields is C's attribute packed. As with ``values.value``, what startup.py compiles has no
+    other class first.
     """
-    annotations = getattr(cls, "__annotations__", {})
-    fields = [(name, _evaluate(kind, cls.__module__)) for name, kind in annotations.items()]
-    defaults = {name: cls.__dict__[name] for name in annotations if name in cls.__dict__}
+    return _of(cls.__name__, cls.__bases__, dict(cls.__dict__))  # type: ignore[no-any-return]
+
+
+def _of(name: str, _bases: tuple[type, ...], given: dict[str, Any]) -> Any:
+    """The struct that a class statement describes."""
+    annotations = given.get("__annotations__", {})
+    fields = [(field, _evaluate(kind, given["__module__"])) for field, kind in annotations.items()]
+    defaults = {field: given[field] for field in annotations if field in given}
 
     def __init__(self: Any, **given: Any) -> None:
         foreign.Structure.__init__(self, **{**defaults, **given})
 
     body = {
-        "__doc__": cls.__doc__,
-        "__module__": cls.__module__,
+        "__doc__": given.get("__doc__"),
+        "__module__": given["__module__"],
         "__init__": __init__,
         "_fields_": fields,
     }
-    if "_pack_" in cls.__dict__:
-        body = {"_pack_": cls.__dict__["_pack_"], "_layout_": "ms", **body}
-    declared: Any = type(cls.__name__, (foreign.Structure,), body)
-    DECLARED[cls.__name__] = ("struct", declared)
-    return declared  # type: ignore[no-any-return]
+    if "_pack_" in given:
+        body = {"_pack_": given["_pack_"], "_layout_": "ms", **body}
+    declared = type(name, (foreign.Structure,), body)
+    DECLARED[name] = ("struct", declared)
+    return declared
+
+
+vars(struct)["of"] = _of
 
 
 def sizeof(item: object) -> int:

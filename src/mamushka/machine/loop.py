@@ -75,10 +75,17 @@ class Loop:
         Companions are begun by that thread, so that they are confined as it is. Raises what ``first`` raised; then the
         loop has ended.
         """
-        begin = _Call(first or _nothing)
-        self._thread = threading.Thread(target=self._run, args=(begin,), name=self.name, daemon=True)
+
+        def begin() -> None:
+            if first is not None:
+                first()
+            for loop in self._companions:
+                loop.start()
+
+        call = _Call(begin)
+        self._thread = threading.Thread(target=self._run, args=(call,), name=self.name, daemon=True)
         self._thread.start()
-        begin.result()
+        call.result()
 
     def watch(self, fd: int, ready: Callable[[int], None], events: int = READ) -> None:
         """Call ``ready`` with the events in this thread while ``fd`` is ready; a second time, instead."""
@@ -163,8 +170,6 @@ class Loop:
         try:
             if not begin.perform():
                 return  # whoever started it hears why
-            for loop in self._companions:
-                loop.start()
             while not self._stopping:
                 self._round((self._quiet if self._held else self._epoll).poll())
                 while self._calls:
@@ -178,7 +183,3 @@ class Loop:
                 self._ended = True
             while self._calls:
                 self._calls.popleft().perform()
-
-
-def _nothing() -> None:
-    """What a loop does first where there is nothing to do."""
