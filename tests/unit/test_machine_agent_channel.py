@@ -227,6 +227,41 @@ def test_a_guest_that_never_calls_is_told_so():
         Agent(Loop("test", lambda _: None), lambda _: None).wait(0.01)
 
 
+def test_what_is_asked_at_once_is_sent_before_any_answer_and_the_first_error_counts():
+    agent = Agent(Loop("test", lambda _: None), lambda _: None)
+    wire = Wire()
+    agent.channel.accept(wire)
+    wire.say(HELLO)
+    sent: list[int] = []
+
+    def asked() -> list[int]:
+        """Ids on the wire, without the greeting's."""
+        found, rest = [], bytes(wire.sent)
+        while rest:
+            size = int.from_bytes(rest[:4], "little")
+            found.append(int.from_bytes(rest[8:12], "little"))
+            rest = rest[12 + size :]
+        return found[1:]
+
+    with pytest.raises(OSError, match="second"), agent.at_once():
+        for _ in range(3):
+            agent.steps([])
+        sent = asked()
+        assert len(sent) == 3
+        # Answered in another order; two fail.
+        for id, operation in ((sent[2], "third"), (sent[1], "second")):
+            error = number(words.K_KIND, 0), number(words.K_ERRNO, 5), text(words.K_OPERATION, operation)
+            wire.say(protocol.frame(words.ERROR, id, *error))
+        wire.say(protocol.frame(words.REPLY, sent[0]))
+    with pytest.raises(LookupError), agent.at_once():  # nobody waits for what was asked then
+        agent.steps([])
+        raise LookupError
+    agent.asked = None
+    with pytest.raises(Unavailable, match="not there"):
+        wire.peer.ended()
+        agent.steps([])
+
+
 def test_a_guest_that_takes_nothing_is_not_waited_for():
     host = Host()
     control = host.call(HELLO)

@@ -56,6 +56,8 @@ _CALLING_AGAIN = 30.0
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
+# stat(2), without the module: the type of a character device, and /dev/null's number (1, 3).
+_TYPE, _CHARACTERS, _NULL = 0o170000, 0o020000, 0x103
 # Of a small file of the container's: two of them, escaped, are an answer to a caller (control.PACKET_MAX).
 _SMALL_MAX = 24 << 10
 
@@ -145,18 +147,20 @@ class Computer:
     def _come_up(self, process: Process, streams: Streams) -> None:
         hello = self._await_call()
         trace.event("guest.up", release=hello)
-        if self._saved is not None:
-            self._agent.renew(os.urandom(_ENTROPY), time.time_ns())
         if self._past is not None:
+            self._renew()
             self._program.come_back(self._agent, self._past, streams)
             return
         self._write_down()
-        self._board.reveal()
         interior = self._interior
         self._program.terminal = streams.console >= 0
-        self._agent.steps(interior.steps)
-        # Also where there is none: the loopback is there in every network.
-        self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
+        with self._agent.at_once():
+            if self._saved is not None:
+                self._renew()
+            self._board.reveal()
+            self._agent.steps(interior.steps)
+            # Also where there is none: the loopback is there in every network.
+            self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
         config = interior.config
         self._agent.create(
             MAIN,
@@ -170,6 +174,9 @@ class Computer:
         pids = config.linux.resources.pids if config.linux.resources is not None else None
         if pids is not None and pids.limit is not None and pids.limit > 0:
             self._agent.update(MAIN, {"pids.max": str(pids.limit)})
+
+    def _renew(self) -> None:
+        self._agent.renew(os.urandom(_ENTROPY), time.time_ns())
 
     def _await_call(self) -> str:
         try:
@@ -476,9 +483,16 @@ def _settings(process: Process, filter: Filter | None) -> bytes:
 
 
 def _stdio(streams: Streams) -> tuple[int, int, int]:
+    """What is carried to the guest and from it; it has a /dev/null of its own."""
     if streams.console >= 0:
         return streams.console, streams.console, -1
-    return streams.stdin, streams.stdout, streams.stderr
+    stdin, stdout, stderr = (-1 if _is_null(fd) else fd for fd in (streams.stdin, streams.stdout, streams.stderr))
+    return stdin, stdout, stderr
+
+
+def _is_null(fd: int) -> bool:
+    found = os.fstat(fd)
+    return found.st_mode & _TYPE == _CHARACTERS and found.st_rdev == _NULL
 
 
 def _close(streams: Streams) -> None:

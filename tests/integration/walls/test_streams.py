@@ -22,6 +22,13 @@ def test_streams_stay_apart_and_binary_passes_both_ways(wall: Wall) -> None:
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(blob).digest()
 
 
+def test_what_is_nowhere_is_nowhere_inside(wall: Wall, box: str) -> None:
+    """Without -i standard input is /dev/null, the program's own: it can be told from a pipe that has ended."""
+    look = ("sh", "-c", "readlink /proc/self/fd/0; stat -L -c %t:%T /dev/stdin")
+    assert wall.once(*look).stdout == b"/dev/null\n1:3\n"
+    assert wall.exec(box, *look).stdout == b"/dev/null\n1:3\n"
+
+
 def test_ten_megabytes_are_whole_and_in_order(wall: Wall) -> None:
     script = "i=0; while [ $i -lt 10 ]; do echo out $i; head -c 1000000 /dev/zero; echo err $i >&2; i=$((i+1)); done"
     done = wall.once("sh", "-c", script)

@@ -1,6 +1,6 @@
 """What can be asked of a guest, as calls: each sends one request and waits for its answer.
 
-They are for any thread but the loop's.
+They are for any thread but the loop's. What does not depend on each other's answers may be asked at once (``at_once``).
 A process is named by a number of the host's own choice; a container by that of the process it began with.
 """
 
@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from mamushka.machine.agent.channel import Request
     from mamushka.machine.agent.protocol import Event, Failure
     from mamushka.machine.loop import Loop
 
@@ -51,6 +52,15 @@ def explain(failure: Failure, what: str) -> MamushkaError | OSError:
         return Unsupported(f"the guest's kernel cannot {what}: {message}",
                            hint="a module is missing in the initramfs, or in that kernel")  # fmt: skip
     return OSError(failure.number, f"{failure.operation}: {reason}", failure.path or None)
+
+
+def answered(request: Request, timeout: float | None) -> Fields:
+    """What a request is answered with; raises what a failure means."""
+    answer = request.result(timeout)
+    trace.event("guest.did", what=request.what)
+    if isinstance(answer, Answer):
+        return answer.fields
+    raise explain(answer, request.what)
 
 
 def _below(root: str) -> list[bytes]:
@@ -98,6 +108,23 @@ class Ended:
         return self._exit
 
 
+class AtOnce:
+    """See ``Agent.at_once``."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def __enter__(self) -> None:
+        assert self._agent.asked is None
+        self._agent.asked = []
+
+    def __exit__(self, kind: object, error: object, where: object) -> None:
+        asked, self._agent.asked = self._agent.asked or [], None
+        if error is None:
+            for request in asked:
+                answered(request, PATIENCE)
+
+
 class Agent:
     """A guest's first process. ``channel.accept`` is to be given the connections that the guest makes to port 1024."""
 
@@ -110,6 +137,12 @@ class Agent:
         self._ended: dict[int, Ended] = {}
         self._pumps: dict[int, dict[int, Pump]] = {}
         self._exits: dict[int, Exited] = {}  # told of, while the host still takes what was written
+        self.asked: list[Request] | None = None  # of whoever asks at once
+
+    def at_once(self) -> AtOnce:
+        """``with agent.at_once():`` what is asked within is sent at once, and answered when that ends; of errors, the
+        first asked for is raised. For what has no answer but that it was done, and for one thread."""
+        return AtOnce(self)
 
     # The guest
 
@@ -294,29 +327,32 @@ class Agent:
     # Within
 
     def _ask(self, kind: int, *fields: bytes, what: str, timeout: float | None = PATIENCE) -> Fields:
-        answer = self.channel.request(kind, *fields, what=what).result(timeout)
-        trace.event("guest.did", what=what)
-        if isinstance(answer, Answer):
-            return answer.fields
-        raise explain(answer, what)
+        request = self.channel.request(kind, *fields, what=what)
+        if self.asked is not None:
+            self.asked.append(request)
+            return Fields(b"")
+        return answered(request, timeout)
 
     def _launch(
         self, kind: int, process: int, fields: list[bytes], stdio: tuple[int, int, int], terminal: bool
     ) -> Ended:
         ended = self._ended[process] = Ended()
-        bits = 0
+        streams: dict[int, tuple[int, int]] = {}
         if terminal:
-            bits = 1 << words.TTY
-            self._expect(process, words.TTY, stdio[0], stdio[1])
+            streams[words.TTY] = stdio[0], stdio[1]
         for stream, descriptor in enumerate(() if terminal else stdio):
             if descriptor >= 0:
-                bits |= 1 << stream
-                ends = (descriptor, -1) if stream == words.STDIN else (-1, descriptor)
+                streams[stream] = (descriptor, -1) if stream == words.STDIN else (-1, descriptor)
+        bits = sum(1 << stream for stream in streams)
+
+        def ask() -> Request:
+            for stream, ends in streams.items():
                 self._expect(process, stream, *ends)
+            about = number(words.K_PROCESS, process), number(words.K_STREAMS, bits)
+            return self.channel.request(kind, *about, *fields, what="make the process")
+
         try:
-            self._ask(
-                kind, number(words.K_PROCESS, process), number(words.K_STREAMS, bits), *fields, what="make the process"
-            )
+            answered(self._loop.call(ask), PATIENCE)  # one turn of the loop's for all of it
         except BaseException:
             self._ended.pop(process, None)
             self._loop.call(lambda: self._drop(process))
