@@ -115,6 +115,7 @@ def test_a_companions_failure_is_the_machines() -> None:
     fd = os.eventfd(1, os.EFD_CLOEXEC)
     companion.watch(fd, lambda events: 1 // 0)  # type: ignore[func-returns-value]
     loop.start()
+    loop.call(lambda: None)  # by then it has begun its companions
     companion._thread.join(5)  # type: ignore[union-attr]
     assert isinstance(failures[0], ZeroDivisionError)
     for each in (companion, loop):

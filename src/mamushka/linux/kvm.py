@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from mamushka.linux.abi import IO, IOR, IOW, IOWR, Annotated, s32, struct, u8, u16, u32, u64
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
 KVMIO = 0xAE
 KVM_API_VERSION = 12
 
@@ -230,15 +238,32 @@ class kvm_translation:
     pad: Annotated[bytes, 5] = b""
 
 
+def _again(call: Callable[P, R]) -> Callable[P, R]:
+    """What gives up when a signal comes, whatever that is about, and has done nothing then: asked until it is done."""
+
+    def until(*arguments: P.args, **named: P.kwargs) -> R:
+        while True:
+            try:
+                return call(*arguments, **named)
+            except InterruptedError:
+                pass
+
+    return until
+
+
 @IO(KVMIO, 0x00)
 def KVM_GET_API_VERSION(kvm: int, unused: int) -> int:
     """12 since 2007. 4.1."""
     raise NotImplementedError
 
 
+@_again
 @IO(KVMIO, 0x01)
 def KVM_CREATE_VM(kvm: int, kind: int) -> int:
-    """A machine without memory and virtual CPUs, as a descriptor. 4.2."""
+    """A machine without memory and virtual CPUs, as a descriptor. 4.2.
+
+    EINTR, which the manual does not tell of, comes from mm_take_all_locks() when a signal is pending.
+    """
     raise NotImplementedError
 
 
@@ -254,6 +279,7 @@ def KVM_GET_VCPU_MMAP_SIZE(kvm: int, unused: int) -> int:
     raise NotImplementedError
 
 
+@_again
 @IO(KVMIO, 0x41)
 def KVM_CREATE_VCPU(vm: int, id: int) -> int:
     """A virtual CPU, as a descriptor. 4.7."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 
@@ -248,3 +249,18 @@ def test_a_machine_that_holds_still_has_nothing_half_done(access: str) -> None:
             assert registers["rax"] & 0xFF == 0x89
         made.resume()
         assert made.wait(10) is not None
+
+
+def test_signals_do_not_keep_a_machine_from_being_made() -> None:
+    """A child that ends, a window that changes its size: one signal in fifty met KVM_CREATE_VM in the middle."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for _ in range(300):
+            with machine(assemble("hlt"), interrupts=False) as made:
+                made.start(protected())
+                end = made.wait(10)
+                assert end is not None and end.kind == OFF
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
