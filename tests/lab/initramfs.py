@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from mamushka.machine.boot import initramfs
 from mamushka.machine.boot.initramfs import Member, program
 from mamushka.machine.boot.modules import Modules, module_name
+from tests.lab import steady
 from tests.lab.kernel import Kernel
 
 # What is needed to reach the host's files, and what udev makes a node for elsewhere; anything else the kernel asks
@@ -38,6 +40,8 @@ mount -t devpts devpts /new/dev/pts
 mount -t securityfs securityfs /new/sys/kernel/security
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 for place in run dev/shm; do mount -t tmpfs -o mode=1777 tmpfs /new/$place; done
+mkdir /new/run/modprobe.d
+cp /modprobe /new/run/modprobe.d/lab.conf
 for wait in 1 2 3 4 5; do test -b /new/dev/vda || sleep 1; done
 mkdir /newSCRATCH
 mount -t ext4 /new/dev/vda /newSCRATCH && chmod 1777 /newSCRATCH
@@ -54,6 +58,8 @@ cp -r /units /new/run/systemd/system
 export SYSTEMD_GENERATOR_PATH=/run/systemd/none SYSTEMD_UNIT_PATH=/run/systemd/transient:/run/systemd/system
 exec switch_root /new /lib/systemd/systemd
 """
+# modprobe.d(5). KVM's module comes with machines that keep the kernel from changing itself.
+_MODPROBE = "install kvm_amd /sbin/modprobe --ignore-install kvm_amd && {python} {steady}\n"
 # The command's own shell: whatever becomes of it, the machine says how it ended; whoever listens ends the machine.
 _COMMAND = """cd {directory}
 {environment}
@@ -88,6 +94,7 @@ def archive(
             Member("modules.path", content=kernel.modules.encode()),
             Member("order", content="".join(f"{name}\n" for name in files).encode()),
             Member("command", content=text.encode()),
+            Member("modprobe", content=_MODPROBE.format(python=sys.executable, steady=steady.__file__).encode()),
             *(Member(f"modules/{name}", content=content) for name, content in files.items()),
             *(Member(f"units/{name}", content=text.encode()) for name, text in units.items()),
         ]

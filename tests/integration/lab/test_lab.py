@@ -70,3 +70,13 @@ def test_it_has_what_machines_are_made_of(tmp_path: Path) -> None:
     console = (tmp_path / "console.log").read_text()
     assert status == 0, console
     assert "KVM API 12" in console
+
+
+def test_its_kernel_need_not_change_itself_for_the_first_machine(tmp_path: Path) -> None:
+    """Or for the last one: some are there as soon as KVM is. See ``tests.lab.steady``."""
+    held = "$(find /proc -maxdepth 3 -path '/proc/*/fd/*' -lname 'anon_inode:kvm-v[mc]*' 2>/dev/null | wc -l)"
+    told = f"echo before {held}; modprobe -qa kvm-amd | cat; modprobe kvm-amd; echo machines {held}"
+    status = enter(told, tmp_path)
+    console = (tmp_path / "console.log").read_text()
+    assert status == 0, console
+    assert "before 0\nmachines 4\n" in console, "two, each with a processor"
