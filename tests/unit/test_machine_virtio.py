@@ -144,6 +144,46 @@ def test_a_reset_stops_and_a_driver_may_begin_again() -> None:
         assert machine.ask(0, b"still", 5)[0] == b"still"
 
 
+class Nothing(Device):
+    """What stands in a place that is vacant."""
+
+    device_id = 0
+    queues = Echo.queues
+
+
+class Closed(Echo):
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_device_may_be_exchanged_for_another_and_each_is_closed_once() -> None:
+    first, second = Closed(), Closed()
+    second.content[:] = b"something else"
+    second.features = 1 << 7
+    with guest(first) as machine:
+        machine.start()
+        machine.ask(0, b"x", 1)
+        machine.transport.exchange(Nothing())  # its driver has not let go of it
+        assert first.closed == 1 and first.started == ()
+        assert (machine.read(mmio.DEVICE_ID), machine.read(mmio.STATUS)) == (0, 0)
+        machine.kick(0)  # to nobody
+        machine.transport.exchange(second)
+        assert machine.read(mmio.DEVICE_ID) == 42
+        assert machine.transport.read(mmio.CONFIG, 4) == int.from_bytes(b"some", "little")
+        assert machine.offered() & ~(EVENTS | INDIRECTS | 1 << 32) == 1 << 7
+        machine.device = second
+        machine.again()
+        assert machine.ask(0, b"again", 5)[0] == b"again"
+        second.content[:4] = b"SOME"
+        machine.loop.call(second.changed)
+        assert machine.transport.read(mmio.CONFIG, 4) == int.from_bytes(b"SOME", "little")
+    assert (first.closed, second.closed) == (1, 1)
+
+
 def test_a_changed_configuration_is_told() -> None:
     with guest(device := Echo()) as machine:
         machine.start()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mamushka.machine.maker import Wire
     from mamushka.machine.runtime import MachineRuntime
     from mamushka.machine.warm import Shelf
-    from mamushka.network.tap import Interface
+    from mamushka.network.tap import Interface, Joined
     from mamushka.spec.runtime import Config
 
 _obstacle: str | None = None
@@ -191,18 +191,20 @@ def wires(namespace: int) -> tuple[Wire, ...]:
     An ordinary user's monitor stays in the namespace.
     """
     from mamushka.linux.process import initial
-    from mamushka.machine.maker import Wire
     from mamushka.network import tap
     from mamushka.network.namespace import move
 
     if not initial():
         move(namespace)
-    found = []
-    for interface in tap.interfaces(namespace):
-        joined = tap.join(namespace, interface.name)
-        mac = bytes.fromhex(joined.interface.mac.replace(":", ""))
-        found.append(Wire(joined.tap, mac, joined.interface.mtu, _link(mac, joined.interface)))
-    return tuple(found)
+    return tuple(wire(tap.join(namespace, interface.name)) for interface in tap.interfaces(namespace))
+
+
+def wire(joined: Joined) -> Wire:
+    """A wire to an interface, as a machine is given it; the tap is the wire's."""
+    from mamushka.machine.maker import Wire
+
+    mac = bytes.fromhex(joined.interface.mac.replace(":", ""))
+    return Wire(joined.tap, mac, joined.interface.mtu, _link(mac, joined.interface))
 
 
 def _link(mac: bytes, interface: Interface) -> Callable[[bytes], bytes]:

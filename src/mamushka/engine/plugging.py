@@ -343,16 +343,31 @@ def connect(
         network = networks.make_way(network)
         placed = networks.place(network, replace(wish, interface=f"eth{number}"))
         _tell_names(networks, workload.id, [(network, placed)])
-    namespace = os.open(f"/proc/{workload.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
-            _connect(networks, route, filter, (network, placed), namespace, not _has_way_out(networks, rows))
+        _enter(networks, workload, (network, placed), default_route=not _has_way_out(networks, rows))
     except BaseException:
         _drop(networks, network, placed)
         raise
+    networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
+
+
+def _enter(
+    networks: Networks, workload: Workload, place: tuple[NetworkRow, EndpointRow], *, default_route: bool
+) -> None:
+    """Plug a link into a running workload, and a card into its machine."""
+    from mamushka.engine import machine_cards
+
+    namespace = machine_cards.namespace(workload)
+    try:
+        with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
+            _connect(networks, route, filter, place, namespace, default_route)
+            try:
+                machine_cards.plug(networks.paths, workload, namespace, place[1].interface)
+            except BaseException:
+                endpoint.disconnect(route, place[1].endpoint())
+                raise
     finally:
         os.close(namespace)
-    networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
 
 
 def _has_way_out(networks: Networks, rows: list[EndpointRow]) -> bool:
@@ -369,6 +384,9 @@ def disconnect(networks: Networks, network: NetworkRow, workload: Workload, forc
         raise NotFound(f"container {workload.id} is not connected to network {network.name}")
     row = row or _wish(workload, network, _attachment(network))
     if row.address:
+        from mamushka.engine import machine_cards
+
+        machine_cards.unplug(networks.paths, workload, row.mac)
         with open_route() as route:
             endpoint.disconnect(route, row.endpoint())
     _drop(networks, network, row, wanted=not named)

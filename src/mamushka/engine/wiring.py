@@ -7,7 +7,7 @@ import os
 from mamushka.engine import userns
 from mamushka.engine.settings import Port
 from mamushka.engine.workload import ACTIVE, Connection, load
-from mamushka.errors import Conflict, Invalid
+from mamushka.errors import Conflict, Invalid, Unsupported
 from mamushka.linux.process import initial
 from mamushka.values import EMPTY, replace, value
 
@@ -65,6 +65,11 @@ def join(engine: Engine, workload: Workload) -> Place:
         return Place(files=_write(workload, _added(workload) + _host_file("hosts"), _host_file("resolv.conf")))
     if kind.startswith("container:"):
         other = running(engine, kind.removeprefix("container:"))
+        if other.runtime != "container":
+            raise Unsupported(
+                f"cannot share the network of {other.name}: it is in its machine's own kernel",
+                hint="mamushka network create NAME, and --network NAME for both: they reach each other by name",
+            )
         return Place(path=f"/proc/{other.pid}/ns/net", files=_shared(engine, other))
     from mamushka.network.namespace import new_namespace
 

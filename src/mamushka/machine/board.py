@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # The I/O APIC's 24 pins, less those below virtio's first.
 DEVICES_MAX = 24 - layout.VIRTIO_GSI
+# Places that a kernel is told of for cards that are plugged in while it runs (cards.py).
+SPARE = 4
 
 
 def ram(size: int) -> Memory:
@@ -153,9 +155,9 @@ class Board:
     ) -> Entry:
         """Put a kernel and all that it must be told into memory; where the first virtual CPU begins.
 
-        It is told of ``places`` for virtio devices, where that is more than there are.
+        It is told of ``places`` for virtio devices, where that is more than there are and not more than there can be.
         """
-        count = max(places, len(self.transports))
+        count = max(min(places, DEVICES_MAX), len(self.transports))
         for number in range(len(self.transports), count):
             self.machine.executor.line(layout.VIRTIO_GSI + number)  # the pin is there for whoever looks
         addresses = tuple(

@@ -25,6 +25,7 @@ from mamushka.machine import files, inherited, names, past, state, statistics
 from mamushka.machine.agent import Agent, nodes, words
 from mamushka.machine.agent.settings import container_steps, process_settings
 from mamushka.machine.agent.words import HOST_PORT
+from mamushka.machine.cards import Cards
 from mamushka.machine.control import Stale
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.hold import Hold
@@ -97,6 +98,7 @@ class Computer:
         self._console = bytearray()
         self._small = _room(_SMALL_MAX)
         self._limits = inherited.limits()
+        self._cards = Cards(board, self._agent)
         self._worker = Worker("agent")
         self._debugging = Worker("gdb")
         self._copying = Worker("files")  # takes as long as it takes: one after the other, beside all else
@@ -275,6 +277,7 @@ class Computer:
         if self._debugged:
             raise Conflict("a debugger is attached to this machine", hint="let it detach first")
         past.check(self._board)
+        self._cards.check()
 
         def labels(frozen: bool) -> Mapping[str, str]:
             return self._program.labels(self._agent.channel.token, frozen=frozen)
@@ -305,6 +308,8 @@ class Computer:
             "update": self._update,
             "traffic": self._traffic,
             "accounts": self._accounts,
+            "plug": self._cards.plug,
+            "unplug": self._cards.unplug,
         }
         act = known.get(verb)
         if act is None:

@@ -85,7 +85,12 @@ def _window(disks: Disks) -> int:
 
 def bind(board: Board, name: str) -> bytes:
     """The step that has the guest look at a late device's place; its node is there when the step is done."""
-    return file(_BIND, _PLACE.format(list(board.transports).index(name)).encode(), 0o200)
+    return file(_BIND, place(board, name).encode(), 0o200)
+
+
+def place(board: Board, name: str) -> str:
+    """What the guest's kernel calls a device's place."""
+    return _PLACE.format(list(board.transports).index(name))
 
 
 def plug(board: Board, disks: Disks, open_disk: OpenDisk) -> tuple[list[bytes], list[bytes]]:

@@ -234,7 +234,7 @@ class Maker:
         interior = Interior(_own(bundle.config), inside, (shares.step(),), sources, links, filter, asked)
         computer = Computer(board, vsock, interior, saved=None if warm is None else warm.saved)
         if warm is None or shelf is None:
-            _come_up(computer, boot, board, wired, shelf, key)
+            _come_up(computer, boot, board, wired, shelf, key, len(board.transports))
         else:
             _go_on(computer, warm, shelf)
         return computer
@@ -317,12 +317,14 @@ class _Boot:
     command_line: bytes
 
     def load(self, board: Board, places: int = 0) -> Entry:
-        """Into memory; see ``Board.boot``."""
+        """Into memory; see ``Board.boot``. There are places for cards to come."""
         import mmap
+
+        from mamushka.machine.board import SPARE
 
         archive = mmap.mmap(self.first, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         archives = (memoryview(archive),)
-        return board.boot(self.kernel.image, command_line=self.command_line, initramfs=archives, places=places)
+        return board.boot(self.kernel.image, command_line=self.command_line, initramfs=archives, places=places + SPARE)
 
 
 def _share(
@@ -339,17 +341,17 @@ def _share(
 
 def _key(boot: _Boot, shape: Shape, wired: tuple[Wire, ...], fixed: tuple[str, ...] = ("vsock", "fs", "rng")) -> str:
     """Of the machines that are the same until they are told what they are for."""
+    from mamushka.machine.board import SPARE
     from mamushka.machine.warm import key_of, stamp
 
-    devices = (*fixed, *(f"net {wire.mtu}" for wire in wired))
+    devices = (*fixed, *(f"net {wire.mtu}" for wire in wired), f"spare {SPARE}")
     line = boot.command_line.decode(errors="replace")
     first = stamp(f"/proc/self/fd/{boot.first}")
     return key_of((stamp(boot.kernel.image), first, line, str(shape.cpus), str(shape.memory), *devices))
 
 
 def _come_up(
-    computer: Computer, boot: _Boot, board: Board, wired: tuple[Wire, ...], shelf: Shelf | None, key: str,
-    places: int = 0,
+    computer: Computer, boot: _Boot, board: Board, wired: tuple[Wire, ...], shelf: Shelf | None, key: str, places: int
 ) -> None:  # fmt: skip
     """From its kernel; and where others may go on from it, it is written down on the way. ``places``: Board.boot."""
     trace.event("machine.cold", kernel=boot.kernel.version)
@@ -407,6 +409,7 @@ def preload() -> None:
     import mamushka.machine.boot.command_line
     import mamushka.machine.boot.kernels
     import mamushka.machine.cage
+    import mamushka.machine.cards
     import mamushka.machine.computer
     import mamushka.machine.creation
     import mamushka.machine.devices.virtio.block

@@ -254,17 +254,21 @@ class MachineRuntime:
 
         return sample(self.ask(id, "figures"))
 
+    def plug(self, id: str, tap: int, mac: bytes, mtu: int, link: bytes) -> None:
+        """Plug a network card in whose other end is a tap, which stays the caller's to close, and tell the guest what
+        it is for (agent.settings.link). Conflict where the machine is paused or has no place left; NotRunning."""
+        self._ask(self._record(id), {"ask": "plug", "mac": mac.hex(), "mtu": mtu, "link": link.hex()}, (tap,))
+
+    def unplug(self, id: str, mac: bytes) -> None:
+        """Take the card with this address out, and close its tap. NotFound where there is none."""
+        self.ask(id, "unplug", mac=mac.hex())
+
     def debug(self, id: str, connection: int) -> None:
         """Let the debugger at the other end of a socket have the machine, which holds still when this returns.
 
         The descriptor stays the caller's. Conflict where another has it, or while it is paused.
         """
-        record = self._record(id)
-        try:
-            control.ask(f"{record.path}/{CONTROL}", {"ask": "gdb"}, (connection,))
-        except NotRunning:
-            record.read()  # NotFound for an unknown id
-            raise
+        self._ask(self._record(id), {"ask": "gdb"}, (connection,))
 
     def stats(self, id: str) -> Stats:
         """Resource use now: the monitor's, whose processor time and memory are the guest's and its own.
@@ -313,12 +317,12 @@ class MachineRuntime:
         """What this wall can do here. runtime-spec, features.md."""
         return self._maker.features()
 
-    def _ask(self, record: Record, question: Mapping[str, object]) -> Any:
+    def _ask(self, record: Record, question: Mapping[str, object], descriptors: tuple[int, ...] = ()) -> Any:
         # One whose links are put in between create and start is not made before that, and its monitor hears nobody.
         if record.status(frozen=False) == CREATED and own_network(record.read().config):
             raise Conflict("the machine is made when it is started", hint="start it first")
         try:
-            return control.ask(f"{record.path}/{CONTROL}", question)
+            return control.ask(f"{record.path}/{CONTROL}", question, descriptors)
         except NotRunning:
             record.read()  # NotFound for an unknown id
             raise

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.walls.conftest import CONTAINER, Wall
+from tests.integration.walls.conftest import CONTAINER, Wall, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.network, pytest.mark.lab, pytest.mark.slow]
 
@@ -56,6 +56,33 @@ def test_it_reaches_its_neighbour_and_has_an_address(wall: Wall, server: str) ->
     address = wall.show(server, '{{(index .NetworkSettings.Networks "walls-net").IPAddress}}')
     assert address.encode() in wall.exec(server, "ip", "addr").stdout
     assert b"eth0" in wall.exec(server, "ip", "route").stdout
+
+
+def test_it_enters_and_leaves_networks_while_it_runs(wall: Wall, server: str) -> None:
+    """Its neighbours answer while it is in their network, and its interface is gone afterwards; also of the first."""
+    box = wall.begin("--", "sleep", "100000", network="bridge")
+    assert wall("network", "create", "--subnet", "10.97.0.0/24", "walls-more").returncode == 0
+    address = wall.show(server, '{{(index .NetworkSettings.Networks "walls-net").IPAddress}}')
+    ask = ("sh", "-c", f"nc -w 3 {address} 80 </dev/null")
+    links = ("sh", "-c", "ls /sys/class/net")
+    assert wall.exec(box, *ask).stdout == b""
+    for _ in range(2):  # the second time in the place that was left
+        for network in ("walls-net", "walls-more"):
+            done = wall("network", "connect", network, box)
+            assert done.returncode == 0, done.stderr.decode()
+        eventually(lambda: wall.exec(box, *ask).stdout == b"served\n", "its neighbour answers")
+        assert b"10.97.0." in wall.exec(box, "ip", "addr", "show", "eth2").stdout
+        assert wall.exec(box, *links).stdout.split()[:3] == [b"eth0", b"eth1", b"eth2"]
+        for network in ("walls-net", "walls-more"):
+            done = wall("network", "disconnect", network, box)
+            assert done.returncode == 0, done.stderr.decode()
+        assert wall.exec(box, *links).stdout.split()[:1] == [b"eth0"]
+        assert b"eth1" not in wall.exec(box, *links).stdout
+        assert wall.exec(box, *ask).stdout == b""
+    assert wall("network", "disconnect", "bridge", box).returncode == 0
+    assert b"eth" not in wall.exec(box, *links).stdout
+    wall("rm", "-f", box)
+    assert wall("network", "rm", "walls-more").returncode == 0
 
 
 def test_no_network(wall: Wall) -> None:

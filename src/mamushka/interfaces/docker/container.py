@@ -160,7 +160,8 @@ def _network_settings(workload: Workload) -> dict[str, Any]:
         "SecondaryIPv6Addresses": None,
         "EndpointID": workload.id if connections else "",
         "SandboxID": workload.id if connections else "",
-        "SandboxKey": f"/proc/{workload.pid}/ns/net" if workload.pid else "",
+        # A machine's monitor has left the namespace, in which there is nothing for others to do.
+        "SandboxKey": f"/proc/{workload.pid}/ns/net" if workload.pid and workload.runtime == "container" else "",
         "Ports": _port_map(workload) if workload.status in LIVING else {},
         "Gateway": first.gateway if first else "",
         "GlobalIPv6Address": first.address6 if first else "",

@@ -87,7 +87,7 @@ class Transport:
 
     def __init__(self, device: Device, memory: Memory, line: Line, loop: Loop) -> None:
         self.device, self._memory, self._line, self._loop = device, memory, line, loop
-        self.offered = device.features | 1 << VERSION_1 | 1 << EVENT_IDX | 1 << INDIRECT_DESC
+        self.offered = _offered(device)
         self._fd = memfd("mamushka-registers", PAGE)
         self._hva = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self._fd, 0)
         self._page = view_of(self._hva, PAGE)
@@ -312,6 +312,26 @@ class Transport:
         self._window = Region(start, PAGE, fd=os.dup(self._fd), shared=True, writable=False, kind=DEVICE)
         executor.map(self._window)
 
+    def exchange(self, device: Device) -> None:
+        """Have another device of the same kind of queues here, which becomes ours; the one that was is closed.
+
+        Its driver should have let go of it: to one that has not, it is as if the device had been reset.
+        """
+        assert len(device.queues) == len(self.device.queues)
+
+        def swap() -> None:
+            self._reset()
+            before, self.device = self.device, device
+            before.close()
+            self.offered = _offered(device)
+            device.changed = self._changed
+            self._show_config()
+            with self._lock:
+                self._show_selected()
+            self._show(DEVICE_ID, device.device_id)
+
+        self._loop.call(swap)
+
     def doorbells(self) -> tuple[tuple[int, int, int, int], ...]:
         """(offset, size, value, eventfd) for ``Executor.doorbell``: these writes need not come as exits."""
         rings = tuple((QUEUE_NOTIFY, 4, index, bell) for index, bell in enumerate(self.bells))
@@ -382,3 +402,8 @@ class Transport:
         munmap(self._hva, PAGE)
         for fd in (self._fd, self._unheard, *self.bells):
             os.close(fd)
+
+
+def _offered(device: Device) -> int:
+    """A device's features with those of every device."""
+    return device.features | 1 << VERSION_1 | 1 << EVENT_IDX | 1 << INDIRECT_DESC
