@@ -361,13 +361,18 @@ def _enter(
     try:
         with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
             _connect(networks, route, filter, place, namespace, default_route)
-            try:
-                machine_cards.plug(networks.paths, workload, namespace, place[1].interface)
-            except BaseException:
-                endpoint.disconnect(route, place[1].endpoint())
-                raise
+        try:  # without the lock: a guest may take its time
+            machine_cards.plug(networks.paths, workload, namespace, place[1].interface)
+        except BaseException:
+            _unlink(place[1])
+            raise
     finally:
         os.close(namespace)
+
+
+def _unlink(row: EndpointRow) -> None:
+    with open_route() as route:
+        endpoint.disconnect(route, row.endpoint())
 
 
 def _has_way_out(networks: Networks, rows: list[EndpointRow]) -> bool:
@@ -387,8 +392,7 @@ def disconnect(networks: Networks, network: NetworkRow, workload: Workload, forc
         from mamushka.engine import machine_cards
 
         machine_cards.unplug(networks.paths, workload, row.mac)
-        with open_route() as route:
-            endpoint.disconnect(route, row.endpoint())
+        _unlink(row)
     _drop(networks, network, row, wanted=not named)
     networks.event("disconnect", network.id, container=workload.id, name=network.name, type=network.driver)
 
