@@ -23,6 +23,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Iterator
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
@@ -119,7 +120,7 @@ class Bundle:
                 return
         module = ModuleType(name)
         module.__spec__, module.__loader__ = spec, self  # type: ignore[assignment]
-        module.__package__ = name if spec.submodule_search_locations else parent
+        module.__package__ = spec.parent
         if spec.submodule_search_locations:
             module.__path__ = spec.submodule_search_locations
         sys.modules[name] = module
@@ -222,7 +223,7 @@ def _learn(bundle: Bundle) -> None:
         bundle.rewrite({name: compiled for name, compiled in found.items() if compiled is not None})
 
 
-def _compile(source: str, *, declares: bool) -> CodeType:
+def _compile(tree: ast.Module, source: str, *, declares: bool) -> CodeType:
     """A module without what only its readers and its type checker want: docstrings, and annotations of functions.
 
     Where functions declare by their annotations, these stay. Decorators that make a class anew (``_ANEW``) get what the
@@ -232,8 +233,6 @@ def _compile(source: str, *, declares: bool) -> CodeType:
 
     import ast
 
-    with open(source, "rb") as stream:
-        tree = ast.parse(stream.read(), source)
     # Compiled so that annotations are not evaluated, without the import that says so.
     tree.body = [part for part in tree.body if getattr(part, "module", "") != "__future__"]
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -252,14 +251,12 @@ def _compile(source: str, *, declares: bool) -> CodeType:
     return code
 
 
-def _begins(source: str, known: set[str]) -> tuple[str, ...]:
+def _begins(tree: ast.Module, known: set[str]) -> tuple[str, ...]:
     """Those of ``known`` that a module imports whatever happens, in order: not what it tries, or on a condition."""
     import ast
 
-    with open(source, "rb") as stream:
-        body = ast.parse(stream.read(), source).body
     found: dict[str, None] = {}
-    for node in body:
+    for node in tree.body:
         if isinstance(node, ast.Import):
             found.update(dict.fromkeys(alias.name for alias in node.names))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -288,20 +285,21 @@ def build() -> None:
     Under ``-X no_debug_ranges``, which leaves out where in a line a traceback's arrow would point, it is a
     sixth shorter.
     """
+    import ast
+
     everything: dict[str, Compiled] = {}
     sources = dict(_sources())
-    known = set(sources)
     for name, source in sources.items():
         now = os.stat(source)
-        ours = name.partition(".")[0] == _PACKAGE
         with open(source, "rb") as stream:
-            code = (
-                _compile(source, declares=name.startswith(f"{_PACKAGE}.linux"))
-                if ours
-                else compile(stream.read(), source, "exec", dont_inherit=True)
-            )
+            tree = ast.parse(stream.read(), source)
+        if name.partition(".")[0] == _PACKAGE:
+            first = _begins(tree, set(sources))
+            code = _compile(tree, source, declares=name.startswith(f"{_PACKAGE}.linux"))
+        else:
+            first, code = (), compile(tree, source, "exec", dont_inherit=True)
         entry = source, now.st_mtime_ns, now.st_size, os.path.basename(source) == "__init__.py"
-        everything[name] = entry, (_begins(source, known) if ours else (), code)
+        everything[name] = entry, (first, code)
     os.makedirs(os.path.dirname(_path()), exist_ok=True)
     Bundle(_path()).rewrite(everything)
 

@@ -2,6 +2,7 @@
 
 import __future__
 
+import ast
 import builtins
 import importlib
 import os
@@ -170,7 +171,7 @@ def test_only_what_is_imported_whatever_happens_is_begun_with(tmp_path: Path) ->
         "from a import b, other\nimport c\nif late:\n    import d\ntry:\n    import e\nexcept ImportError:\n    pass\n"
         "def f():\n    import g\n"
     )
-    assert startup._begins(str(source), set("abcdeg") | {"a.b"}) == ("a", "a.b", "c")
+    assert startup._begins(ast.parse(source.read_text()), set("abcdeg") | {"a.b"}) == ("a", "a.b", "c")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_class_that_is_made_anew_is_made_once(tmp_path: Path, decorator: str) 
         return real(function, label, *bases, **keywords)
 
     space: dict[str, Any] = {"__name__": __name__, "__builtins__": {**vars(builtins), "__build_class__": build}}
-    exec(startup._compile(str(source), declares=True), space)
+    exec(startup._compile(ast.parse(source.read_text()), str(source), declares=True), space)
     assert len(made) == 1 and "metaclass" in made[0]
     plain: dict[str, Any] = {"__name__": __name__}
     exec(compile(source.read_text(), str(source), "exec", flags=__future__.annotations.compiler_flag), plain)

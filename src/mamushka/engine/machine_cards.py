@@ -14,15 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mamushka.engine.paths import Paths
     from mamushka.engine.workload import Workload
-    from mamushka.machine.runtime import MachineRuntime
 
-MACHINE = "vm"
 _NETWORK = "net:["
 
 
 def namespace(workload: Workload) -> int:
     """A descriptor of the network namespace of a running workload, behind whichever wall."""
-    if workload.runtime != MACHINE:
+    if workload.runtime != "vm":
         return os.open(f"/proc/{workload.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     held = f"/proc/{workload.pid}/fd"
     for name in os.listdir(held):
@@ -39,15 +37,15 @@ def namespace(workload: Workload) -> int:
 
 def plug(paths: Paths, workload: Workload, namespace: int, interface: str) -> None:
     """Tie an interface of the workload's namespace to a card of its machine; for a container there is nothing to do."""
-    if workload.runtime != MACHINE:
+    if workload.runtime != "vm":
         return
-    from mamushka.engine.machines import wire
+    from mamushka.engine.machines import open_machines, wire
     from mamushka.network import tap
 
     joined = tap.join(namespace, interface)
     made = wire(joined)
     try:
-        _machines(paths).plug(workload.id, made.tap, made.mac, made.mtu, made.link(made.mac))
+        open_machines(paths.machines).plug(workload.id, made.tap, made.mac, made.mtu, made.link(made.mac))
     except BaseException:
         os.close(made.tap)
         joined.undo()
@@ -57,16 +55,13 @@ def plug(paths: Paths, workload: Workload, namespace: int, interface: str) -> No
 
 def unplug(paths: Paths, workload: Workload, mac: str) -> None:
     """Take the card of a network out, before its link goes; harmless where there is none, or no machine any more."""
+    if workload.runtime != "vm" or not workload.pid:
+        return
+    from mamushka.engine.machines import open_machines
+    from mamushka.network.address import hardware
     from mamushka.runtime import NotRunning
 
-    if workload.runtime == MACHINE and workload.pid:
-        try:
-            _machines(paths).unplug(workload.id, bytes.fromhex(mac.replace(":", "")))
-        except (NotFound, NotRunning):
-            pass
-
-
-def _machines(paths: Paths) -> MachineRuntime:
-    from mamushka.engine.machines import open_machines
-
-    return open_machines(paths.machines, cache=paths.made)
+    try:
+        open_machines(paths.machines).unplug(workload.id, hardware(mac))
+    except (NotFound, NotRunning):
+        pass

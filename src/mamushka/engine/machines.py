@@ -202,8 +202,9 @@ def wires(namespace: int) -> tuple[Wire, ...]:
 def wire(joined: Joined) -> Wire:
     """A wire to an interface, as a machine is given it; the tap is the wire's."""
     from mamushka.machine.maker import Wire
+    from mamushka.network.address import hardware
 
-    mac = bytes.fromhex(joined.interface.mac.replace(":", ""))
+    mac = hardware(joined.interface.mac)
     return Wire(joined.tap, mac, joined.interface.mtu, _link(mac, joined.interface))
 
 
@@ -214,6 +215,7 @@ def _link(mac: bytes, interface: Interface) -> Callable[[bytes], bytes]:
 
 def _told(known: bytes, mac: bytes, interface: Interface) -> bytes:
     from mamushka.machine.agent.settings import link
+    from mamushka.network.address import hardware
 
     routes = [(_packed(path.destination), path.prefix, _packed(path.gateway)) for path in interface.paths]
     return link(
@@ -223,7 +225,7 @@ def _told(known: bytes, mac: bytes, interface: Interface) -> bytes:
         mtu=interface.mtu,
         addresses=[(_packed(item.address), item.prefix) for item in interface.addresses],
         routes=routes,
-        neighbours=[(_packed(item.address), bytes.fromhex(item.mac.replace(":", ""))) for item in interface.neighbours],
+        neighbours=[(_packed(item.address), hardware(item.mac)) for item in interface.neighbours],
     )
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from mamushka.machine.agent import Agent
     from mamushka.machine.board import Board
-    from mamushka.machine.devices.virtio.mmio import Transport
 
+_LATER = "card"  # begins the names of places that were taken while it ran
 _UNBIND = "/sys/bus/platform/drivers/virtio-mmio/unbind"
 
 
@@ -35,7 +35,6 @@ class Cards:
 
     def __init__(self, board: Board, agent: Agent) -> None:
         self._board, self._agent = board, agent
-        self._more: list[str] = []  # names of those that came later, or are vacant by now
         self.changed = False
 
     def plug(self, question: dict[str, Any]) -> str:
@@ -86,7 +85,8 @@ class Cards:
         from mamushka.machine.devices.virtio.net import Net  # there with the first card: maker.py
 
         vacant = next((name for name, found in self._board.transports.items() if not found.device.device_id), "")
-        if not vacant and len(self._more) >= SPARE:
+        later = sum(name.startswith(_LATER) for name in self._board.transports)
+        if not vacant and later >= SPARE:
             raise Conflict(
                 "the machine has no place for another card: its kernel learns of more only when it boots",
                 hint="stop it, connect it, and start it again",
@@ -95,21 +95,17 @@ class Cards:
         descriptors.clear()
         self.changed = True
         if vacant:
-            self._transport(vacant).exchange(card)
+            self._board.transports[vacant].exchange(card)
             return vacant
-        name = f"card{len(self._more)}"
+        name = f"{_LATER}{later}"
         self._board.add(name, card)
-        self._more.append(name)
         return name
 
     def _vacate(self, name: str) -> None:
         from mamushka.machine.devices.virtio.net import Vacant
 
         self.changed = True
-        self._transport(name).exchange(Vacant())
-
-    def _transport(self, name: str) -> Transport:
-        return self._board.transports[name]
+        self._board.transports[name].exchange(Vacant())
 
     def _find(self, mac: bytes) -> str:
         """The name of the card with this address, or nothing."""

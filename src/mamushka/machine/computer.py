@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections import deque
+from stat import S_ISCHR
 
 from mamushka import trace
 from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
@@ -30,6 +31,7 @@ from mamushka.machine.control import Stale
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.hold import Hold
 from mamushka.machine.inside import MAIN, Streams
+from mamushka.machine.loop import Call
 from mamushka.machine.machine import CONTROL, DEBUGGER, FAULT, STUCK
 from mamushka.machine.streams import VsockStream
 from mamushka.runtime import Exit
@@ -57,8 +59,6 @@ _CALLING_AGAIN = 30.0
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
-# stat(2), without the module: the type of a character device, and /dev/null's number (1, 3).
-_TYPE, _CHARACTERS, _NULL = 0o170000, 0o020000, 0x103
 # Of a small file of the container's: two of them, escaped, are an answer to a caller (control.PACKET_MAX).
 _SMALL_MAX = 24 << 10
 
@@ -430,23 +430,9 @@ class Worker:
 
     def start(self, confine: Callable[[], None]) -> None:
         """Make the thread; it is confined when this returns. Raises what ``confine`` raised there."""
-        said: list[BaseException | None] = []
-        there = threading.Semaphore(0)
-
-        def run() -> None:
-            try:
-                confine()
-                said.append(None)
-            except BaseException as error:
-                said.append(error)
-            there.release()
-            if said[0] is None:
-                self._run()
-
-        threading.Thread(target=run, name=self._name, daemon=True).start()
-        there.acquire()
-        if said[0] is not None:
-            raise said[0]
+        begin = Call(confine)
+        threading.Thread(target=self._run, args=(begin,), name=self._name, daemon=True).start()
+        begin.result()
 
     def do(
         self,
@@ -468,7 +454,9 @@ class Worker:
         self._work.append(perform)
         self._some.release()
 
-    def _run(self) -> None:
+    def _run(self, begin: Call) -> None:
+        if not begin.perform():
+            return  # whoever started it hears why
         while True:
             self._some.acquire()
             self._work.popleft()()
@@ -497,7 +485,7 @@ def _stdio(streams: Streams) -> tuple[int, int, int]:
 
 def _is_null(fd: int) -> bool:
     found = os.fstat(fd)
-    return found.st_mode & _TYPE == _CHARACTERS and found.st_rdev == _NULL
+    return S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
 
 
 def _close(streams: Streams) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
-class _Call:
-    """A function that another thread wants to be performed here."""
+class Call:
+    """A function that one thread wants to be performed in another, and waits for."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
@@ -35,7 +35,7 @@ class _Call:
         self._error: BaseException | None = None
 
     def perform(self) -> bool:
-        """Called by the loop; False where it raised."""
+        """Called by the other thread; False where it raised."""
         try:
             self._result = self._function()
         except BaseException as error:
@@ -61,7 +61,7 @@ class Loop:
         self._companions: list[Loop] = []
         self._ready: dict[int, Callable[[int], None]] = {}
         self._lock = threading.Lock()  # guards the next two: no call is left behind by the end
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._ended = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, READ)
@@ -82,7 +82,7 @@ class Loop:
             for loop in self._companions:
                 loop.start()
 
-        call = _Call(begin)
+        call = Call(begin)
         self._thread = threading.Thread(target=self._run, args=(call,), name=self.name, daemon=True)
         self._thread.start()
         call.result()
@@ -107,7 +107,7 @@ class Loop:
         """
         if self._thread is None or threading.current_thread() is self._thread:
             return function()
-        call = _Call(function)
+        call = Call(function)
         with self._lock:
             ended = self._ended
             if not ended:
@@ -166,7 +166,7 @@ class Loop:
             elif ready is not None and self._ready.get(fd) is ready:
                 ready(events)
 
-    def _run(self, begin: _Call) -> None:
+    def _run(self, begin: Call) -> None:
         try:
             if not begin.perform():
                 return  # whoever started it hears why

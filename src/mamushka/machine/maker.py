@@ -316,7 +316,7 @@ class _Boot:
     first: int  # the descriptor of the first file system
     command_line: bytes
 
-    def load(self, board: Board, places: int = 0) -> Entry:
+    def load(self, board: Board, places: int) -> Entry:
         """Into memory; see ``Board.boot``. There are places for cards to come."""
         import mmap
 

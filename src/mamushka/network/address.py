@@ -32,6 +32,11 @@ class Subnet:
         return f"{unpack(self.base, self.bits)}/{self.prefix}"
 
 
+def hardware(text: str) -> bytes:
+    """A card's address, as ours are written: six bytes in hexadecimal with colons between them."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
 def pack(address: str) -> bytes:
     """Four or sixteen bytes. Invalid where it is not an address."""
     try:

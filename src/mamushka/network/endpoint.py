@@ -26,7 +26,7 @@ from mamushka.linux.rtnetlink import (
     open_route,
     remove_link,
 )
-from mamushka.network.address import pack, parse_subnet
+from mamushka.network.address import hardware, pack, parse_subnet
 from mamushka.network.namespace import Entered, write_sysctl
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ def connect(
     default_route: bool = True,
 ) -> None:
     """Plug the namespace into the bridge; ``default_route`` for the first network only."""
-    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    mac = hardware(endpoint.mac)
     outer = outer_name(endpoint)
     pair = new_veth(
         outer,

@@ -87,7 +87,6 @@ class Transport:
 
     def __init__(self, device: Device, memory: Memory, line: Line, loop: Loop) -> None:
         self.device, self._memory, self._line, self._loop = device, memory, line, loop
-        self.offered = _offered(device)
         self._fd = memfd("mamushka-registers", PAGE)
         self._hva = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self._fd, 0)
         self._page = view_of(self._hva, PAGE)
@@ -101,7 +100,6 @@ class Transport:
         for offset, value in (
             (MAGIC, 0x74726976),
             (VERSION, 2),
-            (DEVICE_ID, device.device_id),
             (VENDOR_ID, VENDOR),
             (SHM_LEN, 0xFFFFFFFF),  # 4.2.2: no shared memory has the length -1
             (SHM_LEN + 4, 0xFFFFFFFF),
@@ -109,9 +107,16 @@ class Transport:
             (SHM_BASE + 4, 0xFFFFFFFF),
         ):
             self._show(offset, value)
+        self._present()
+
+    def _present(self) -> None:
+        """Show the device that stands here."""
+        self.offered = self.device.features | 1 << VERSION_1 | 1 << EVENT_IDX | 1 << INDIRECT_DESC
         self._show_config()
-        self._show_selected()
-        device.changed = self._changed
+        with self._lock:
+            self._show_selected()
+        self.device.changed = self._changed
+        self.reveal()
 
     def _clear(self) -> None:
         """What a reset makes of the registers."""
@@ -323,12 +328,7 @@ class Transport:
             self._reset()
             before, self.device = self.device, device
             before.close()
-            self.offered = _offered(device)
-            device.changed = self._changed
-            self._show_config()
-            with self._lock:
-                self._show_selected()
-            self._show(DEVICE_ID, device.device_id)
+            self._present()
 
         self._loop.call(swap)
 
@@ -402,8 +402,3 @@ class Transport:
         munmap(self._hva, PAGE)
         for fd in (self._fd, self._unheard, *self.bells):
             os.close(fd)
-
-
-def _offered(device: Device) -> int:
-    """A device's features with those of every device."""
-    return device.features | 1 << VERSION_1 | 1 << EVENT_IDX | 1 << INDIRECT_DESC
