@@ -131,12 +131,21 @@ def _allocate(networks: Networks, workload: Workload) -> Places:
         before = kept.pop(network.id, None)
         if before is None or before.wanted:
             wishes.append((network, _wish(workload, network, attachment)))
-    wishes += [(networks.find(row.network), replace(row, name=workload.name)) for row in kept.values() if row.wanted]
+    # Each time another id, as a wish has: the link of the last time may still be there, it goes with its namespace.
+    wishes += [
+        (networks.find(row.network), replace(row, id=_new_id(), name=workload.name))
+        for row in kept.values()
+        if row.wanted
+    ]
     ready = [(networks.make_way(network), row) for network, row in wishes]
     return [
         (network, networks.place(network, replace(row, interface=f"eth{number}")))
         for number, (network, row) in enumerate(ready)
     ]
+
+
+def _new_id() -> str:
+    return os.urandom(8).hex()
 
 
 def _name(network: str) -> str:
@@ -155,7 +164,7 @@ def _wish(workload: Workload, network: NetworkRow, attachment: Attachment) -> En
     return EndpointRow(
         workload=workload.id,
         network=network.id,
-        id=os.urandom(8).hex(),
+        id=_new_id(),
         wanted=1,
         requested=attachment.address,
         requested6=attachment.address6,

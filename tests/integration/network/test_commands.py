@@ -75,6 +75,19 @@ def test_a_published_port_lives_as_long_as_its_workload(mamushka: Command, web: 
     until(lambda: not ours(roots[0]))
 
 
+def test_who_was_connected_while_it_ran_is_so_after_a_restart(mamushka: Command) -> None:
+    """Twice: what is left of the last time's link goes with its namespace, some time later."""
+    assert mamushka("network", "create", "more").returncode == 0
+    assert mamushka("run", "-d", "--name", "box", "host", "sleep", "600").returncode == 0
+    assert mamushka("network", "connect", "more", "box").returncode == 0
+    for _ in range(2):
+        again = mamushka("restart", "-t", "0", "box")
+        assert again.returncode == 0, again.stderr
+        assert {b"eth0", b"eth1"} <= set(mamushka("exec", "box", "ls", "/sys/class/net").stdout.split())
+    assert mamushka("rm", "-f", "box").returncode == 0
+    assert mamushka("network", "rm", "more").returncode == 0
+
+
 def test_names_and_aliases_are_known_to_neighbours(mamushka: Command) -> None:
     peers.need("busybox")
     assert mamushka("network", "create", "app").returncode == 0

@@ -81,6 +81,11 @@ def test_it_enters_and_leaves_networks_while_it_runs(wall: Wall, server: str) ->
         assert wall.exec(box, *ask).stdout == b""
     assert wall("network", "disconnect", "bridge", box).returncode == 0
     assert b"eth" not in wall.exec(box, *links).stdout
+    for network in ("bridge", "walls-net"):
+        assert wall("network", "connect", network, box).returncode == 0
+    again = wall("restart", "-t", "0", box)
+    assert again.returncode == 0, again.stderr.decode()
+    eventually(lambda: wall.exec(box, *ask).stdout == b"served\n", "its neighbour answers after a restart")
     wall("rm", "-f", box)
     assert wall("network", "rm", "walls-more").returncode == 0
 
