@@ -16,7 +16,7 @@ from tests.lab.kernel import default_cache, kernel
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _MEMORY = "3G"
-_DISK = 4 << 30  # sparse
+_DISK = 32 << 30  # sparse; the long tests keep more than 4 GiB between them
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 # Without no_timer_check the kernel counts ticks against its own loop, and panics on a host that is busy.
 _KERNEL = "console=ttyS0 loglevel=2 panic=-1 no_timer_check lsm=landlock,yama,apparmor,bpf"
