@@ -65,12 +65,17 @@ class World:
         if self.ring.wants_kick(before):
             self.guest.kick(RX)
 
+    def take(self) -> int:
+        """Take the buffers that were used since; how many."""
+        used = self.ring.collect()
+        self.parts += [bytes(self.guest.memory.read(self.places.pop(head), written)) for head, written in used]
+        return len(used)
+
     def received(self) -> bytes:
         """The next frame for us with its header; what else the host says for itself is passed over."""
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            for head, written in self.ring.collect():
-                self.parts.append(bytes(self.guest.memory.read(self.places.pop(head), written)))
+            self.take()
             while self.parts and (count := self.count()) <= len(self.parts):
                 frame, self.parts = b"".join(self.parts[:count]), self.parts[count:]
                 if frame[HEADER : HEADER + 6] == MAC:
@@ -180,9 +185,10 @@ def test_goes_on_after_a_reset_and_after_being_saved(world: World) -> None:
     world.raw.send(MAC + world.mac + b"\x88\xb5" + b"before".ljust(50, b"."))
     assert b"before" in world.received()
     world.guest.transport.save()
+    world.take()  # what the host said for itself until then
     world.raw.send(MAC + world.mac + b"\x88\xb5" + b"while".ljust(50, b"."))
     time.sleep(0.05)
-    assert not world.ring.collect(), "memory was written to after the machine was saved"
+    assert not world.take(), "memory was written to after the machine was saved"
     world.guest.transport.resume()
     assert b"while" in world.received()
     world.guest.write(mmio.STATUS, 0)
@@ -197,14 +203,14 @@ def test_the_interrupt_comes_without_this_process(carried_by: str) -> None:
     """With vhost the line's own eventfd is written to; else the line is fired here."""
     world = World(carried_by)
     try:
+        assert world.guest.line.fired == 0  # nothing is offered yet; then the host may say something for itself, too
         world.offer(4)
-        fired = world.guest.line.fired
         world.raw.send(MAC + world.mac + b"\x88\xb5" + bytes(50))
         world.received()
         if carried_by == "vhost-net":
             assert select.select([world.guest.line.fd], [], [], 5)[0]
-            assert world.guest.line.fired == fired
+            assert world.guest.line.fired == 0
         else:
-            assert world.guest.line.fired > fired
+            assert world.guest.line.wait()  # it is fired when the frame is there already
     finally:
         world.close()
