@@ -43,6 +43,8 @@ _SILENCE = 420.0
 _SILENT = 75
 # What ``pytest -v`` says of a test.
 _TOLD = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
+# The line by which pytest says that it has come to its end.
+_CLOSED = re.compile(r"^=+ .+ in [\d.]+s.* =+$", re.MULTILINE)
 # Failed runs whose artefacts are kept; the older go.
 _RUNS_MAX = 5
 
@@ -99,18 +101,19 @@ def pytest(mark: str, files: list[str]) -> list[str]:
 
 
 class Attempt(NamedTuple):
-    """What became of one machine: its command's status, and tests by what pytest said of them."""
+    """What became of one machine: its command's status, tests by what pytest said of them, and whether of all."""
 
     status: int
     failed: list[str]
     finished: list[str]
+    whole: bool
 
 
 def _machines(*, long: bool) -> int:
     """The tests of virtual machines, in as many machines of the lab as it takes, up to a few.
 
     A kernel that boots under two emulators, beside others, may take longer than anybody waits, and an emulator may lose
-    its clock, so that all stands still. Who has not finished goes on in a fresh machine; who has failed is
+    its clock, so that all stands still, or end. Who has not finished goes on in a fresh machine; who has failed is
     tried once more there, and is named. Who fails twice fails.
     """
     rest = [path for path in files("lab") if path.startswith(MACHINES) and (long or not path.endswith(LONG))]
@@ -120,13 +123,12 @@ def _machines(*, long: bool) -> int:
         twice = [name for name in attempt.failed if name in again]
         if twice or len(attempt.failed) > _AGAIN_MAX:
             return attempt.status
-        silent = attempt.status == _SILENT
-        if not silent and not attempt.failed:
+        if attempt.whole and not attempt.failed:
             return attempt.status
         waiting = [name for name in again if name not in attempt.finished]
         begun = attempt.finished[-1].partition("::")[0] if attempt.finished else ""
         # From the file on in which it stood still: some of its tests run twice.
-        rest = [path for path in rest if path >= begun or begun not in rest] if silent else []
+        rest = [] if attempt.whole else [path for path in rest if path >= begun or begun not in rest]
         again = [*attempt.failed, *waiting]
         print("lab: once more, or still to do:\n" + "\n".join(f"  {name}" for name in [*again, *rest]), flush=True)
     return 1
@@ -143,8 +145,7 @@ def _attempt(command: str, *, as_unit: bool = False, silence: float = float("inf
     os.makedirs(artefacts)
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
     status = 1
-    failed: list[str] = []
-    finished: list[str] = []
+    said = ""
     try:
         status = machine.run(
             command, directory=HERE, environment=environment, timeout=TIMEOUT, artefacts=artefacts, as_unit=as_unit,
@@ -156,15 +157,20 @@ def _attempt(command: str, *, as_unit: bool = False, silence: float = float("inf
     except RuntimeError as error:
         print(f"lab: {error}", file=sys.stderr)
     finally:
-        told = _TOLD.findall(_text(f"{artefacts}/console.log"))
-        finished = [name for name, _ in told]
-        failed = list(dict.fromkeys(name for name, word in told if word in ("FAILED", "ERROR")))
+        said = _text(f"{artefacts}/console.log")
         if status == 0:
             shutil.rmtree(artefacts)
     if status:
         _prune(runs)
         print(f"lab: failed ({status}); the console and what failed tests left:\n" + _listing(artefacts), flush=True)
-    return Attempt(status, failed, finished)
+    return outcome(status, said)
+
+
+def outcome(status: int, said: str) -> Attempt:
+    """What pytest told on a console, by the end of it."""
+    told = _TOLD.findall(said)
+    failed = dict.fromkeys(name for name, word in told if word in ("FAILED", "ERROR"))
+    return Attempt(status, list(failed), [name for name, _ in told], bool(_CLOSED.search(said)))
 
 
 def _listing(artefacts: str) -> str:
