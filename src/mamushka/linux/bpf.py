@@ -6,6 +6,7 @@ include/uapi/linux/bpf.h.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal itself would bring enum into every start
 import errno
 import os
 import sys
@@ -158,6 +159,15 @@ def load_device_program(code: bytes) -> int:
         insns=address_of(text),
         license=address_of(terms),
     )
+    # The verifier gives up when a signal is pending, EAGAIN. One that is blocked is not: no loop, and no luck.
+    blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+    try:
+        return _load(attr)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+
+
+def _load(attr: bpf_attr_prog_load) -> int:
     try:
         return bpf(BPF_PROG_LOAD, attr, sizeof(attr))
     except PermissionError:
