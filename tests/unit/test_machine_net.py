@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mamushka.errors import Invalid
@@ -277,6 +277,7 @@ def test_the_cable_and_the_announcement(card: Card) -> None:
 
 
 @given(st.binary(max_size=80))
+@example(bytes([control.ANNOUNCE, 0, 0, 0, 0]))  # has nothing that belongs to it
 def test_any_command_is_parsed_or_refused(command: bytes) -> None:
     asked = control.parse(command)
     if isinstance(asked, control.Offloads):

@@ -40,7 +40,7 @@ def parse(command: bytes) -> Announced | Offloads | Accepted | None:
         return Accepted()
     if kind == VLAN and number < 2 and len(rest) == 2:
         return Accepted()
-    if kind == ANNOUNCE and number == ANNOUNCE_ACK:
+    if kind == ANNOUNCE and number == ANNOUNCE_ACK and not rest:
         return Announced()
     if kind == GUEST_OFFLOADS and number == OFFLOADS_SET and len(rest) == 8:
         return Offloads(int.from_bytes(rest, "little"))
