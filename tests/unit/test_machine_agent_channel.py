@@ -77,6 +77,21 @@ def test_the_first_greeting_is_answered_with_a_secret():
     assert len(host.channel.token) == 16
 
 
+def test_who_waits_for_a_silent_guest_hears_what_it_does_and_what_comes_meanwhile_counts():
+    host = Host()
+    wire = host.call(HELLO)
+    host.channel.look = lambda: "it sleeps"
+    with pytest.raises(Unavailable, match=r"did not answer in 0 s: wake up; it sleeps$"):
+        host.channel.request(words.RENEW, what="wake up").result(0)
+
+    def late() -> str:
+        wire.say(protocol.frame(words.REPLY, 3))
+        return "it does nothing"
+
+    host.channel.look = late
+    assert host.channel.request(words.RENEW, what="wake up").result(0)
+
+
 def test_a_second_greeting_needs_the_secret():
     host = Host()
     first = host.call(HELLO)

@@ -92,6 +92,7 @@ class Computer:
         self.ended_fd = self._machine.ended_fd
         token = past.token(saved.labels) if saved is not None else b""
         self._agent = Agent(self._machine.loop, self._lied, token)
+        self._agent.channel.look = lambda: statistics.glance(self._machine)
         self._past = past.Past.of(saved.labels) if saved is not None else None
         self._program = past.Program(board, interior, self._past)
         self._hold, self._go = Hold(board, self._agent, interior.disks), threading.Event()

@@ -98,6 +98,15 @@ def take(machine: Machine, *, memory: bool = True, process: str = "self", mappin
     return Sample(now, machine.executor.counts(), user, use)
 
 
+def glance(machine: Machine, seconds: float = 1.0) -> str:
+    """What its virtual CPUs do for so long, in words: whether a guest that is silent works, waits, or does neither."""
+    before = take(machine, memory=False)
+    time.sleep(seconds)
+    now = rates(before, take(machine, memory=False))
+    said = ", ".join(f"{name} {rate:.0f}" for name, rate in now.by_class.items() if rate >= 1)
+    return f"it is {machine.state} and left {now.exits:.0f} times a second{f' ({said})' if said else ''}"
+
+
 def document(sample: Sample) -> dict[str, object]:
     """A sample as a document."""
     use = sample.memory

@@ -6,7 +6,7 @@ import threading
 import time
 
 from mamushka.machine.executors.kvm.probe import probe
-from mamushka.machine.statistics import rates, take
+from mamushka.machine.statistics import glance, rates, take
 from tests.integration.machine.guests import assemble, machine, needs_kvm, protected
 
 pytestmark = needs_kvm
@@ -47,6 +47,20 @@ def test_exits_are_counted_by_the_kernel_and_by_us() -> None:
             assert round(figures.emulated * figures.seconds) >= WRITES
         assert PAGES * 4096 <= figures.memory.guest_private - before.memory.guest_private <= (PAGES + 8) * 4096
         assert 1 << 20 < figures.memory.monitor_pss < 1 << 30
+
+
+def test_a_glance_tells_a_guest_that_works_from_one_that_sleeps_and_one_that_holds_still() -> None:
+    with machine(assemble("mov dx, 0x600\nagain: out dx, al\n jmp again"), interrupts=False) as made:
+        made.start(protected())
+        busy = glance(made, 0.2)
+        assert busy.startswith("it is running and left ") and int(busy.split()[5]) > 100
+        made.pause()
+        assert glance(made, 0.05) == "it is paused and left 0 times a second"
+    with machine(assemble("again: hlt\n jmp again")) as made:
+        made.executor.counts()  # as a monitor does: later a virtual CPU that sleeps would keep it waiting
+        made.start(protected())
+        time.sleep(0.05)
+        assert int(glance(made, 0.2).split()[5]) < 100
 
 
 def test_a_guest_that_sleeps_keeps_nobody_waiting() -> None:

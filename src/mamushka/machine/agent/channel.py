@@ -81,10 +81,10 @@ _PENDING_MAX = 16 << 20
 
 
 class Request:
-    """A question on its way; ``result`` waits for the answer."""
+    """A question on its way; ``result`` waits for the answer, and has ``look`` say what a silent guest does."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, look: Callable[[], str] | None = None) -> None:
+        self.what, self._look = what, look
         self._done = threading.Event()
         self._answer: Answer | Failure | None = None
         self._error: BaseException | None = None
@@ -98,8 +98,10 @@ class Request:
     def result(self, timeout: float | None = None) -> Answer | Failure:
         """The answer; Unavailable when none comes in so many seconds, or none can come any more."""
         if not self._done.wait(timeout):
-            raise Unavailable(f"the guest's agent did not answer in {timeout:g} s: {self.what}",
-                              hint="the guest is overloaded or hangs; mamushka kill ends it")  # fmt: skip
+            seen = f"; {self._look()}" if self._look is not None else ""
+            if not self._done.is_set():
+                raise Unavailable(f"the guest's agent did not answer in {timeout:g} s: {self.what}{seen}",
+                                  hint="the guest is overloaded or hangs; mamushka kill ends it")  # fmt: skip
         if self._error is not None:
             raise self._error
         assert self._answer is not None
@@ -124,6 +126,7 @@ class Channel:
         self._loop, self._told, self.broken = loop, told, broken
         self.token = token or os.urandom(words.TOKEN_SIZE)
         self._known = bool(token)
+        self.look: Callable[[], str] | None = None  # says what the guest does, when it does not answer
         self.cgroups = ""  # where an agent that is no machine's first process finds cgroup2; for tests
         self._control: Connection | None = None
         self._unknown = 0
@@ -150,7 +153,7 @@ class Channel:
 
     def request(self, kind: int, *fields: bytes, what: str = "") -> Request:
         """Ask; from any thread."""
-        request = Request(what)
+        request = Request(what, self.look)
         self._loop.call(lambda: self._send(kind, fields, request))
         return request
 
