@@ -213,7 +213,7 @@ def _config(
     place: Place,
     size: tuple[int, int] | None,
 ) -> Config:
-    joined = wiring.joined(engine, workload.settings)
+    joined = wiring.joined(engine, workload)
     volumes = _volumes(engine, workload, root)
     programs = tuple(host.mounts()) if workload.image_id == host.ID else ()
     sources = Sources(files=place.files, volumes=volumes, joined=joined, further=programs)

@@ -65,11 +65,8 @@ def join(engine: Engine, workload: Workload) -> Place:
         return Place(files=_write(workload, _added(workload) + _host_file("hosts"), _host_file("resolv.conf")))
     if kind.startswith("container:"):
         other = running(engine, kind.removeprefix("container:"))
-        if other.runtime != "container":
-            raise Unsupported(
-                f"cannot share the network of {other.name}: it is in its machine's own kernel",
-                hint="mamushka network create NAME, and --network NAME for both: they reach each other by name",
-            )
+        hint = "mamushka network create NAME, and --network NAME for both: they reach each other by name"
+        _check_sharing(workload, other, "network", hint)
         return Place(path=f"/proc/{other.pid}/ns/net", files=_shared(engine, other))
     from mamushka.network.namespace import new_namespace
 
@@ -237,15 +234,25 @@ def running(engine: Engine, identifier: str) -> Workload:
     return engine.alive(load(row))
 
 
-def joined(engine: Engine, settings: Settings) -> dict[str, str]:
+def joined(engine: Engine, workload: Workload) -> dict[str, str]:
     """Paths of the namespaces that are another workload's."""
-    asked = settings.namespaces
+    asked = workload.settings.namespaces
     found: dict[str, str] = {}
     for kind, choice in (("pid", asked.pid), ("uts", asked.uts), ("cgroup", asked.cgroup)):
         if choice.startswith("container:"):
-            pid = running(engine, choice.removeprefix("container:")).pid
-            found[kind] = f"/proc/{pid}/ns/{kind}"
+            other = running(engine, choice.removeprefix("container:"))
+            _check_sharing(workload, other, f"{kind} namespace", "choose --runtime container for both")
+            found[kind] = f"/proc/{other.pid}/ns/{kind}"
     return found
+
+
+def _check_sharing(workload: Workload, other: Workload, what: str, hint: str) -> None:
+    """Unsupported where either has a kernel of its own: the host's process of a machine is its monitor, and a machine
+    that joins a network takes the frames of the interface, so that a neighbour in it hears nothing any more."""
+    if other.runtime != "container":
+        raise Unsupported(f"cannot share the {what} of {other.name}: it is in its machine's own kernel", hint=hint)
+    if workload.runtime != "container":
+        raise Unsupported(f"a machine cannot share the {what} of {other.name}: it has a kernel of its own", hint=hint)
 
 
 def _host_file(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mamushka.container.runtime import ContainerRuntime
-from mamushka.engine import exec, gc, starting
+from mamushka.engine import exec, gc, starting, wiring
 from mamushka.engine.engine import Engine
 from mamushka.engine.settings import Attachment, Limits, Mount, Namespaces, Restart, Security, Settings
 from mamushka.errors import Conflict, Invalid, NotFound, Unsupported
@@ -342,6 +342,30 @@ def test_shared_namespaces(engine: Engine, sleeper: str) -> None:
     id = engine.create(settings("true", namespaces=joined))
     with pytest.raises(Conflict, match="non running"):
         engine.start(id)
+
+
+@pytest.mark.parametrize("shared", ["network", "pid", "uts", "cgroup"])
+@pytest.mark.parametrize("machine", ["joins", "is joined"])
+def test_nothing_is_shared_between_kernels(
+    engine: Engine, sleeper: str, monkeypatch: pytest.MonkeyPatch, shared: str, machine: str
+) -> None:
+    """A machine's process on the host is its monitor; and one that joins an interface takes its frames."""
+    choice, wish = f"container:{sleeper}", settings("true")
+    if shared == "network":
+        wish = replace(wish, networks=(Attachment(choice),))
+    else:
+        wish = replace(wish, namespaces=Namespaces(**{shared: choice}))
+    id = engine.create(wish)
+    workload, running = engine.inspect(id), wiring.running
+    if machine == "joins":
+        workload = replace(workload, runtime="vm")
+    else:
+        monkeypatch.setattr(wiring, "running", lambda *words: replace(running(*words), runtime="vm"))
+    enter = wiring.join if shared == "network" else wiring.joined
+    with pytest.raises(Unsupported, match="kernel") as refused:
+        enter(engine, workload)
+    assert refused.value.hint
+    engine.remove(id)
 
 
 def test_the_host_image_shows_programs_and_nothing_of_users(engine: Engine) -> None:
