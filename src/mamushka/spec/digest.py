@@ -10,6 +10,7 @@ from mamushka.errors import Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from hashlib import _Hash
 
 # Hex digits of each algorithm.
@@ -84,8 +85,25 @@ def parse(text: object, what: str = "digest") -> Digest:
     return Digest(text)
 
 
+# The interpreter's own hash is slower by the byte, and there at once: OpenSSL takes milliseconds to be loaded.
+_SHORT = 1 << 16
+
+
 def sha256(content: bytes | memoryview) -> Digest:
     """The canonical digest of some bytes."""
+    return Digest("sha256:" + _sha256(len(content))(content).hexdigest())
+
+
+def _sha256(size: int) -> Callable[[bytes | memoryview], _Hash]:
+    import sys
+
+    if size <= _SHORT and "_hashlib" not in sys.modules:
+        for name in ("_sha2", "_sha256"):  # Python 3.12 and before
+            try:
+                found: Callable[[bytes | memoryview], _Hash] = __import__(name).sha256
+            except ImportError:
+                continue
+            return found
     import hashlib
 
-    return Digest("sha256:" + hashlib.sha256(content).hexdigest())
+    return hashlib.sha256
