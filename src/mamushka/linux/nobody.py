@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import os
 
+from mamushka.linux.process import PR_SET_PDEATHSIG, prctl
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_SIGKILL = 9
 
 
 def made(kind: str, make: Callable[[], None], known: Callable[[int], None] | None = None) -> int:
     """The namespace of this kind ("user", "net", …) that ``make`` leaves a child in; close-on-exec, the caller's.
 
     ``known(pid)`` may act on the child meanwhile. OSError where ``make`` fails. The child makes system calls only.
+
+    Another thread may fork at the same moment, and its child then holds our ends of the pipes open as ours holds its:
+    no end of file comes while both wait. So the child is told by a byte to go, and by a signal where nobody will.
     """
+    parent = os.getpid()
     ready, telling = os.pipe()
     waiting, done = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(done)
             make()
-            os.write(telling, b"\0")
-            os.read(waiting, 1)  # the end of file: the parent has what it wants
+            prctl(PR_SET_PDEATHSIG, _SIGKILL)  # now: a change of credentials takes it away
+            if os.getppid() == parent:
+                os.write(telling, b"\0")
+                os.read(waiting, 1)
         except OSError as error:
             os.write(telling, bytes((error.errno or 1,)))
         finally:
@@ -38,5 +48,9 @@ def made(kind: str, make: Callable[[], None], known: Callable[[int], None] | Non
         return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
+        try:
+            os.write(done, b"\0")
+        except BrokenPipeError:
+            pass  # it has ended
         os.close(done)
         os.waitpid(pid, 0)
