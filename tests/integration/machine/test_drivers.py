@@ -126,16 +126,18 @@ def test_a_stream_of_bytes(world: World, tmp_path: Path, vhost: bool) -> None:
     """iperf3 of the host's, in both directions."""
     if shutil.which("iperf3") is None:
         pytest.skip("needs iperf3")
-    directory = tmp_path / "shared"
+    directory, further = tmp_path / "shared", 5202
     directory.mkdir()
     script = f"""
 mount -t virtiofs -o ro host /host
 mount -t proc p /host/proc; mount -t tmpfs t /host/tmp; mount -t tmpfs t /host/dev/shm
 chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J > /shared/sent.json
-chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J -R > /shared/received.json
+chroot /host /usr/bin/iperf3 -c {OUTSIDE} -p {further} -t 3 -J -R > /shared/received.json
 """
-    with Entered(world.outside):
-        server = subprocess.Popen(["iperf3", "-s"], stdout=subprocess.DEVNULL)
+    with Entered(world.outside):  # one for each direction: a server may be busy with the end of the first one still
+        servers = [
+            subprocess.Popen(["iperf3", "-s", "-p", str(port)], stdout=subprocess.DEVNULL) for port in (5201, further)
+        ]
     try:
         with sharing(world, directory, script, vhost=vhost) as (guest, _, net):
             text = guest.finish()
@@ -146,8 +148,9 @@ chroot /host /usr/bin/iperf3 -c {OUTSIDE} -t 3 -J -R > /shared/received.json
                 print(f"{name}: {rate:.0f} Mbit/s by {net.carried_by}; {net.counts.all()}; {reached(guest)}")
                 assert rate > 1, text
     finally:
-        server.kill()
-        server.wait()
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def test_a_guest_whose_directory_dies_ends(world: World, tmp_path: Path) -> None:
