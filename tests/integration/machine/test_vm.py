@@ -92,7 +92,8 @@ def test_the_life_of_a_machine(mamushka: Command, root: Path) -> None:
     # further processes
     assert mamushka("exec", "box", "sh", "-c", "exit 9").returncode == 9
     assert mamushka("exec", "-i", "box", "cat", input=b"x" * 300_000).stdout == b"x" * 300_000
-    assert mamushka("exec", "-u", "somebody", "box", "id", "-u").stdout == b"1000\n"
+    done = mamushka("exec", "-u", "somebody", "box", "id", "-u")
+    assert done.stdout == b"1000\n", (done.returncode, done.stderr)
     assert mamushka("exec", "box", "/no/such").returncode == 127
     assert b"httpd" in mamushka("top", "box").stdout
     assert b"box" in mamushka("stats", "--no-stream", "box").stdout
