@@ -262,7 +262,7 @@ def test_a_fault_in_a_request_ends_the_loop() -> None:
         machine.start()
         machine.rings[0].add([(RAM, 1)], [])
         machine.kick(0)
-        with pytest.raises(GuestFault):
+        with pytest.raises(GuestFault, match="queue first of virtio device 42, chain 1 at 63, "):
             machine.ask(0, b"x", 1)
 
 

@@ -253,7 +253,8 @@ class Transport:
         return bool(self._features >> VERSION_1 & 1) and not self._features & ~self.offered
 
     def _start(self, counters: tuple[tuple[int, int], ...] = ()) -> None:
-        self._queues = tuple(self._queue(setup) for setup in self._setups)
+        named = zip(self._setups, self.device.queues, strict=True)
+        self._queues = tuple(self._queue(setup, name) for setup, name in named)
         for queue, bell in zip(self._queues, self.bells, strict=True):
             queue.bell = bell
         for queue, (next_available, next_used) in zip(self._queues, counters, strict=False):
@@ -264,11 +265,12 @@ class Transport:
                 self._loop.watch(queue.bell, self._ear(index))
         trace.event("virtio.started", device=self.device.device_id, features=self._features)
 
-    def _queue(self, setup: _Setup) -> Queue:
+    def _queue(self, setup: _Setup, name: str) -> Queue:
         if not setup.ready:
             return Unused(self._line)
         table, available, used = setup.addresses.values()
-        return Queue(self._memory, setup.depth, table, available, used, self._features, self._line)
+        where = f"queue {name} of virtio device {self.device.device_id}"
+        return Queue(self._memory, setup.depth, table, available, used, self._features, self._line, where)
 
     def _ear(self, index: int) -> Callable[[int], None]:
         bell, notify = self.bells[index], self.device.notify

@@ -94,10 +94,13 @@ class Chain:
 class Queue:
     """The device's side of one virtqueue."""
 
-    def __init__(self, memory: Memory, depth: int, table: int, available: int, used: int, features: int, line: Line):
+    def __init__(
+        self, memory: Memory, depth: int, table: int, available: int, used: int, features: int, line: Line,
+        name: str = "a queue",
+    ):  # fmt: skip
         """``depth`` descriptors; the three addresses are guest-physical and lie in memory (GuestFault). ``line`` tells
-        the driver that something was used."""
-        self._memory, self.depth, self._line = memory, depth, line
+        the driver that something was used. ``name`` is told with what is wrong."""
+        self._memory, self.depth, self._line, self.name = memory, depth, line, name
         self.addresses = (table, available, used)
         if depth < 1 or depth > DEPTH_MAX or depth & depth - 1:
             raise GuestFault(f"a queue of {depth} descriptors: not a power of two up to {DEPTH_MAX}")
@@ -158,7 +161,11 @@ class Queue:
             self._fence()
         head = _U16.unpack_from(self._available, 4 + 2 * (self.next_available % self.depth))[0]
         self.next_available = self.next_available + 1 & 0xFFFF
-        return self._chain(head)
+        try:
+            return self._chain(head)
+        except GuestFault as fault:
+            where = f"{self.name}, chain {self.next_available} at {head}, {self._waiting()} more wait"
+            raise GuestFault(f"{fault} ({where})") from fault
 
     def _waiting(self) -> int:
         count: int = _U16.unpack_from(self._available, 2)[0] - self.next_available & 0xFFFF
@@ -258,7 +265,7 @@ class Unused(Queue):
     """A queue that the driver did not set up: nothing ever comes, and nobody is told."""
 
     def __init__(self, line: Line) -> None:
-        self.depth, self._line, self.addresses = 0, line, (0, 0, 0)
+        self.depth, self._line, self.addresses, self.name = 0, line, (0, 0, 0), "an unused queue"
         self.next_available = self.next_used = self._signalled = 0
         self.bell, self.carried = -1, False
 
