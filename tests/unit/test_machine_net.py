@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import example, given
@@ -17,7 +17,7 @@ from mamushka.machine.devices.virtio import mmio
 from mamushka.machine.devices.virtio.net import Net, control
 from mamushka.machine.devices.virtio.net import device as module
 from mamushka.machine.devices.virtio.net.frames import FRAME_MAX, HEADER
-from mamushka.machine.devices.virtio.queue import Unused
+from mamushka.machine.devices.virtio.queue import Chain, Queue, Unused
 from mamushka.machine.loop import Loop
 from tests.virtio import Guest
 
@@ -181,6 +181,23 @@ def test_a_frame_that_never_fits_is_dropped(card: Card) -> None:
     card.cable.send(HEAD + b"small" * 4)
     assert card.received()[0][HEADER:] == b"small" * 4
     assert card.net.counts.rx_dropped == 1
+
+
+def test_the_parts_of_a_frame_are_given_back_at_once(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that polls and finds the first part alone takes the frame for broken, and the next part for a frame."""
+    given: list[int] = []
+    together = Queue.push_together
+
+    def counted(queue: Queue, chains: Iterable[tuple[Chain, int]]) -> None:
+        chains = list(chains)
+        given.append(len(chains))
+        together(queue, chains)
+
+    monkeypatch.setattr(Queue, "push_together", counted)
+    card.offer(*[64] * 8)
+    card.cable.send(HEAD + bytes(14) + bytes(200))
+    assert len(b"".join(card.received(4))) == len(HEAD) + 214
+    assert given == [4]
 
 
 def test_without_buffers_the_tap_is_left_alone(card: Card) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from mamushka.errors import GuestFault, Invalid
 from mamushka.machine.bus import Bus
 from mamushka.machine.devices.virtio import mmio
 from mamushka.machine.devices.virtio.device import Device
-from mamushka.machine.devices.virtio.queue import EVENT_IDX, INDIRECT, INDIRECT_DESC, NEXT, WRITE, Queue
+from mamushka.machine.devices.virtio.queue import EVENT_IDX, INDIRECT, INDIRECT_DESC, NEXT, WRITE, Chain, Queue
 from mamushka.machine.devices.virtio.rng import Rng
 from mamushka.machine.memory import Memory, Region, shared_region
 from tests.virtio import RAM, Line, Ring, guest
@@ -255,6 +256,25 @@ def test_rings_outside_of_memory_end_the_guest() -> None:
         machine.loop.start()
         with pytest.raises(GuestFault):
             machine.write(mmio.STATUS, 0xF)
+
+
+def test_chains_that_belong_together_are_seen_together() -> None:
+    """A driver that polls, on another processor, looks between any two of our steps."""
+    _memory, ring, queue, _line = queue_of(0)
+    for _ in range(3):
+        ring.add([], [(0, 16)])
+    chains = [chain for chain in (queue.pop() for _ in range(3)) if chain is not None]
+    seen: list[int] = []
+
+    def given() -> Iterator[tuple[Chain, int]]:
+        for chain in chains:
+            seen.append(queue.used_index())
+            yield chain, 16
+        seen.append(queue.used_index())
+
+    queue.push_together(given())
+    assert seen == [0, 0, 0, 0] and queue.used_index() == 3
+    assert ring.collect() == [(chain.head, 16) for chain in chains]
 
 
 def test_a_fault_in_a_request_ends_the_loop() -> None:
