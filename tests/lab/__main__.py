@@ -40,7 +40,6 @@ _AGAIN_MAX = 12
 _MACHINES_MAX = 4
 # A test may take ten minutes, and none does; so long nothing is said by a machine that stands still.
 _SILENCE = 420.0
-_SILENT = 75
 # What ``pytest -v`` says of a test.
 _TOLD = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
 # The line by which pytest says that it has come to its end.
@@ -145,15 +144,11 @@ def _attempt(command: str, *, as_unit: bool = False, silence: float = float("inf
     os.makedirs(artefacts)
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root", "TMPDIR": SCRATCH}
     status = 1
-    said = ""
     try:
         status = machine.run(
             command, directory=HERE, environment=environment, timeout=TIMEOUT, artefacts=artefacts, as_unit=as_unit,
             silence=silence,
         )  # fmt: skip
-    except machine.Silent as error:
-        print(f"lab: {error}", file=sys.stderr)
-        status = _SILENT
     except RuntimeError as error:
         print(f"lab: {error}", file=sys.stderr)
     finally:

@@ -65,10 +65,6 @@ class Console:
         self._file.close()
 
 
-class Silent(RuntimeError):
-    """The machine says nothing any more. Emulators of emulated machines lose their clocks at times."""
-
-
 def run(
     command: str,
     *,
@@ -80,9 +76,8 @@ def run(
     quiet: bool = False,
     silence: float = float("inf"),
 ) -> int:
-    """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one.
-
-    Silent when it says nothing for ``silence`` seconds.
+    """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one, or
+    says nothing for ``silence`` seconds: emulators of emulated machines lose their clocks at times.
 
     ``artefacts`` is a directory of the host's: it gets the console's log, and what the command writes to
     ``initramfs.ARTEFACTS``. With ``as_unit`` systemd is the first process, and the command a service of its.
@@ -153,7 +148,7 @@ def _watch(words: list[str], timeout: float, silence: float, console: Console) -
             while console.status is None:
                 if not selector.select(max(0.0, min(deadline - time.monotonic(), silence))):
                     if time.monotonic() < deadline:
-                        raise Silent(f"the machine has said nothing for {silence:.0f} s: see {console.path}")
+                        raise RuntimeError(f"the machine has said nothing for {silence:.0f} s: see {console.path}")
                     raise RuntimeError(f"the machine did not end within {timeout:.0f} s: see {console.path}")
                 raw = os.read(machine.stdout.fileno(), 65536)
                 if not raw:

@@ -59,9 +59,7 @@ def test_a_machine_that_does_not_come_to_its_end_is_followed_by_another(machines
     assert asked == [[A, B, C], [f"{A}::test_it[1]", B, C]]
 
 
-def test_machines_that_never_come_to_their_end_fail(
-    machines: Machines,
-) -> None:
+def test_machines_that_never_come_to_their_end_fail(machines: Machines) -> None:
     script, asked = machines
     script += [(1, told(A, "PASSED"))] * 4
     assert lab._machines(long=False) == 1

@@ -100,7 +100,7 @@ class Queue:
     ):  # fmt: skip
         """``depth`` descriptors; the three addresses are guest-physical and lie in memory (GuestFault). ``line`` tells
         the driver that something was used. ``name`` is told with what is wrong."""
-        self._memory, self.depth, self._line, self.name = memory, depth, line, name
+        self._memory, self.depth, self._line, self._name = memory, depth, line, name
         self.addresses = (table, available, used)
         if depth < 1 or depth > DEPTH_MAX or depth & depth - 1:
             raise GuestFault(f"a queue of {depth} descriptors: not a power of two up to {DEPTH_MAX}")
@@ -149,13 +149,15 @@ class Queue:
 
     def pop(self) -> Chain | None:
         """The next chain; None where there is none, and then the driver's next one rings the doorbell."""
-        if self._waiting() == 0:
+        waiting = self._waiting()
+        if waiting == 0:
             if not self._events:
                 return None
             # 2.7.10: ask to be told of the next, then look again, or one that came between would be missed.
             _U16.pack_into(self._used, 4 + 8 * self.depth, self.next_available)
             self._fence()
-            if self._waiting() == 0:
+            waiting = self._waiting()
+            if waiting == 0:
                 return None
         if not _TSO:
             self._fence()
@@ -164,7 +166,7 @@ class Queue:
         try:
             return self._chain(head)
         except GuestFault as fault:
-            where = f"{self.name}, chain {self.next_available} at {head}, {self._waiting()} more wait"
+            where = f"{self._name}, chain {self.next_available} at {head}, {waiting - 1} more wait"
             raise GuestFault(f"{fault} ({where})") from fault
 
     def _waiting(self) -> int:
@@ -271,7 +273,7 @@ class Unused(Queue):
     """A queue that the driver did not set up: nothing ever comes, and nobody is told."""
 
     def __init__(self, line: Line) -> None:
-        self.depth, self._line, self.addresses, self.name = 0, line, (0, 0, 0), "an unused queue"
+        self.depth, self._line, self.addresses = 0, line, (0, 0, 0)
         self.next_available = self.next_used = self._signalled = 0
         self.bell, self.carried = -1, False
 
