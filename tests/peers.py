@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -65,3 +68,40 @@ def run(*command: str, input: bytes | None = None, timeout: float = 120) -> byte
     )
     assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}: {done.stderr.decode().strip()}"
     return done.stdout
+
+
+def leave(base: str | os.PathLike[str], *, patience: float = 20.0) -> None:
+    """Take down what a peer mounted at or below ``base``, once none of its processes names the place any more.
+
+    A podman that returned may have left conmon to call ``podman container cleanup``. If that one starts late, it
+    mounts the store again, or makes it anew where it is gone, and leaves the mount when it finds no container.
+    """
+    place = os.path.realpath(base)
+    deadline = time.monotonic() + patience
+    busy: list[str] = []
+    clear = 0
+    while clear < 2 and time.monotonic() < deadline:  # twice: in the middle of execve a process has no words
+        time.sleep(0.05)
+        busy = _naming(place)
+        clear = 0 if busy else clear + 1
+    for point in reversed(_mounts_below(place)):
+        subprocess.run(["umount", "-l", point], check=True)
+    assert not busy, f"after {patience} s there still run: " + "; ".join(busy)
+
+
+def _naming(place: str) -> list[str]:
+    """The command lines of others that name a place or what is below it."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
+                command = os.fsdecode(file.read()).replace("\0", " ").strip()
+                if re.search(re.escape(place) + "(/|\\s|$)", command):
+                    found.append(f"{entry} {command}")
+    return found
+
+
+def _mounts_below(place: str) -> list[str]:
+    with open("/proc/self/mountinfo") as file:
+        points = [line.split()[4] for line in file]
+    return [point for point in points if point == place or point.startswith(place + "/")]

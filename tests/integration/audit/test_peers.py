@@ -90,7 +90,7 @@ def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield command
     subprocess.run([*command, "rm", "-af", "-t", "0"], capture_output=True, check=False)
     subprocess.run([*command, "rmi", "-af"], capture_output=True, check=False)
-    subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
+    peers.leave(base)
     if not known:
         shutil.rmtree(ADDRESSES, ignore_errors=True)
     if not mounted:

@@ -102,7 +102,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory, archive: str) -> Iterator[l
     yield command
     for words in (("rm", "-af", "-t", "0"), ("rmi", "-af")):
         subprocess.run([*command, *words], capture_output=True, check=False)
-    subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
+    peers.leave(base)
     for hierarchy in os.listdir("/sys/fs/cgroup"):
         for place in ("libpod_parent/conmon", "libpod_parent"):
             try:
@@ -412,7 +412,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory, archive: str) -> Iterator[
     peers.run(*command, "add", "work", archive, "/")
     yield command
     subprocess.run([*command, "rm", "--all"], capture_output=True, check=False)
-    subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
+    peers.leave(base)
 
 
 def _buildah(command: list[str], runtime: str) -> Transcript:

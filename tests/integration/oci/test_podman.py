@@ -56,7 +56,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     yield made
     made("rm", "-af", "-t", "0")
     made("rmi", "-af")
-    subprocess.run(["umount", "-l", f"{base}/root/vfs"], capture_output=True, check=False)
+    peers.leave(base)
 
 
 def test_run(podman: Podman) -> None:
