@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 
-from mamushka.linux.process import PR_SET_PDEATHSIG, prctl
+from mamushka.linux.process import end_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-_SIGKILL = 9
 
 
 def made(kind: str, make: Callable[[], None], known: Callable[[int], None] | None = None) -> int:
@@ -29,8 +26,7 @@ def made(kind: str, make: Callable[[], None], known: Callable[[int], None] | Non
     if pid == 0:
         try:
             make()
-            prctl(PR_SET_PDEATHSIG, _SIGKILL)  # now: a change of credentials takes it away
-            if os.getppid() == parent:
+            if end_with(parent):  # now: a change of credentials takes it away
                 os.write(telling, b"\0")
                 os.read(waiting, 1)
         except OSError as error:

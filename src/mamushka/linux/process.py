@@ -35,6 +35,8 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+_SIGKILL = 9
+
 
 @struct
 class clone_args:
@@ -133,6 +135,15 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1) -> tuple[int,
     if error is not None:
         raise error
     return pid, out.fd
+
+
+def end_with(parent: int) -> bool:
+    """Be killed when the thread that forked this process ends; False where ``parent``, its process, has ended already.
+
+    A change of credentials takes it away again. PR_SET_PDEATHSIG(2const).
+    """
+    prctl(PR_SET_PDEATHSIG, _SIGKILL)
+    return os.getppid() == parent
 
 
 # What the map of the host's own user namespace says: everybody is who he is. user_namespaces(7).

@@ -137,10 +137,9 @@ def _become(carrier: Carrier, namespace: int, run: str, said: int, parent: int) 
     from _signal import SIG_DFL, SIGPIPE, signal  # type: ignore[import-not-found]
 
     from mamushka.linux.mount import MS_BIND, mount
-    from mamushka.linux.process import CLONE_NEWNS, PR_SET_PDEATHSIG, prctl, unshare
+    from mamushka.linux.process import CLONE_NEWNS, end_with, unshare
 
-    prctl(PR_SET_PDEATHSIG, 9)
-    if os.getppid() != parent:
+    if not end_with(parent):
         os._exit(126)
     signal(SIGPIPE, SIG_DFL)  # pasta takes an ignored one for a failure
     os.dup2(said, 2)

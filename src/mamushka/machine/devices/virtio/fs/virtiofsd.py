@@ -222,11 +222,10 @@ def _tree(share: Share) -> int:
 def _become(program: Program, share: Share, place: str, tree: int, listening: int, said: int, parent: int) -> NoReturn:
     """In the child: show it the tree, and become the program."""
     from mamushka.linux.mount import MS_REC, MS_SLAVE, attach, mount
-    from mamushka.linux.process import CLONE_NEWNS, PR_SET_PDEATHSIG, prctl, unshare
+    from mamushka.linux.process import CLONE_NEWNS, end_with, unshare
     from mamushka.linux.rlimit import NUMBERS, prlimit64, rlimit64
 
-    prctl(PR_SET_PDEATHSIG, 9)
-    if os.getppid() != parent:
+    if not end_with(parent):
         os._exit(126)
     os.dup2(said, 1)
     os.dup2(said, 2)

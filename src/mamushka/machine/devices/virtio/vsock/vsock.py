@@ -236,8 +236,7 @@ class Vsock(Device):
         for connection in touched:
             connection.touched = False
             connection.endpoint.flushed()
-        for chain in chains:
-            queue.push(chain)
+        queue.push_together((chain, 0) for chain in chains)
         return len(chains) < TURN and len(self._resets) < RESETS
 
     def _packet(self, chain: Chain) -> None:
