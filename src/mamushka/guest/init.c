@@ -6,10 +6,12 @@
 #include <stdio.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/utsname.h>
 #include <time.h>
 
+#define DIAL_SECONDS 30 /* as long as the host waits for an answer */
 #define RECONNECT_MAX 500 /* tries, 20 ms apart: a restored machine's monitor is there long before */
 #define POLLED_MAX (2 + 9 * PROCESSES_MAX)
 
@@ -37,6 +39,8 @@ int dial_port(unsigned port)
 			snprintf(path.sun_path, sizeof path.sun_path, "%s.%u", socket_path, port);
 		failed = connect(fd, (void *)&path, sizeof path);
 	} else {
+		/* A host that has other things to do answers late; the kernel's own patience is two seconds. */
+		setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &(struct timeval){DIAL_SECONDS, 0}, sizeof(struct timeval));
 		failed = connect(fd, (void *)&address, sizeof address);
 	}
 	if (failed < 0) {

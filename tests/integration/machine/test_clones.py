@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,15 @@ class Linux:
 
     def __init__(self, memory: Memory, file: int, saved: state.Saved | None = None) -> None:
         self.board = Board(KvmExecutor(), memory)
-        vsock, self.console = Vsock(), bytearray()
-        for name, device in (("vsock", vsock), ("rng", Rng()), ("balloon", Balloon(memory))):
+        self.vsock, self.console = Vsock(), bytearray()
+        for name, device in (("vsock", self.vsock), ("rng", Rng()), ("balloon", Balloon(memory))):
             self.board.add(name, device)
         size = os.fstat(file).st_size
         self.board.pmem(os.dup(file), size, name="layer")
         self.board.console(self.console.extend)
         token = bytes.fromhex(saved.labels["token"]) if saved else b""
         self.agent = Agent(self.board.machine.loop, lambda fault: None, token)
-        vsock.listen(words.HOST_PORT, lambda connection: self.agent.channel.accept(VsockStream(connection)))
+        self.vsock.listen(words.HOST_PORT, lambda connection: self.agent.channel.accept(VsockStream(connection)))
         self.output, self._sink = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._source, self.input = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -109,13 +109,20 @@ def booted(cache: Path, file: int) -> Linux:
     return made
 
 
-def test_clones_of_a_live_linux_are_themselves(tmp_path: Path) -> None:
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A layer; where a stock kernel can be run."""
     prepare_to_kick()
     if not usable():
         pytest.skip("this host's KVM runs no stock kernel: make lab has one that does")
     layer = tmp_path / "layer"
     layer.write_bytes(b"layer" * 4096 * 4)
-    file = os.open(layer, os.O_RDONLY)
+    opened = os.open(layer, os.O_RDONLY)
+    yield opened
+    os.close(opened)
+
+
+def test_clones_of_a_live_linux_are_themselves(tmp_path: Path, file: int) -> None:
     parent = booted(tmp_path / "cache", file)
     assert parent.say("one")[0] == "1"
     begin = time.perf_counter()
@@ -150,5 +157,27 @@ def test_clones_of_a_live_linux_are_themselves(tmp_path: Path) -> None:
     for each in (stranger, *clones, parent):
         each.close()
     frozen.close()
-    os.close(file)
     os.close(other)
+
+
+def test_a_host_that_answers_late_loses_no_stream(tmp_path: Path, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    linux = booted(tmp_path / "cache", file)
+    accept = linux.vsock._accept
+    stood: list[float] = []
+
+    def late(ours: int, theirs: int, alloc: int, forwarded: int) -> bool:
+        begin = time.monotonic()
+        time.sleep(3)  # Linux alone would wait for two: VSOCK_DEFAULT_CONNECT_TIMEOUT
+        stood.append(time.monotonic() - begin)
+        return accept(ours, theirs, alloc, forwarded)
+
+    monkeypatch.setattr(linux.vsock, "_accept", late)
+    output, sink = os.pipe2(os.O_CLOEXEC)
+    process = settings.process_settings(Process(args=("/bin/sh", "-c", "echo here"), env=("PATH=/bin",)))
+    ended = linux.agent.exec(2, 1, process, stdio=(-1, sink, -1))
+    os.close(sink)
+    assert ended.result(60).code == 0
+    assert os.read(output, 100) == b"here\n"
+    assert len(stood) == 1
+    os.close(output)
+    linux.close()
