@@ -6,10 +6,12 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mamushka.machine.executors.kvm import probe
+from mamushka.machine.vcpu import Write
 from tests.integration.machine.guests import needs_kvm
 
 SOURCE = Path(probe.__file__).with_name("probe_x86_64.s")
@@ -47,6 +49,26 @@ def test_a_nested_one_is_usable() -> None:
         pytest.skip("the host's processor offers no virtualization: the lab's does")
     found = probe.probe()
     assert found.usable and found.kind == probe.NESTED, found
+
+
+def test_who_is_slow_at_times_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = (1500 * 1116.0, True), (1500 * 30.0, True)
+    found = iter([slow] * 7 + [fast])
+    monkeypatch.setattr(probe, "_attempt", lambda device: next(found))
+    assert probe.probe().nanoseconds == 30
+    monkeypatch.setattr(probe, "_attempt", lambda device: slow)
+    refused = probe.probe()
+    assert not refused.usable and "1116 ns an instruction" in refused.reason
+
+
+def test_what_others_take_of_the_processor_does_not_count() -> None:
+    class Waits:
+        def run(self) -> Write:
+            time.sleep(0.05)
+            return Write(address=probe._ENDED, size=1, value=0)
+
+    waits: Any = Waits()
+    assert probe._lap(waits) < 25e6
 
 
 def test_none_is_absent() -> None:
