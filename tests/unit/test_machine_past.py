@@ -139,7 +139,7 @@ def test_a_resolver_that_serves_already_is_not_begun_again() -> None:
         known = Past.of(labels(resolver=before))
         assert known is not None
         agent = Agent()
-        made = Program(None, interior(resolver=4), known)  # type: ignore[arg-type]
+        made = Program(None, interior(resolver=(4,)), known)  # type: ignore[arg-type]
         made.come_back(agent, known, Streams(-1, -1, -1))  # type: ignore[arg-type]
         assert ("network", 0, wanted) in agent.asked
         assert made.labels(SECRET, frozen=False)["resolver"] == "yes"

@@ -177,11 +177,12 @@ def filters(config: Config) -> Filter | None:
     return filter_of(config)[0]
 
 
-def resolver(namespace: int, resolv_conf: str) -> int:
-    """A socket to the resolver on a network namespace's loopback, where resolv.conf names that; else -1."""
+def resolver(namespace: int, resolv_conf: str) -> tuple[int, ...]:
+    """Sockets for the resolver on a namespace's loopback, where resolv.conf names that: see ``machine.names``."""
+    from mamushka.machine.names import SESSIONS_MAX
     from mamushka.network import names, responder
 
-    return responder.ask(namespace) if names.RESPONDER in names.nameservers(resolv_conf) else -1
+    return responder.ask(namespace, SESSIONS_MAX) if names.RESPONDER in names.nameservers(resolv_conf) else ()
 
 
 def wires(namespace: int) -> tuple[Wire, ...]:

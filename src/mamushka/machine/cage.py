@@ -6,7 +6,7 @@ open by then. The process is closed first, while it has one thread and the other
 
     namespaces   mounts, network, ipc and names of its own; what was opened in another network stays connected to it
     root         an empty file system that cannot be written; no path leads anywhere
-    Landlock     no path, no port, no abstract socket, no signal to anybody else, where the kernel has it
+    Landlock     no path, no port but that of names, no abstract socket, no signal to anybody else, where it exists
     privileges   no capability, now or ever again (bounding set, no_new_privs)
     limits       no core, no further descriptors than a busy machine has, no priority
     dumpable     off: nobody of the same user attaches or reads its memory
@@ -64,14 +64,17 @@ class Cage:
         self._highest = 0
         self.closed = False
 
-    def close(self) -> None:
-        """Around the whole process, which has one thread: no path and no privilege from now on."""
+    def close(self, ports: tuple[int, ...] = ()) -> None:
+        """Around the whole process, which has one thread: no path and no privilege from now on.
+
+        To these TCP ports it may connect still, with sockets that were made in another network before.
+        """
         assert not self.closed
         self._highest = max(int(name) for name in os.listdir("/proc/self/fd"))
         self._leave_namespaces()
         self._empty_root()
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        self._restrict_paths()
+        self._restrict_paths(ports)
         self._limit()
         self._drop_privileges()
         prctl(PR_SET_DUMPABLE, 0)
@@ -106,7 +109,7 @@ class Cage:
         mount.umount2(b".", mount.MNT_DETACH)
         os.chdir("/")
 
-    def _restrict_paths(self) -> None:
+    def _restrict_paths(self, ports: tuple[int, ...]) -> None:
         abi = self._landlock
         if not abi:
             return
@@ -117,6 +120,11 @@ class Cage:
         )
         fd = landlock.landlock_create_ruleset(ruleset, sizeof(ruleset), 0)
         try:
+            for port in ports if ruleset.handled_access_net else ():
+                allowed = landlock.landlock_net_port_attr(
+                    allowed_access=landlock.LANDLOCK_ACCESS_NET_CONNECT_TCP, port=port
+                )
+                landlock.landlock_add_rule(fd, landlock.LANDLOCK_RULE_NET_PORT, allowed, 0)
             landlock.landlock_restrict_self(fd, 0)
         finally:
             os.close(fd)

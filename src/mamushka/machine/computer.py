@@ -73,7 +73,7 @@ class Interior:
     sources: Mapping[str, str] = EMPTY  # what is bound, by destination: paths in the guest
     links: tuple[bytes, ...] = ()  # settings.link of each
     filter: Filter | None = None  # of system calls, for every process
-    resolver: int = -1  # a socket to whoever answers for names at 127.0.0.11 of the network; owned
+    resolver: tuple[int, ...] = ()  # sockets for who answers at 127.0.0.11 of the network: see ``names``; owned
     cards: tuple[bytes, ...] = ()  # the addresses of its cards, in order
     disks: tuple[int, ...] = ()  # descriptors of what it writes to, for reading; owned
     found: tuple[bytes, ...] = ()  # steps that are done when its kernel has found what may be written down of it
@@ -108,8 +108,10 @@ class Computer:
         # The mappings of this process, which are looked at again and again; opened while there are paths.
         self._mappings = os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
         vsock.listen(HOST_PORT, self._accept)
-        if interior.resolver >= 0:
-            vsock.listen(names.PORT, names.Names(self._machine.loop, interior.resolver).accept)
+        if interior.resolver:
+            datagrams, *streams = interior.resolver
+            vsock.listen(names.PORT, names.Names(self._machine.loop, datagrams).accept)
+            vsock.listen(names.STREAMS, names.Sessions(self._machine.loop, streams).accept)
         board.console(self._heard)
 
     # Life
@@ -140,7 +142,7 @@ class Computer:
     ) -> None:
         """See ``Guest``."""
         self._machine.executor.counts()  # now, or whoever asks for figures later waits for a guest that sleeps
-        cage.close()
+        cage.close((names.PORT,) if self._interior.resolver else ())
         self._worker.start(lambda: cage.enter(CONTROL))
         self._debugging.start(lambda: cage.enter(DEBUGGER))
         self._copying.start(lambda: cage.enter(CONTROL))
@@ -163,7 +165,7 @@ class Computer:
             self._board.reveal()
             self._agent.steps(interior.steps)
             # Also where there is none: the loopback is there in every network.
-            self._agent.network(interior.links, names.PORT if interior.resolver >= 0 else 0)
+            self._agent.network(interior.links, names.PORT if interior.resolver else 0)
         config = interior.config
         self._agent.create(
             MAIN,

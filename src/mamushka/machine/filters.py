@@ -88,7 +88,7 @@ OF_DEVICES: Calls = {
     "ftruncate": "a disk in a file grows",
     "eventfd2": "a doorbell for a queue that the driver has just set up",
     "socket": "a stream to a server of the host's, where one was named; Unix sockets alone",
-    "connect": "the same; the cage leaves no path to connect to but those held open",
+    "connect": "the same, by the paths that are held open; and to who answers for names, by sockets made before",
     "accept4": "somebody connects to a port of the guest's",
     "getsockopt": "whether a connection was made, and who it is",
     "setsockopt": "how much it may hold",

@@ -60,14 +60,14 @@ class Maker:
         common: Callable[[], tuple[str, Shape]],
         filters: Callable[[Config], Filter | None] = lambda config: None,
         wires: Wires | None = None,
-        resolver: Callable[[int, str], int] = lambda namespace, text: -1,
+        resolver: Callable[[int, str], tuple[int, ...]] = lambda namespace, text: (),
         disk: OpenDisk | None = None,
     ) -> None:
         """``cache`` is a directory for what is made once. ``common`` tells which kernel a bundle gets that names none,
         and the machine of one without limits; it is asked when a machine is made.
 
         ``filters`` compiles a bundle's rules on system calls; ``wires`` gives machines a network,
-        ``resolver`` a socket to what answers for names inside one, where a resolv.conf says so;
+        ``resolver`` sockets for what answers for names inside one, where a resolv.conf says so;
         ``disk`` opens the disks of machines that mount their layers themselves.
         """
         self._cache, self._common, self._filters, self._wires = cache, common, filters, wires
@@ -169,12 +169,12 @@ class Maker:
         trace.event("machine.restored", memory=board.machine.memory.size)
         return computer
 
-    def _join(self, namespace: int, bundle: Bundle) -> tuple[tuple[Wire, ...], int]:
-        """(a wire for each interface of the network, a socket to who answers for names in it or -1)."""
+    def _join(self, namespace: int, bundle: Bundle) -> tuple[tuple[Wire, ...], tuple[int, ...]]:
+        """(a wire for each interface of the network, sockets for who answers for names in it)."""
         from mamushka.machine import shares
 
         wired = self._wires(namespace) if self._wires is not None and namespace >= 0 else ()
-        return wired, self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else -1
+        return wired, self._resolver(namespace, shares.content(bundle, "/etc/resolv.conf")) if wired else ()
 
     def forget(self) -> None:
         """See ``runtime.Maker``: all of them, because what made one useless may be of the host."""

@@ -3,20 +3,30 @@
 Engines, ours too, put their resolver on the loopback of the namespace, which no card of a guest reaches. So the guest
 sends its questions over vsock (guest/resolver.c), and this end is a socket inside that namespace, connected before the
 cage closed. Datagrams stay datagrams: what there is no room for is lost, and asked again by whoever misses it.
+
+Who asks over TCP has a connection over vsock and one of ours: ``Sessions``.
 """
 
 from __future__ import annotations
 
 import os
 
+from mamushka.linux.socket import connect_ipv4, disconnect
+from mamushka.machine.agent.pump import Pump
 from mamushka.machine.devices.virtio.vsock import Connection, Endpoint
+from mamushka.machine.streams import VsockStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mamushka.machine.loop import Loop
 
-# Of vsock: the number by which DNS is known.
-PORT = 53
+# Of TCP and, for datagrams, of vsock: the number by which DNS is known; and of vsock, for streams, the one after it.
+PORT, STREAMS = 53, 54
+_ADDRESS = bytes((127, 0, 0, 11))
+# Streams that a machine has at once. They are rare: an answer was too long for a datagram.
+SESSIONS_MAX = 4
 # A question is a name of at most 255 bytes and little else; an answer over UDP ends at what its datagram holds.
 _QUESTION_MAX = 4096
 _ANSWER_MAX = 65535
@@ -100,3 +110,41 @@ class _Asker(Endpoint):
     def reset(self) -> None:
         """The connection is gone."""
         self._names.forget(self)
+
+
+class Sessions:
+    """The host's end of questions over TCP. All calls in the loop's thread.
+
+    ``fds`` are TCP sockets of the namespace, not connected, non-blocking; owned. No further ones can be made in the
+    cage, so each is used again and again, and the oldest connection is given up for the newest.
+    """
+
+    def __init__(self, loop: Loop, fds: Sequence[int], address: bytes = _ADDRESS, port: int = PORT) -> None:
+        self._loop, self._free, self._where = loop, list(fds), (address, port)
+        self._busy: dict[int, Pump] = {}  # by our socket, oldest first
+
+    def accept(self, connection: Connection) -> None:
+        """A program of the guest's calls."""
+        if not self._free and self._busy:
+            self._end(next(iter(self._busy)))
+        if not self._free:
+            connection.reset()
+            return
+        fd = self._free.pop()
+        try:
+            connect_ipv4(fd, *self._where)
+        except BlockingIOError:
+            pass  # whether somebody answers is seen by reading
+        except OSError:
+            self._free.append(fd)
+            connection.reset()
+            return
+        self._busy[fd] = pump = Pump(self._loop, fd, fd, lambda: self._end(fd))
+        pump.opened(VsockStream(connection), b"")
+
+    def _end(self, fd: int) -> None:
+        pump = self._busy.pop(fd, None)
+        if pump is not None:
+            pump.close()
+            disconnect(fd)
+            self._free.append(fd)

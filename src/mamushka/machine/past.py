@@ -118,7 +118,7 @@ class Program:
     def __init__(self, board: Board, interior: Interior, past: Past | None) -> None:
         self._board, self._interior = board, interior
         self.terminal = past is not None and past.terminal
-        self._resolver = interior.resolver >= 0 or (past is not None and past.resolver)
+        self._resolver = bool(interior.resolver) or (past is not None and past.resolver)
         # Names that the guest has given away before; the monitor's keys begin anew.
         self._further: set[int] = set(past.further) if past is not None else set()
         self._before = max(past.last - MAIN, 0) if past is not None else 0
@@ -162,7 +162,7 @@ class Program:
         agent.steps(interior.steps)
         if interior.config.hostname:
             agent.steps([settings.step(words.HOSTNAME, interior.config.hostname)], MAIN)
-        agent.network(interior.links, names.PORT if interior.resolver >= 0 and not past.resolver else 0)
+        agent.network(interior.links, names.PORT if interior.resolver and not past.resolver else 0)
         for name in past.further:
             for stream in (words.STDIN, words.STDOUT, words.STDERR, words.TTY):
                 _close(agent, name, stream)

@@ -57,16 +57,21 @@ def listen(namespace: int) -> tuple[int, int]:
     return datagrams.detach(), streams.detach()
 
 
-def ask(namespace: int) -> int:
-    """A socket (non-blocking, close-on-exec) to whoever answers for names in there, ours or another engine's; or -1."""
+def ask(namespace: int, streams: int) -> tuple[int, ...]:
+    """Sockets (non-blocking, close-on-exec) for whoever answers for names in there, ours or another engine's.
+
+    First one for datagrams, connected to it, then so many for streams, which are not; none where its loopback is down.
+    """
     with Entered(namespace):
         datagrams = _socket.socket(_socket.AF_INET, _DATAGRAM)
+        further = [_socket.socket(_socket.AF_INET, _STREAM) for _ in range(streams)]
     try:
         datagrams.connect((RESPONDER, PORT))
-    except OSError:  # its loopback is down
-        datagrams.close()
-        return -1
-    return datagrams.detach()
+    except OSError:
+        for socket in (datagrams, *further):
+            socket.close()
+        return ()
+    return tuple(socket.detach() for socket in (datagrams, *further))
 
 
 def _lead(protocol: int, port: int) -> bytes:

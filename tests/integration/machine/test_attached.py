@@ -45,7 +45,7 @@ jmp again
 class Open:
     """A cage that lets everything through."""
 
-    def close(self) -> None:
+    def close(self, ports: tuple[int, ...] = ()) -> None:
         pass
 
     def enter(self, kind: str) -> None:

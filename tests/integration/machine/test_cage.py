@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from mamushka.linux import memory
 from mamushka.linux.capabilities import current
 from mamushka.linux.landlock import abi
+from mamushka.linux.socket import disconnect
 from mamushka.machine import filters
 from mamushka.machine.cage import Cage
 from mamushka.machine.machine import CONTROL, DEVICES, VCPU
@@ -34,7 +36,12 @@ def _root_only() -> None:
     peers.need_root()
 
 
-def caged(act: Callable[[], object], kind: str = "", before: Callable[[], object] = lambda: None) -> int:
+def caged(
+    act: Callable[[], object],
+    kind: str = "",
+    before: Callable[[], object] = lambda: None,
+    ports: tuple[int, ...] = (),
+) -> int:
     """Do something in a child behind the cage, and behind a kind's filter; how the child ended. 3: it raised."""
     pid = os.fork()
     if pid == 0:
@@ -42,7 +49,7 @@ def caged(act: Callable[[], object], kind: str = "", before: Callable[[], object
         try:
             before()
             cage = Cage()
-            cage.close()
+            cage.close(ports)
             if kind:
                 cage.enter(kind)
             act()
@@ -114,6 +121,25 @@ def test_what_is_asked_of_kvm_and_of_streams_is_allowed(kind: str) -> None:
         assert caged(ask, kind) == 0
     finally:
         os.close(null)
+
+
+@pytest.mark.skipif(abi() < 4, reason="Landlock's ABI is older than 4")
+def test_one_port_can_be_connected_to_by_a_socket_that_was_there_before() -> None:
+    """Again and again, as names are asked for over TCP; no other port, and no other kind of socket can be made."""
+    with socket.create_server(("127.0.0.1", 0)) as wanted, socket.create_server(("127.0.0.1", 0)) as other:
+        ours = socket.socket()
+
+        def connect() -> None:
+            for _ in range(3):
+                ours.connect(wanted.getsockname())
+                disconnect(ours.fileno())
+            with pytest.raises(PermissionError):
+                ours.connect(other.getsockname())
+
+        assert caged(connect, DEVICES, ports=(wanted.getsockname()[1],)) == 0
+        assert caged(lambda: ours.connect(wanted.getsockname()), DEVICES) == 3
+        assert caged(socket.socket, DEVICES, ports=(wanted.getsockname()[1],)) == -signal.SIGSYS
+        ours.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import signal
@@ -422,6 +423,42 @@ def test_names_are_asked_of_the_host(guest: Guest) -> None:
     ended.set()
     guest.process.kill()
     server.join(10)
+    listener.close()
+
+
+def test_names_are_asked_of_the_host_over_tcp(guest: Guest) -> None:
+    """Each program has a connection of its own; one that asks no more still gets its answer, of any length."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{guest.path}.54")
+    listener.listen()
+    asked: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            question = lines.read()  # to its end: the program says nothing more
+            asked.append(question)
+            connection.sendall(question * 5000)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    guest.agent.network([], resolver=53)
+    ask = "printf question{} | timeout 20 busybox nc 127.0.0.11 53 | md5sum"
+    said = guest.run(" & ".join(ask.format(number) for number in range(8)) + "; wait")[1]
+    wanted = [hashlib.md5(b"question%d" % number * 5000).hexdigest() for number in range(8)]
+    assert sorted(said.split()[::2]) == sorted(wanted)
+    assert sorted(asked) == [b"question%d" % number for number in range(8)]
+    # A flood: more at once than there may be, none of which says anything. Others are served when it is over.
+    flood = " & ".join(["sleep 1 | timeout 2 busybox nc 127.0.0.11 53"] * 40)
+    said = guest.run(f"{flood}; wait; {ask.format(9)}")[1]
+    assert said.split()[0] == hashlib.md5(b"question9" * 5000).hexdigest()
+    listener.shutdown(socket.SHUT_RDWR)
     listener.close()
 
 

@@ -52,6 +52,17 @@ def test_names_are_resolved_in_a_network(wall: Wall, server: str, client: str) -
     assert b"served" in done.stdout, done.stderr.decode()
 
 
+def test_names_are_asked_for_over_tcp(wall: Wall, server: str) -> None:
+    """As programs do when an answer was too long for a datagram."""
+    question = b"\x12\x34\1\0\0\1" + bytes(6) + bytes((len(server),)) + server.encode() + b"\0\0\1\0\1"
+    message = "".join(f"\\{byte:03o}" for byte in (0, len(question), *question))
+    ask = f"(printf '{message}'; sleep 2) | nc -w 10 127.0.0.11 53 | hexdump -ve '/1 \"%02x\"'"
+    done = wall.once("sh", "-c", ask, network="walls-net")
+    address = wall.show(server, '{{(index .NetworkSettings.Networks "walls-net").IPAddress}}')
+    answer = done.stdout.decode()
+    assert answer[4:8] == "1234" and answer.endswith(f"0004{socket.inet_aton(address).hex()}"), done
+
+
 def test_it_reaches_its_neighbour_and_has_an_address(wall: Wall, server: str) -> None:
     address = wall.show(server, '{{(index .NetworkSettings.Networks "walls-net").IPAddress}}')
     assert address.encode() in wall.exec(server, "ip", "addr").stdout
