@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -343,7 +345,8 @@ def test_a_cgroup_with_processes_is_not_taken_over(cgroup: Cgroup) -> None:
     cgroup.create(Resources())
     child = Child(cgroup, sleep_long)
     time.sleep(0.05)
-    with pytest.raises(Conflict, match="in use"):
+    name = Path(f"/proc/{child.pid}/comm").read_text().strip()
+    with pytest.raises(Conflict, match=rf"in use by {child.pid} \({re.escape(name)}\)$"):
         cgroup.create(Resources())
     assert cgroup.processes() == (child.pid,)
     cgroup.kill()

@@ -19,11 +19,20 @@ def make(directory: str, made: list[str]) -> None:
     except FileExistsError:
         inside = processes(directory)
         if inside:
-            raise Conflict(f"the cgroup {directory} is in use by {inside[:8]}",
+            raise Conflict(f"the cgroup {directory} is in use by {', '.join(map(_told, inside[:8]))}",
                            hint="choose another cgroupsPath, or stop these processes") from None  # fmt: skip
         return None
     made.append(directory)
     return None
+
+
+def _told(pid: int) -> str:
+    """A process by its number and the name of its program."""
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            return f"{pid} ({file.read().strip()})"
+    except OSError:  # it has just ended
+        return str(pid)
 
 
 def discard(directory: str) -> bool:
