@@ -6,10 +6,11 @@ import contextlib
 import os
 import selectors
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.lab import initramfs, systemd
 from tests.lab.kernel import default_cache, kernel
@@ -19,7 +20,10 @@ _MEMORY = "3G"
 _DISK = 32 << 30  # sparse; the long tests keep more than 4 GiB between them
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 # Without no_timer_check the kernel counts ticks against its own loop, and panics on a host that is busy.
-_KERNEL = "console=ttyS0 loglevel=2 panic=-1 no_timer_check lsm=landlock,yama,apparmor,bpf"
+_KERNEL = "console=ttyS0 loglevel=2 panic=-1 no_timer_check unknown_nmi_panic lsm=landlock,yama,apparmor,bpf"
+# What a machine that stands still is asked, and for how long its kernel's last words are awaited.
+_LOOK = ("info registers -a", "info lapic", "nmi")
+_LAST_WORDS = 10.0
 
 
 def missing() -> str:
@@ -77,7 +81,8 @@ def run(
     silence: float = float("inf"),
 ) -> int:
     """Perform a shell's command in the machine; its exit status. RuntimeError when the machine ends without one, or
-    says nothing for ``silence`` seconds: emulators of emulated machines lose their clocks at times.
+    says nothing for ``silence`` seconds: emulators of emulated machines lose their clocks at times. What its processors
+    did then is kept beside the console's log, which ends with what its kernel makes of an interrupt that it must hear.
 
     ``artefacts`` is a directory of the host's: it gets the console's log, and what the command writes to
     ``initramfs.ARTEFACTS``. With ``as_unit`` systemd is the first process, and the command a service of its.
@@ -99,7 +104,9 @@ def run(
         words = f"{_KERNEL} {systemd.KERNEL}" if as_unit else _KERNEL
         console = Console(f"{artefacts}/console.log", quiet=quiet)
         machine = _qemu(found.image, f"{scratch}/initramfs", [root, kept], disk, words)
-        return _watch(machine, timeout, silence, console)
+        monitor = f"{scratch}/monitor"
+        machine += ["-monitor", f"unix:{monitor},server=on,wait=off"]
+        return _watch(machine, timeout, silence, console, lambda: _look(monitor, f"{artefacts}/processors.txt"))
 
 
 @contextlib.contextmanager
@@ -125,8 +132,8 @@ def _shared(scratch: str, tag: str, source: str, cache: str) -> Iterator[tuple[s
 
 def _qemu(image: str, initial: str, shared: list[tuple[str, str]], disk: str, words: str) -> list[str]:
     files: list[str] = []
-    for tag, socket in shared:
-        files += ["-chardev", f"socket,id={tag},path={socket}"]
+    for tag, path in shared:
+        files += ["-chardev", f"socket,id={tag},path={path}"]
         files += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
     return [
         "qemu-system-x86_64", "-M", "q35,memory-backend=m", "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt",
@@ -137,8 +144,22 @@ def _qemu(image: str, initial: str, shared: list[tuple[str, str]], disk: str, wo
     ]  # fmt: skip
 
 
-def _watch(words: list[str], timeout: float, silence: float, console: Console) -> int:
-    """Follow the console until it tells the exit status."""
+def _look(monitor: str, path: str) -> None:
+    """Write down what a machine that stands still does, then have its kernel say where it is."""
+    with socket.socket(socket.AF_UNIX) as asking, open(path, "wb") as file, contextlib.suppress(OSError):
+        asking.settimeout(2)
+        asking.connect(monitor)
+        for command in _LOOK:
+            asking.sendall(f"{command}\n".encode())
+            with contextlib.suppress(TimeoutError):
+                while data := asking.recv(65536):
+                    file.write(data)
+
+
+def _watch(
+    words: list[str], timeout: float, silence: float, console: Console, look: Callable[[], None] = lambda: None
+) -> int:
+    """Follow the console until it tells the exit status; ``look`` at a machine that says nothing any more."""
     machine = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None
     deadline = time.monotonic() + timeout
@@ -148,6 +169,9 @@ def _watch(words: list[str], timeout: float, silence: float, console: Console) -
             while console.status is None:
                 if not selector.select(max(0.0, min(deadline - time.monotonic(), silence))):
                     if time.monotonic() < deadline:
+                        look()
+                        while selector.select(_LAST_WORDS) and (raw := os.read(machine.stdout.fileno(), 65536)):
+                            console.feed(raw)
                         raise RuntimeError(f"the machine has said nothing for {silence:.0f} s: see {console.path}")
                     raise RuntimeError(f"the machine did not end within {timeout:.0f} s: see {console.path}")
                 raw = os.read(machine.stdout.fileno(), 65536)

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_on_purpose():
 """
 
 
-def enter(command: str, artefacts: Path, **options: bool) -> int:
+def enter(command: str, artefacts: Path, **options: Any) -> int:
     """Perform it in a machine."""
     if lacking := machine.missing() or lab.without_kernel():
         pytest.skip(lacking)
@@ -82,3 +83,11 @@ def test_its_kernel_need_not_change_itself_for_the_first_machine(tmp_path: Path)
     held = "$(find /proc -maxdepth 3 -path '/proc/*/fd/*' -lname 'anon_inode:kvm-v[mc]*' 2>/dev/null | wc -l)"
     told = f"echo before {held}; modprobe -qa kvm-amd | cat; modprobe kvm-amd; echo machines {held}"
     assert "before 0\nmachines 4\n" in said(told, tmp_path), "two, each with a processor"
+
+
+def test_a_machine_that_stands_still_says_where(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="has said nothing for 15 s"):
+        enter("echo begun; exec sleep 1000", tmp_path, silence=15.0)
+    assert (tmp_path / "processors.txt").read_text(errors="replace").count("RIP=") == 2
+    console = (tmp_path / "console.log").read_text()
+    assert "begun" in console and "Kernel panic - not syncing: NMI" in console and "Call Trace" in console
