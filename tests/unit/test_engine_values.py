@@ -115,6 +115,8 @@ def test_frames_come_back() -> None:
     assert frames.parse(size) == (frames.RESIZE, (65535, 80))
     assert frames.parse(frames.attach(3)) == (frames.ATTACH, 3)
     assert frames.parse(frames.policy("always", 0)) == (frames.POLICY, ("always", 0))
+    assert frames.parse(frames.names("/run/i", ("10.0.0.1",))) == (frames.NAMES, ("/run/i", ("10.0.0.1",)))
+    assert frames.parse(frames.names("/run/i", ())) == (frames.NAMES, ("/run/i", ()))
     assert frames.parse(frames.traced("a.b", {"n": 1})) == (frames.TRACE, ("a.b", {"n": "1"}))
 
 

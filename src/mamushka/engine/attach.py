@@ -137,12 +137,14 @@ class Connection:
         self._say(frames.resize(rows, columns))
 
     def ask(self, message: bytes) -> None:
-        """Say something that the shim acknowledges, and wait until it has."""
+        """Say something that the shim acknowledges, and wait until it has. Raises why it could not be done."""
         self._say(message)
-        while (answer := self._receive())[0] not in (frames.DONE, frames.EXIT, 0):
+        while (answer := self._receive())[0] not in (frames.DONE, frames.FAILED, frames.EXIT, 0):
             pass
         if answer[0] == frames.EXIT:
             self._finish(answer[1])
+        elif answer[0] == frames.FAILED:
+            raise answer[1]
 
     def kill(self, signal: int) -> None:
         """See Attached. Straight to the process: it must not queue behind input that nobody reads."""

@@ -14,12 +14,13 @@ from mamushka.runtime import Exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 # From the shim
 OUT, ERR, EXIT, STARTED, FAILED, DONE, TRACE = 1, 2, 3, 4, 5, 6, 7
 # To the shim
-ATTACH, STDIN, END, RESIZE, QUIET, POLICY = 16, 17, 18, 19, 20, 21
+ATTACH, STDIN, END, RESIZE, QUIET, POLICY, NAMES = 16, 17, 18, 19, 20, 21, 22
 # What a client wants to hear and may say: flags of ATTACH
 OUTPUT, INPUT = 1, 2
 # Set by the shim alone: standard input ends when this client goes, as with Docker for the one who started it.
@@ -72,6 +73,11 @@ def policy(policy: str, retries: int) -> bytes:
     return bytes((POLICY,)) + document.dump([policy, retries])
 
 
+def names(index: str, servers: Sequence[str]) -> bytes:
+    """NAMES: the file that says where the names are, and which servers know others."""
+    return bytes((NAMES,)) + document.dump([index, *servers])
+
+
 def failed(error: BaseException) -> bytes:
     """FAILED: an error on its way to another process."""
     kind = type(error).__name__ if type(error).__name__ in _KINDS else ""
@@ -112,6 +118,9 @@ def _content(kind: int, content: bytes) -> Any:
     if kind == POLICY:
         name, retries = document.parse(content, "a restart policy")
         return str(name), int(retries)
+    if kind == NAMES:
+        index, *servers = map(str, document.parse(content, "names"))
+        return index, tuple(servers)
     if kind == TRACE:
         name, fields = document.parse(content, "a trace event")
         return str(name), dict(fields)

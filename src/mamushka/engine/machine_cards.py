@@ -53,6 +53,24 @@ def plug(paths: Paths, workload: Workload, namespace: int, interface: str) -> No
     os.close(made.tap)
 
 
+def give_names(paths: Paths, workload: Workload, resolv_conf: str) -> None:
+    """Have a machine's programs ask where ``resolv_conf`` says, which is 127.0.0.11; nothing to do for a container."""
+    if workload.runtime != "vm":
+        return
+    from mamushka.engine.machines import open_machines, resolver
+
+    inside = namespace(workload)
+    try:
+        sockets = resolver(inside, resolv_conf)
+    finally:
+        os.close(inside)
+    try:
+        open_machines(paths.machines).give_names(workload.id, sockets, resolv_conf)
+    finally:
+        for fd in sockets:
+            os.close(fd)
+
+
 def unplug(paths: Paths, workload: Workload, mac: str) -> None:
     """Take the card of a network out, before its link goes; harmless where there is none, or no machine any more."""
     if workload.runtime != "vm" or not workload.pid:

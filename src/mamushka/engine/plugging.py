@@ -352,8 +352,11 @@ def connect(
         network = networks.make_way(network)
         placed = networks.place(network, replace(wish, interface=f"eth{number}"))
         _tell_names(networks, workload.id, [(network, placed)])
+    has_way_out = _has_way_out(networks, rows)
     try:
-        _enter(networks, workload, (network, placed), default_route=not _has_way_out(networks, rows))
+        _enter(networks, workload, (network, placed), default_route=not has_way_out)
+        if network.name != DEFAULT:
+            _give_names(networks, workload, placed, outward=has_way_out or not network.internal)
     except BaseException:
         _drop(networks, network, placed)
         raise
@@ -379,6 +382,25 @@ def _enter(
         os.close(namespace)
 
 
+def _give_names(networks: Networks, workload: Workload, row: EndpointRow, *, outward: bool) -> None:
+    """Its names; where it cannot have them it is taken out again."""
+    from mamushka.engine import naming
+
+    try:
+        naming.give(networks, workload, outward=outward)
+    except BaseException:
+        _take_out(networks, workload, row)
+        raise
+
+
+def _take_out(networks: Networks, workload: Workload, row: EndpointRow) -> None:
+    """The card of its machine, and the link."""
+    from mamushka.engine import machine_cards
+
+    machine_cards.unplug(networks.paths, workload, row.mac)
+    _unlink(row)
+
+
 def _unlink(row: EndpointRow) -> None:
     with open_route() as route:
         endpoint.disconnect(route, row.endpoint())
@@ -398,10 +420,7 @@ def disconnect(networks: Networks, network: NetworkRow, workload: Workload, forc
         raise NotFound(f"container {workload.id} is not connected to network {network.name}")
     row = row or _wish(workload, network, _attachment(network))
     if row.address:
-        from mamushka.engine import machine_cards
-
-        machine_cards.unplug(networks.paths, workload, row.mac)
-        _unlink(row)
+        _take_out(networks, workload, row)
     _drop(networks, network, row, wanted=not named)
     networks.event("disconnect", network.id, container=workload.id, name=network.name, type=network.driver)
 

@@ -74,6 +74,7 @@ class Pump:
         self.quiet = False
         self.further: dict[int, Ready] = {}  # descriptors of others that share the loop
         self.policy: tuple[str, int] | None = None
+        self.names: Callable[[str, tuple[str, ...]], bytes] | None = None  # what a client is answered who asks for them
         self._input = b""
         self._end_of_input = False
 
@@ -264,6 +265,8 @@ class Pump:
         elif kind == frames.POLICY and isinstance(content, tuple):
             self.policy = content
             self._send(client, frames.plain(frames.DONE))
+        elif kind == frames.NAMES and isinstance(content, tuple) and self.names is not None:
+            self._send(client, self.names(*content))
 
     def _write_input(self) -> None:
         try:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from mamushka.network.carrier import Carrier
+    from mamushka.network.responder import Responder
     from mamushka.runtime import Runtime
     from mamushka.spec.runtime import Config
 
@@ -83,9 +84,28 @@ class Shim:
         self._pump = pump
         self._events: list[tuple[float, str, dict[str, str]]] = []
         self._sleepless = False
-        self._responder = responder(post.wires) if post.wires else None
+        self._responder: Responder | None = None
+        pump.names = self._answer_for_names
+        self._respond()
+
+    def _respond(self) -> None:
+        """Answer for names, where a network has any."""
+        self._responder = responder(self._post.wires) if self._post.wires else None
         if self._responder is not None:
-            pump.further[self._responder.fileno()] = self._responder.ready
+            self._pump.further[self._responder.fileno()] = self._responder.ready
+
+    def _answer_for_names(self, index: str, servers: tuple[str, ...]) -> bytes:
+        """It has just entered its first network with names; what is said to who tells so."""
+        try:
+            if self._responder is None and self._post.wires is not None:
+                from mamushka.network.responder import listen
+
+                wires = replace(self._post.wires, resolver=listen(self._post.network), index=index, servers=servers)
+                self._post = replace(self._post, wires=wires)
+                self._respond()
+        except (OSError, MamushkaError) as error:
+            return frames.failed(error)
+        return frames.plain(frames.DONE)
 
     def carry(self, carrier: Carrier) -> None:
         """Run the program that carries its packets; it ends with the workload, or with this process."""

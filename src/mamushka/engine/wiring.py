@@ -114,7 +114,7 @@ def _carried(engine: Engine, workload: Workload, opened: list[int]) -> Place:
     from mamushka.network.carrier import REFUSED
     from mamushka.network.namespace import new_namespace
 
-    host, settings = _resolvers(), workload.settings
+    host, settings = resolvers(), workload.settings
     out = outward.join(engine.paths, _ports(workload), names.nameservers(host))
     namespace = new_namespace(refused=REFUSED)
     opened.append(namespace)
@@ -134,7 +134,7 @@ def _plugged(engine: Engine, workload: Workload, namespace: int) -> Place:
     from mamushka.engine import gc, plugging
     from mamushka.network import names
 
-    host, settings = _resolvers(), workload.settings
+    host, settings = resolvers(), workload.settings
     servers = settings.dns or names.nameservers(host)
     ports = _ports(workload)
     try:
@@ -196,7 +196,7 @@ def _ports(workload: Workload) -> list[Port]:
     return ports
 
 
-def _resolvers() -> str:
+def resolvers() -> str:
     """The host's resolv.conf; where that names systemd-resolved's stub, the one with the real servers."""
     from mamushka.network import names
 

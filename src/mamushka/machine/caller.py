@@ -63,7 +63,7 @@ class Caller:
             key = 0 if packet.get("all") else MAIN
             self._monitor.signal(key, _number(packet, "number", 64))
             self._answer({"answer": verb})
-        elif verb in ("gdb", "files", "plug"):
+        elif verb in ("gdb", "files", "plug", "names"):
             self._hand_over(verb, packet, descriptors)
         elif verb == "save":
             self._save()
@@ -73,7 +73,7 @@ class Caller:
             raise Invalid("a message that asks nothing")
 
     def _hand_over(self, verb: str, packet: Packet, descriptors: list[int]) -> None:
-        """A debugger's connection, a copy's pipe, or a card's tap; from here on it is the guest's."""
+        """A debugger's connection, a copy's pipe, a card's tap, sockets for names: the guest's from here on."""
         self._monitor.check_running()
         own, descriptors[:] = descriptors[:], []
         self._monitor.ask(verb, {**packet, "descriptors": own}, self._told)

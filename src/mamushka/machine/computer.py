@@ -19,15 +19,15 @@ from collections import deque
 from stat import S_ISCHR
 
 from mamushka import trace
-from mamushka.errors import Conflict, GuestFault, MamushkaError, NotFound, Unavailable, Unsupported
+from mamushka.errors import Conflict, GuestFault, Invalid, MamushkaError, NotFound, Unavailable, Unsupported
 from mamushka.linux.executable import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 from mamushka.linux.fd import fcntl
 from mamushka.machine import files, inherited, names, past, state, statistics
 from mamushka.machine.agent import Agent, nodes, words
-from mamushka.machine.agent.settings import container_steps, process_settings
+from mamushka.machine.agent.settings import container_steps, file, process_settings
 from mamushka.machine.agent.words import HOST_PORT
 from mamushka.machine.cards import Cards
-from mamushka.machine.control import Stale
+from mamushka.machine.control import Stale, close
 from mamushka.machine.gdb import Conversation
 from mamushka.machine.hold import Hold
 from mamushka.machine.inside import MAIN, Streams
@@ -39,7 +39,7 @@ from mamushka.values import EMPTY, replace, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from mamushka.linux.seccomp import Filter
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _CALLING = 240.0
 # A guest that is there already calls at once; under emulation that takes a second. Who has waited so long boots anew.
 _CALLING_AGAIN = 30.0
+_RESOLV_CONF = "/etc/resolv.conf"
 _ENTROPY = 64  # bytes: twice what the kernel's generator holds
 # Of a guest's console, what is kept to explain why it did not come up.
 _CONSOLE_MAX = 8192
@@ -108,10 +109,9 @@ class Computer:
         # The mappings of this process, which are looked at again and again; opened while there are paths.
         self._mappings = os.open("/proc/self/smaps", os.O_RDONLY | os.O_CLOEXEC)
         vsock.listen(HOST_PORT, self._accept)
+        self._vsock, self._has_names = vsock, False
         if interior.resolver:
-            datagrams, *streams = interior.resolver
-            vsock.listen(names.PORT, names.Names(self._machine.loop, datagrams).accept)
-            vsock.listen(names.STREAMS, names.Sessions(self._machine.loop, streams).accept)
+            self._serve_names(interior.resolver)
         board.console(self._heard)
 
     # Life
@@ -142,7 +142,7 @@ class Computer:
     ) -> None:
         """See ``Guest``."""
         self._machine.executor.counts()  # now, or whoever asks for figures later waits for a guest that sleeps
-        cage.close((names.PORT,) if self._interior.resolver else ())
+        cage.close((names.PORT,))
         self._worker.start(lambda: cage.enter(CONTROL))
         self._debugging.start(lambda: cage.enter(DEBUGGER))
         self._copying.start(lambda: cage.enter(CONTROL))
@@ -312,6 +312,7 @@ class Computer:
             "traffic": self._traffic,
             "accounts": self._accounts,
             "plug": self._cards.plug,
+            "names": self._give_names,
             "unplug": self._cards.unplug,
         }
         act = known.get(verb)
@@ -339,7 +340,30 @@ class Computer:
             return MamushkaError(f"the processor cannot go on with this guest: {end.cause}{said}")
         return MamushkaError(f"the guest switched itself off ({end.kind}{', ' if end.cause else ''}{end.cause}){said}")
 
+    def _serve_names(self, sockets: Sequence[int]) -> None:
+        datagrams, *streams = sockets
+        self._vsock.listen(names.PORT, names.Names(self._machine.loop, datagrams).accept)
+        self._vsock.listen(names.STREAMS, names.Sessions(self._machine.loop, streams).accept)
+        self._has_names = True
+
     # What is asked
+
+    def _give_names(self, question: dict[str, Any]) -> str:
+        """Pass questions for names on from now on: ``descriptors`` as of ``names``, ``text`` for /etc/resolv.conf."""
+        sockets, content = question.get("descriptors") or [], question.get("text")
+        try:
+            if not sockets or not isinstance(content, str):
+                raise Invalid("names are given with sockets and a text")
+            if self._has_names:
+                raise Conflict("the machine asks for names already")
+            self._machine.loop.call(lambda: self._serve_names(sockets))
+        except BaseException:
+            close(sockets)
+            raise
+        # The guest of a saved machine may have begun before it was saved.
+        self._agent.network([], names.PORT if self._past is None or not self._past.resolver else 0)
+        self._agent.steps([file(_RESOLV_CONF, content.encode("utf-8", "surrogateescape"))], MAIN)
+        return "names"
 
     def _processes(self, _question: dict[str, Any]) -> Any:
         return [

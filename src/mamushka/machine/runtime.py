@@ -263,6 +263,13 @@ class MachineRuntime:
         """Take the card with this address out, and close its tap. NotFound where there is none."""
         self.ask(id, "unplug", mac=mac.hex())
 
+    def give_names(self, id: str, sockets: tuple[int, ...], resolv_conf: str) -> None:
+        """Have its programs ask for names where its /etc/resolv.conf, which is written anew, says: at 127.0.0.11.
+
+        ``sockets`` are what ``machine.names`` passes them on by; they stay the caller's. Conflict where the machine is
+        paused, or has names already; NotRunning."""
+        self._ask(self._record(id), {"ask": "names", "text": resolv_conf}, sockets)
+
     def debug(self, id: str, connection: int) -> None:
         """Let the debugger at the other end of a socket have the machine, which holds still when this returns.
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mamushka import document
-from mamushka.errors import Conflict
+from mamushka.errors import Conflict, Invalid
 from mamushka.machine import statistics
 from mamushka.machine.board import Board, ram
 from mamushka.machine.cage import Cage
@@ -150,6 +150,18 @@ def test_figures_as_a_document(computer: Computer) -> None:
     # The same as whoever may open the file says, but for what was touched meanwhile.
     other = statistics.memory_of(computer._board.machine.memory)
     assert abs(other.guest_private - figures.memory.guest_private) <= 1 << 20
+
+
+@pytest.mark.parametrize("given", [{}, {"text": 5}, {"text": "nameserver 127.0.0.11\n", "descriptors": []}])
+def test_names_without_sockets_or_text_are_refused_and_what_came_is_closed(
+    computer: Computer, given: dict[str, Any]
+) -> None:
+    ours, theirs = socket.socketpair()
+    with pytest.raises(Invalid, match="sockets and a text"):
+        computer._give_names({"descriptors": [theirs.detach()], **given})
+    if "descriptors" not in given:
+        assert ours.recv(1) == b""
+    ours.close()
 
 
 def checked(text: bytes) -> bytes:

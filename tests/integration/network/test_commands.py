@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -86,6 +88,47 @@ def test_who_was_connected_while_it_ran_is_so_after_a_restart(mamushka: Command)
         assert {b"eth0", b"eth1"} <= set(mamushka("exec", "box", "ls", "/sys/class/net").stdout.split())
     assert mamushka("rm", "-f", "box").returncode == 0
     assert mamushka("network", "rm", "more").returncode == 0
+
+
+def test_who_is_connected_while_it_runs_has_names_from_then_on(mamushka: Command) -> None:
+    """As soon as one of its networks has any; what its program has made of resolv.conf stays."""
+    assert mamushka("network", "create", "app").returncode == 0
+    assert mamushka("run", "-d", "--name", "neighbour", "--network", "app", "host", "sleep", "600").returncode == 0
+
+    def knows(box: str) -> bool:
+        return mamushka("exec", box, "getent", "hosts", "neighbour").returncode == 0
+
+    def shows(box: str) -> bytes:
+        return mamushka("exec", box, "cat", "/etc/resolv.conf").stdout
+
+    words = ("-d", "--dns-option", "timeout:1", "--dns-option", "attempts:1", "--restart", "always")
+    for box, more in (("plain", ()), ("apart", ("--userns", "private")), ("changed", ())):
+        done = mamushka("run", "--name", box, *words, *more, "host", "sleep", "600")
+        assert done.returncode == 0, done.stderr
+    time.sleep(0.05)  # a file's time is that of the kernel's last tick
+    assert mamushka("exec", "changed", "sh", "-c", "echo '# mine' >> /etc/resolv.conf").returncode == 0
+    mine = shows("changed")
+    for box in ("plain", "apart", "changed"):
+        assert not knows(box)
+        done = mamushka("network", "connect", "app", box)
+        assert done.returncode == 0, done.stderr
+    for box in ("plain", "apart"):
+        assert knows(box), shows(box)
+        assert b"nameserver 127.0.0.11\n" in shows(box) and b"options timeout:1 attempts:1\n" in shows(box)
+    assert not knows("changed") and shows("changed") == mine
+    # Out of it and in again, and by another process of its own, which the shim starts.
+    assert mamushka("network", "disconnect", "app", "plain").returncode == 0
+    assert not knows("plain")
+    assert mamushka("network", "connect", "app", "plain").returncode == 0
+    assert knows("plain")
+    first = mamushka("inspect", "-f", "{{.State.Pid}}", "plain").stdout
+    os.kill(int(first), signal.SIGKILL)
+    until(lambda: mamushka("inspect", "-f", "{{.State.Pid}}", "plain").stdout not in (first, b"0\n"))
+    until(lambda: knows("plain"))
+    assert mamushka("restart", "-t", "0", "changed").returncode == 0
+    assert knows("changed")
+    assert mamushka("rm", "-f", "neighbour", "plain", "apart", "changed").returncode == 0
+    assert mamushka("network", "rm", "app").returncode == 0
 
 
 def test_names_and_aliases_are_known_to_neighbours(mamushka: Command) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from mamushka.engine import plugging, wires
+from mamushka.engine import naming, plugging, wires
 from mamushka.engine.networks import Networks
 from mamushka.engine.paths import Paths, read_json
 from mamushka.engine.settings import Attachment, Port, Settings
 from mamushka.engine.state import State
 from mamushka.engine.workload import Workload
-from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.errors import Conflict, Invalid, NotFound, Unavailable
 from mamushka.network.namespace import Entered, new_namespace
 from mamushka.values import replace
 from tests import peers
@@ -207,7 +207,7 @@ def test_user_made_networks_have_names_addresses_and_walls(world: World) -> None
     assert world.host.state() == world.host.before
 
 
-def test_connect_and_disconnect_while_it_runs(world: World) -> None:
+def test_connect_and_disconnect_while_it_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with Entered(world.host.fd):
         world.networks.create("late")
     world.start("box")
@@ -235,6 +235,16 @@ def test_connect_and_disconnect_while_it_runs(world: World) -> None:
             with pytest.raises(NotFound, match="is not connected"):
                 world.networks.disconnect("late", "box")
         assert "eth" not in world.places["box"].run("ip", "-brief", "link")
+
+        def fail(*_: object, outward: bool) -> None:
+            assert outward
+            raise Unavailable("no names")
+
+        monkeypatch.setattr(naming, "give", fail)
+        with Entered(world.host.fd), pytest.raises(Unavailable, match="no names"):
+            world.networks.connect("late", "box")
+        assert "eth" not in world.places["box"].run("ip", "-brief", "link")
+        assert not world.networks.get("late").members
     finally:
         os.close(write)
         os.close(read)

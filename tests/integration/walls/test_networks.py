@@ -69,6 +69,17 @@ def test_it_reaches_its_neighbour_and_has_an_address(wall: Wall, server: str) ->
     assert b"eth0" in wall.exec(server, "ip", "route").stdout
 
 
+def test_it_has_names_from_the_moment_it_enters_a_network_with_any(wall: Wall, server: str) -> None:
+    box = wall.begin("--", "sleep", "100000", network="bridge")
+    ask = ("sh", "-c", f"nc -w 5 {server} 80 </dev/null")
+    assert wall.exec(box, *ask).stdout == b""
+    done = wall("network", "connect", "walls-net", box)
+    assert done.returncode == 0, done.stderr.decode()
+    eventually(lambda: wall.exec(box, *ask).stdout == b"served\n", "its neighbour answers to its name")
+    assert b"nameserver 127.0.0.11\n" in wall.exec(box, "cat", "/etc/resolv.conf").stdout
+    assert wall("rm", "-f", box).returncode == 0
+
+
 def test_it_enters_and_leaves_networks_while_it_runs(wall: Wall, server: str) -> None:
     """Its neighbours answer while it is in their network, and its interface is gone afterwards; also of the first."""
     box = wall.begin("--", "sleep", "100000", network="bridge")
