@@ -232,16 +232,16 @@ class Networks:
     def connect(self, network: str, workload: str, *, aliases: Sequence[str] = (), address: str = "") -> None:
         """Put a workload, running or not, into one more network."""
         _need_root(f"connect {workload} to {network}")
-        from mamushka.engine import plugging
+        from mamushka.engine import entering
 
-        plugging.connect(self, self.find(network), self._lookup(workload), tuple(aliases), address)
+        entering.connect(self, self.find(network), self._lookup(workload), tuple(aliases), address)
 
     def disconnect(self, network: str, workload: str, *, force: bool = False) -> None:
         """Take it out again."""
         _need_root(f"disconnect {workload} from {network}")
-        from mamushka.engine import plugging
+        from mamushka.engine import entering
 
-        plugging.disconnect(self, self.find(network), self._lookup(workload), force)
+        entering.disconnect(self, self.find(network), self._lookup(workload), force)
 
     def prune(self, *, filters: Mapping[str, Sequence[str]] | None = None) -> list[str]:
         """Remove user-made networks that nobody is in; their names."""

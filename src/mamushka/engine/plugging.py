@@ -16,7 +16,7 @@ from mamushka.engine.networks import DEFAULT, EndpointRow, connection
 from mamushka.engine.paths import write_json
 from mamushka.engine.wires import Wires, tidy
 from mamushka.engine.workload import Published
-from mamushka.errors import Conflict, Invalid, NotFound
+from mamushka.errors import Conflict, Invalid
 from mamushka.linux.flock import Lock
 from mamushka.linux.nftables import Nftables
 from mamushka.linux.rtnetlink import open_route
@@ -80,7 +80,7 @@ def join(
     leave(networks, workload.id)
     with networks.state.transaction():
         places = _allocate(networks, workload)
-        _tell_names(networks, workload.id, places)
+        tell_names(networks, workload.id, places)
     paths = networks.paths
     filter = Nftables()
     reservations: list[int] = []
@@ -127,10 +127,10 @@ def _allocate(networks: Networks, workload: Workload) -> Places:
     kept = {row.network: row for row in networks.endpoints(workload.id)}
     wishes: Places = []
     for attachment in workload.settings.networks:
-        network = networks.find(_name(attachment.network))
+        network = networks.find(name_of(attachment.network))
         before = kept.pop(network.id, None)
         if before is None or before.wanted:
-            wishes.append((network, _wish(workload, network, attachment)))
+            wishes.append((network, wish(workload, network, attachment)))
     # Each time another id, as a wish has: the link of the last time may still be there, it goes with its namespace.
     wishes += [
         (networks.find(row.network), replace(row, id=_new_id(), name=workload.name))
@@ -148,11 +148,13 @@ def _new_id() -> str:
     return os.urandom(8).hex()
 
 
-def _name(network: str) -> str:
+def name_of(network: str) -> str:
+    """The name of a network that settings may leave out."""
     return DEFAULT if network in ("", "default") else network
 
 
-def _wish(workload: Workload, network: NetworkRow, attachment: Attachment) -> EndpointRow:
+def wish(workload: Workload, network: NetworkRow, attachment: Attachment) -> EndpointRow:
+    """A place that has no addresses yet. Invalid where the network cannot give one, or not that one."""
     if network.driver != "bridge":
         raise Invalid(f"network {network.name} cannot be combined with another network")
     if network.name == DEFAULT and (attachment.address or attachment.aliases):
@@ -186,7 +188,7 @@ def _plug(
     scope = networks.scope
     with Lock(lock_path(networks.paths), shared=True), open_route() as route:
         outward = next((row.id for row, _ in places if not row.internal), "")
-        fresh = [_connect(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
+        fresh = [plug_in(networks, route, filter, place, namespace, place[0].id == outward) for place in places]
         mappings = []
         for mapping, port in zip(_mappings(places, ports, outward), ports, strict=False):
             reserved, held = _reserve(networks, workload, mapping, port.host_port_last)
@@ -201,7 +203,7 @@ def _plug(
     return mappings
 
 
-def _connect(
+def plug_in(
     networks: Networks,
     route: Netlink,
     filter: Nftables,
@@ -309,7 +311,7 @@ def leave(networks: Networks, workload: str) -> None:
         state.execute("delete from ports where workload=?", (workload,))
         cleared = "address='', address6='', mac='', interface=''"
         state.execute(f"update endpoints set {cleared} where workload=?", (workload,))
-        _tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
+        tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
 
 
 def rename(networks: Networks, workload: str, name: str) -> None:
@@ -317,7 +319,7 @@ def rename(networks: Networks, workload: str, name: str) -> None:
     with networks.state.transaction() as state:
         places = [row for row in networks.endpoints(workload) if row.address]
         state.execute("update endpoints set name=? where workload=?", (name, workload))
-        _tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
+        tell_names(networks, workload, [(networks.find(row.network), row) for row in places])
 
 
 def forget(networks: Networks, workload: str) -> None:
@@ -330,118 +332,7 @@ def forget(networks: Networks, workload: str) -> None:
         pass
 
 
-def connect(
-    networks: Networks, network: NetworkRow, workload: Workload, aliases: tuple[str, ...], address: str
-) -> None:
-    """See Networks.connect."""
-    from mamushka.engine.settings import Attachment
-
-    rows = networks.endpoints(workload.id)
-    if any(item.network in ("none", "host") or ":" in item.network for item in workload.settings.networks):
-        raise Conflict(
-            f"container {workload.name} has no network of its own, so it cannot be connected to {network.name}"
-        )
-    if any(row.network == network.id and row.wanted for row in rows):
-        raise Conflict(f"endpoint with name {workload.name} already exists in network {network.name}")
-    wish = _wish(workload, network, Attachment(network.name, aliases, address))
-    if not workload.pid:
-        networks.keep(wish)
-        return
-    number = 1 + max((int(row.interface[3:] or -1) for row in rows if row.interface), default=-1)
-    with networks.state.transaction():
-        network = networks.make_way(network)
-        placed = networks.place(network, replace(wish, interface=f"eth{number}"))
-        _tell_names(networks, workload.id, [(network, placed)])
-    has_way_out = _has_way_out(networks, rows)
-    try:
-        _enter(networks, workload, (network, placed), default_route=not has_way_out)
-        if network.name != DEFAULT:
-            _give_names(networks, workload, placed, outward=has_way_out or not network.internal)
-    except BaseException:
-        _drop(networks, network, placed)
-        raise
-    networks.event("connect", network.id, container=workload.id, name=network.name, type=network.driver)
-
-
-def _enter(
-    networks: Networks, workload: Workload, place: tuple[NetworkRow, EndpointRow], *, default_route: bool
-) -> None:
-    """Plug a link into a running workload, and a card into its machine."""
-    from mamushka.engine import machine_cards
-
-    namespace = machine_cards.namespace(workload)
-    try:
-        with Lock(lock_path(networks.paths), shared=True), open_route() as route, Nftables() as filter:
-            _connect(networks, route, filter, place, namespace, default_route)
-        try:  # without the lock: a guest may take its time
-            machine_cards.plug(networks.paths, workload, namespace, place[1].interface)
-        except BaseException:
-            _unlink(place[1])
-            raise
-    finally:
-        os.close(namespace)
-
-
-def _give_names(networks: Networks, workload: Workload, row: EndpointRow, *, outward: bool) -> None:
-    """Its names; where it cannot have them it is taken out again."""
-    from mamushka.engine import naming
-
-    try:
-        naming.give(networks, workload, outward=outward)
-    except BaseException:
-        _take_out(networks, workload, row)
-        raise
-
-
-def _take_out(networks: Networks, workload: Workload, row: EndpointRow) -> None:
-    """The card of its machine, and the link."""
-    from mamushka.engine import machine_cards
-
-    machine_cards.unplug(networks.paths, workload, row.mac)
-    _unlink(row)
-
-
-def _unlink(row: EndpointRow) -> None:
-    with open_route() as route:
-        endpoint.disconnect(route, row.endpoint())
-
-
-def _has_way_out(networks: Networks, rows: list[EndpointRow]) -> bool:
-    return any(not networks.find(row.network).internal for row in rows if row.address)
-
-
-def disconnect(networks: Networks, network: NetworkRow, workload: Workload, force: bool) -> None:
-    """See Networks.disconnect."""
-    row = next((row for row in networks.endpoints(workload.id) if row.network == network.id and row.wanted), None)
-    named = any(networks.find(_name(item.network)).id == network.id for item in workload.settings.networks)
-    if row is None and not named:
-        if force:
-            return
-        raise NotFound(f"container {workload.id} is not connected to network {network.name}")
-    row = row or _wish(workload, network, _attachment(network))
-    if row.address:
-        _take_out(networks, workload, row)
-    _drop(networks, network, row, wanted=not named)
-    networks.event("disconnect", network.id, container=workload.id, name=network.name, type=network.driver)
-
-
-def _attachment(network: NetworkRow) -> Attachment:
-    from mamushka.engine.settings import Attachment
-
-    return Attachment(network.name)
-
-
-def _drop(networks: Networks, network: NetworkRow, row: EndpointRow, *, wanted: bool = True) -> None:
-    """Forget a place; or, where the settings name the network, remember that it is not wanted."""
-    with networks.state.transaction() as state:
-        if wanted:
-            state.execute("delete from endpoints where workload=? and network=?", (row.workload, row.network))
-        else:
-            networks.keep(replace(row, wanted=0, address="", address6="", mac="", interface=""))
-        _tell_names(networks, row.workload, [(network, row)])
-
-
-def _tell_names(networks: Networks, workload: str, places: Places) -> None:
+def tell_names(networks: Networks, workload: str, places: Places) -> None:
     """Write the files of names anew; inside a transaction, so that they follow each other in its order."""
     if all(network.name == DEFAULT for network, _ in places):
         return
