@@ -228,20 +228,31 @@ def test_containerd(containerd: Caller, root: Path) -> None:
     assert (done.returncode, done.stdout) == (5, "hi\n0\n"), done.stderr
     done = containerd(*run, "--rm", str(root), "two", "nope")
     assert done.returncode == 1 and "not found" in done.stderr
+    # ctr leaves what could be created and not be started: a machine is made when it is started.
+    assert _tasks(containerd) == {"two": "STOPPED"}
+    containerd("task", "rm", "--force", "two")  # ends as the task did
+    containerd.said("container", "rm", "two")
     life = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
     # Files in place of pipes, which the machine would hold open.
     containerd.said(*run[:-1], "-d", "--null-io", "--rootfs", str(root), "life", "sh", "-c", life)
-    _until(lambda: "RUNNING" in containerd.said("task", "ls"))
+    _until(lambda: _tasks(containerd) == {"life": "RUNNING"})
     done = containerd("task", "exec", "--exec-id", "a", "life", "sh", "-c", "echo in; exit 3")
     assert (done.returncode, done.stdout) == (3, "in\n"), done.stderr
     assert "memory.usage" in containerd.said("task", "metrics", "life")
     containerd.said("task", "pause", "life")
-    assert "PAUSED" in containerd.said("task", "ls")
+    assert _tasks(containerd) == {"life": "PAUSED"}
     containerd.said("task", "resume", "life")
+    assert _tasks(containerd) == {"life": "RUNNING"}
     containerd.said("task", "kill", "-s", "SIGTERM", "life")
-    _until(lambda: "STOPPED" in containerd.said("task", "ls"))
+    _until(lambda: _tasks(containerd) == {"life": "STOPPED"})
     assert containerd("task", "rm", "life").returncode in (0, 7)  # newer ones end as the task did
     containerd.said("container", "rm", "life")
+
+
+def _tasks(caller: Caller) -> dict[str, str]:
+    """What containerd says of each."""
+    rows = (line.split() for line in caller.said("task", "ls").splitlines()[1:])
+    return {row[0]: row[2] for row in rows}
 
 
 def _check_network(caller: Caller, published: str, address: str) -> None:
