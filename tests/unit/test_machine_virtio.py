@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -510,3 +512,59 @@ def test_any_writes_to_registers_are_taken_or_a_fault(writes: list[tuple[int, in
         except GuestFault:
             return
         machine.start()
+
+
+def seen_meanwhile(memory: memoryview, offset: int, size: int, write: Callable[[], None]) -> set[int]:
+    """What another processor reads there, as a guest's would, while we write: no interpreter's lock is between."""
+    words = memory[offset : offset + size].cast("H" if size == 2 else "I")
+    reading, telling = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        found, end = set(), time.monotonic() + 1
+        while time.monotonic() < end:
+            for _ in range(1000):
+                found.add(words[0])
+        os.write(telling, ",".join(map(str, sorted(found))).encode()[:4000])
+        os._exit(0)
+    os.close(telling)
+    while not select.select([reading], [], [], 0)[0]:
+        for _ in range(1000):
+            write()
+    with open(reading, "rb") as file:
+        found = set(map(int, file.read().split(b",")))
+    os.waitpid(pid, 0)
+    return found
+
+
+def test_an_index_changes_at_once() -> None:
+    """A driver that looks while one is written must not see zero between: it would take what is not used for used."""
+    memory, _, queue, _ = queue_of(depth=16)
+    queue.restore(0x5554, 0x5554)
+    chain = Chain(0)
+
+    def push() -> None:
+        queue.next_used = 0x5554
+        queue.push(chain)
+
+    def look() -> None:
+        queue.next_available = 0x5555
+        queue.pop()
+
+    push()
+    used = queue.addresses[2]
+    view = memory.read(used, 6 + 8 * 16)
+    assert seen_meanwhile(view, 2, 2, push) == {0x5555}
+    memory.write(queue.addresses[1] + 2, (0x5555).to_bytes(2, "little"))
+    look()
+    assert seen_meanwhile(view, 4 + 8 * 16, 2, look) == {0x5555}
+
+
+def test_a_register_changes_at_once() -> None:
+    """The guest reads the page itself: an interrupt's status must not be zero for a moment."""
+    with guest(Echo()) as machine:
+        page = machine.transport._page
+        machine.transport._show(mmio.INTERRUPT_STATUS, 3)
+        found = seen_meanwhile(
+            page, mmio.INTERRUPT_STATUS, 4, lambda: machine.transport._show(mmio.INTERRUPT_STATUS, 3)
+        )
+        assert found == {3}

@@ -90,6 +90,7 @@ class Transport:
         self._fd = memfd("mamushka-registers", PAGE)
         self._hva = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self._fd, 0)
         self._page = view_of(self._hva, PAGE)
+        self._registers = self._page.cast("I")  # one store each: ``struct`` would clear it before it fills it
         self.bells = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queues)
         self._unheard = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._queues: tuple[Queue, ...] = ()  # of the loop's thread, as is all of the device
@@ -127,7 +128,7 @@ class Transport:
     # The page
 
     def _show(self, offset: int, value: int) -> None:
-        _U32.pack_into(self._page, offset, value)
+        self._registers[offset // 4] = value
 
     def _show_selected(self) -> None:
         """What depends on the selectors and the status."""
@@ -400,6 +401,7 @@ class Transport:
         self.device.close()
         if self._window is not None:
             self._window.close()
+        self._registers.release()
         self._page.release()
         munmap(self._hva, PAGE)
         for fd in (self._fd, self._unheard, *self.bells):

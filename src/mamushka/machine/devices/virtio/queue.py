@@ -11,8 +11,12 @@ Each field is read once. Indices are free-running 16-bit counters.
 
 The driver runs on other processors meanwhile, and both sides decide from what they read of each other whether to ring
 (2.7.10, 2.7.7): what was written must be seen before the other's word is read. Python has no fence, but taking a free
-lock is one: an atomic instruction, on x86 a full barrier. An index of 16 bits is one store: ``struct`` copies native
-sizes by ``memcpy``. x86 keeps stores in order, and loads; elsewhere a fence stands between them too.
+lock is one: an atomic instruction, on x86 a full barrier. x86 keeps stores in order, and loads; elsewhere a fence
+stands between them too.
+
+An index must change at once. ``struct`` reads 16 bits by one load, but ``pack_into`` clears its room before it fills
+it: a driver that looks meanwhile sees zero, takes for used what is not, and frees what is about to be read or filled.
+An item of a ``memoryview`` of 16 bits is one store.
 """
 
 from __future__ import annotations
@@ -109,6 +113,7 @@ class Queue:
         self._table = memory.read(table, 16 * depth)
         self._available = memory.read(available, 6 + 2 * depth)
         self._used = memory.writable(used, 6 + 8 * depth)
+        self._indices = self._used.cast("H")  # 1: the used ring's, the last: from which chain on the driver rings
         self._events = bool(features >> EVENT_IDX & 1)
         self._indirect = bool(features >> INDIRECT_DESC & 1)
         self.next_available = 0  # the next entry of the available ring that we take
@@ -154,7 +159,7 @@ class Queue:
             if not self._events:
                 return None
             # 2.7.10: ask to be told of the next, then look again, or one that came between would be missed.
-            _U16.pack_into(self._used, 4 + 8 * self.depth, self.next_available)
+            self._indices[-1] = self.next_available
             self._fence()
             waiting = self._waiting()
             if waiting == 0:
@@ -231,7 +236,7 @@ class Queue:
             self.next_used = self.next_used + 1 & 0xFFFF
         if not _TSO:
             self._fence()
-        _U16.pack_into(self._used, 2, self.next_used)
+        self._indices[1] = self.next_used
 
     def signal(self) -> None:
         """Tell the driver of what was pushed since the last time, where it wants to be told. 2.7.7."""
