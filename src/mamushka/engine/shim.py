@@ -239,7 +239,7 @@ class Shim:
 
         if self._post.wires:
             sleep(GRACE)
-            tidy(self._post.wires)
+            tidy(self._post.wires, self._post.network)
 
     def _note(self, action: str, **attributes: str) -> None:
         from time import time

@@ -70,8 +70,12 @@ def silence(wires: Wires) -> None:
             os.close(held)
 
 
-def tidy(wires: Wires) -> None:
-    """Take the links down and, when nobody else is there, bridges and table. Slow: nobody should wait."""
+def tidy(wires: Wires, namespace: int = -1) -> None:
+    """Take the links down and, when nobody else is there, bridges and table. Slow: nobody should wait.
+
+    Also the links into ``namespace`` that were plugged in while the workload ran: that ends some time later, and until
+    then a bridge has a port, and is somebody's.
+    """
     from mamushka.linux.flock import Lock
     from mamushka.linux.nftables import Nftables
     from mamushka.linux.rtnetlink import find_link, open_route, remove_link
@@ -82,6 +86,7 @@ def tidy(wires: Wires) -> None:
             link = find_link(route, name)
             if link is not None:
                 remove_link(route, link.index)
+        _take_down_later_ones(namespace)
         try:
             lock = Lock(wires.lock)
         except FileNotFoundError:  # the engine's directories were removed: nobody else comes
@@ -89,3 +94,17 @@ def tidy(wires: Wires) -> None:
             return
         with lock:
             reconcile.sweep(route, filter, scope_of(wires.root))
+
+
+def _take_down_later_ones(namespace: int) -> None:
+    from mamushka.linux.rtnetlink import links, open_route, remove_link
+    from mamushka.network.namespace import Entered
+
+    if namespace < 0:
+        return
+    with Entered(namespace):
+        route = open_route()
+    with route:
+        for link in links(route):
+            if link.kind == "veth":
+                remove_link(route, link.index)
