@@ -124,20 +124,21 @@ def _files() -> frozenset[str]:
 
 def _processes() -> frozenset[str]:
     """Ours by cgroup, or by a command line that is this process's own (a fork) or names mamushka."""
-    mine = _command_line(os.getpid())
+    mine = command_line(os.getpid())
     family = _ancestors() | {os.getpid()}
     found = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) in family:
             continue
-        command = _command_line(int(entry))
+        command = command_line(int(entry))
         inside = any("mamushka" in line.partition(":/")[2] for line in _lines(f"/proc/{entry}/cgroup"))
         if inside or (command and (command == mine or "/mamushka" in command)):
             found.add(f"{entry} {command or 'ended, not reaped'}")
     return frozenset(found)
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """A process's words; empty where it has ended, or is in the middle of execve."""
     return " ".join(_lines(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -10,6 +9,8 @@ import subprocess
 import time
 
 import pytest
+
+from tests import host
 
 # name: (where Debian puts it, the package that brings it)
 PEERS = {
@@ -91,14 +92,9 @@ def leave(base: str | os.PathLike[str], *, patience: float = 20.0) -> None:
 
 def _naming(place: str) -> list[str]:
     """The command lines of others that name a place or what is below it."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
-                command = os.fsdecode(file.read()).replace("\0", " ").strip()
-                if re.search(re.escape(place) + "(/|\\s|$)", command):
-                    found.append(f"{entry} {command}")
-    return found
+    others = (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid())
+    told = ((pid, host.command_line(pid)) for pid in others)
+    return [f"{pid} {command}" for pid, command in told if re.search(re.escape(place) + r"(/|\s|$)", command)]
 
 
 def _mounts_below(place: str) -> list[str]:
