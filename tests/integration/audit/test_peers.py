@@ -6,6 +6,7 @@ these tests assert.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -87,7 +88,8 @@ def podman(network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "--cgroup-manager", "cgroupfs", "--runtime", peers.find("runc"),
     ]  # fmt: skip
     peers.run(*command, "import", archive(str(base / "empty.tar")), "empty")
-    yield command
+    with contextlib.chdir(base):  # conmon leaves a file named oom where it is called
+        yield command
     subprocess.run([*command, "rm", "-af", "-t", "0"], capture_output=True, check=False)
     subprocess.run([*command, "rmi", "-af"], capture_output=True, check=False)
     peers.leave(base)

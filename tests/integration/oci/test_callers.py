@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -99,7 +100,8 @@ def podman(tmp_path_factory: pytest.TempPathFactory, archive: str) -> Iterator[l
         "--cgroup-manager", "cgroupfs",
     ]  # fmt: skip
     peers.run(*command, "import", archive, "busy")
-    yield command
+    with contextlib.chdir(base):  # conmon leaves a file named oom where it is called
+        yield command
     for words in (("rm", "-af", "-t", "0"), ("rmi", "-af")):
         subprocess.run([*command, *words], capture_output=True, check=False)
     peers.leave(base)
